@@ -1,0 +1,53 @@
+# Finds the PyTorch of a Python environment and imports it as TorchWheel::torch.
+#
+# TorchConfig.cmake is not used: that of a CUDA wheel asks for a system CUDA toolkit even where only the CPU part is
+# built, and sets architectures and standards of its own.
+#
+# Input:  Torch_ROOT, the folder of the torch package, or Python3_EXECUTABLE, whose torch is taken.
+# Output: TorchWheel::torch, TorchWheel_VERSION, Torch_ROOT.
+
+if(NOT Torch_ROOT)
+  if(NOT Python3_EXECUTABLE)
+    find_program(Python3_EXECUTABLE NAMES python3 python)
+  endif()
+  execute_process(
+    COMMAND ${Python3_EXECUTABLE} -c
+            "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])"
+    OUTPUT_VARIABLE Torch_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
+set(Torch_ROOT "${Torch_ROOT}" CACHE PATH "The folder of the torch package of a Python environment")
+
+set(_header ${Torch_ROOT}/include/torch/headeronly/version.h)
+if(EXISTS ${_header})
+  foreach(_part IN ITEMS MAJOR MINOR PATCH)
+    file(STRINGS ${_header} _line REGEX "define TORCH_VERSION_${_part} ")
+    string(REGEX MATCH "[0-9]+$" _${_part} "${_line}")
+  endforeach()
+  set(TorchWheel_VERSION ${_MAJOR}.${_MINOR}.${_PATCH})
+endif()
+
+foreach(_name IN ITEMS torch_cpu c10)
+  find_library(TorchWheel_${_name}_LIBRARY ${_name} PATHS ${Torch_ROOT}/lib NO_DEFAULT_PATH)
+endforeach()
+
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(
+  TorchWheel
+  REQUIRED_VARS TorchWheel_torch_cpu_LIBRARY TorchWheel_c10_LIBRARY
+  VERSION_VAR TorchWheel_VERSION
+  REASON_FAILURE_MESSAGE "no torch package under '${Torch_ROOT}'; pass -DPython3_EXECUTABLE=... of an environment with torch==2.11.*, or -DTorch_ROOT=...")
+
+if(TorchWheel_FOUND AND NOT TARGET TorchWheel::torch)
+  add_library(TorchWheel::c10 SHARED IMPORTED)
+  set_target_properties(TorchWheel::c10 PROPERTIES IMPORTED_LOCATION ${TorchWheel_c10_LIBRARY})
+  add_library(TorchWheel::torch SHARED IMPORTED)
+  set_target_properties(TorchWheel::torch PROPERTIES IMPORTED_LOCATION ${TorchWheel_torch_cpu_LIBRARY})
+  target_include_directories(TorchWheel::torch SYSTEM INTERFACE
+                             ${Torch_ROOT}/include ${Torch_ROOT}/include/torch/csrc/api/include)
+  # Without -fopenmp at::parallel_for silently runs on one thread. The wheel carries libgomp under its plain name, so
+  # that linking it (and not the compiler's) leaves one pool of threads, PyTorch's.
+  target_compile_options(TorchWheel::torch INTERFACE -fopenmp)
+  target_link_libraries(TorchWheel::torch INTERFACE TorchWheel::c10 ${Torch_ROOT}/lib/libgomp.so.1)
+  # libtorch_cpu.so names libraries of sibling packages, which it finds at run time through its own run path.
+  target_link_options(TorchWheel::torch INTERFACE -Wl,--allow-shlib-undefined)
+endif()

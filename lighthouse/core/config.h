@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace lighthouse {
+
+/// How each token gets its two scores (method: norms of q and k, or of two dilated attentions).
+enum class Scorer { kNorm, kDilated };
+
+/// Whose scores decide whether an entry is refined: its own (the paper's rule), or those of the
+/// entry before it, so that nothing of a window's own content does.
+enum class SelectionRule { kPublished, kCausal };
+
+/// The settings of Lighthouse Attention. The defaults are the paper's.
+struct Config {
+  int64_t levels = 3;          ///< L: level 0 is the tokens, level L-1 the roots
+  int64_t pooling_factor = 4;  ///< p: children of an entry
+  int64_t budget = 1536;       ///< k: entries refined at each level above 0
+  int64_t tile_budget = 128;   ///< m: entries refined in each tile at each level; divides k
+  Scorer scorer = Scorer::kNorm;
+  int64_t dilation = 4;  ///< interleaved sub-sequences of the dilated scorer
+  SelectionRule selection = SelectionRule::kPublished;
+  std::optional<double> scale;  ///< of the inner attention; head_dim^(-1/2) if not given
+
+  /// Throws std::invalid_argument, naming the field, unless every field is in its range.
+  void validate() const;
+
+  bool operator==(const Config&) const = default;
+};
+
+std::string_view to_string(Scorer scorer);
+std::string_view to_string(SelectionRule rule);
+
+/// The value of that name; throws std::invalid_argument listing the names where there is none.
+Scorer parse_scorer(std::string_view name);
+SelectionRule parse_selection_rule(std::string_view name);
+
+}  // namespace lighthouse

@@ -1,0 +1,51 @@
+#pragma once
+
+#include "lighthouse/kernels/tensor_view.h"
+
+namespace lighthouse {
+
+/// Stage 3, gather: the rows of the entries in the sequence, for q, k and v. A level-0 row is a
+/// copy, a root's is taken from the score stage, and the mean of a window between is formed here.
+/// Rows of windows wholly past N are zeros.
+template <class T>
+struct Gather {
+  Geometry geometry;
+  Shape shape;
+  Rows<const T> q;      ///< (B, H, N, D)
+  Rows<const T> k;      ///< (B, G, N, D)
+  Rows<const T> v;      ///< (B, G, N, D)
+  const T* roots;       ///< (B, R, H + 2 G, D), as the score stage writes them; not read where L = 1
+  const int32_t* rows;  ///< (B, G, S)
+  Rows<T> gathered_q;   ///< (B, H, S, D)
+  Rows<T> gathered_k;   ///< (B, G, S, D)
+  Rows<T> gathered_v;   ///< (B, G, S, D)
+};
+
+/// The adjoint of the gather stage and of the pooling before it: a token's gradient is the sum of
+/// the gradients of the rows whose windows hold it, each divided by the number of its tokens.
+/// At most L terms, coarse to fine, in float32; each element is written once.
+template <class T>
+struct GatherBackward {
+  Geometry geometry;
+  Shape shape;
+  Rows<const T> grad_gathered_q;  ///< (B, H, S, D)
+  Rows<const T> grad_gathered_k;  ///< (B, G, S, D)
+  Rows<const T> grad_gathered_v;  ///< (B, G, S, D)
+  const Slot* slots;              ///< (B, G, E)
+  Rows<T> grad_q;                 ///< (B, H, N, D)
+  Rows<T> grad_k;                 ///< (B, G, N, D)
+  Rows<T> grad_v;                 ///< (B, G, N, D)
+};
+
+namespace cpu {
+
+/// Work item: b S + s, a row of the gathered sequence.
+template <class T>
+void gather(const Gather<T>& args, int64_t begin, int64_t end);
+
+/// Work item: b R + r, a root window.
+template <class T>
+void gather_backward(const GatherBackward<T>& args, int64_t begin, int64_t end);
+
+}  // namespace cpu
+}  // namespace lighthouse

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/pimpl.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "lighthouse/nn/attention.h"
+
+namespace lighthouse::model {
+
+/// Sizes of a Llama-3-style decoder. Field names are those of Hugging Face's LlamaConfig.
+struct LlamaConfig {
+  int64_t vocab_size = 256;
+  int64_t hidden_size = 128;
+  int64_t intermediate_size = 384;
+  int64_t num_hidden_layers = 6;
+  int64_t num_attention_heads = 4;
+  int64_t num_key_value_heads = 4;
+  int64_t head_dim = 32;
+  double rope_theta = 10000.0;
+  double rms_norm_eps = 1e-5;
+  double initializer_range = 0.02;
+  bool tie_word_embeddings = false;
+
+  /// Throws std::invalid_argument, naming the field, its value and what it must be.
+  void validate() const;
+  bool operator==(const LlamaConfig&) const = default;
+};
+
+/// Which attention the layers of a model compute in training.
+struct AttentionPlan {
+  nn::Mode mode = nn::Mode::kDense;
+  Config config;                      ///< of lighthouse mode
+  std::vector<int64_t> dense_layers;  ///< stay dense in lighthouse mode; -1 is the last
+  int64_t crossover = 0;
+};
+
+/// The decoder: embedding, layers of (RMSNorm, attention, RMSNorm, SwiGLU), RMSNorm, output
+/// projection. Parameter names are those of Hugging Face's LlamaForCausalLM ("model.layers.0...").
+class LlamaImpl : public torch::nn::Module {
+ public:
+  /// Initializes from PyTorch's default generator.
+  explicit LlamaImpl(const LlamaConfig& config);
+
+  /// tokens (B, N) int64 -> logits (B, N, vocab_size)
+  torch::Tensor forward(const torch::Tensor& tokens);
+
+  /// The cross entropy of each next token, float32 nats: tokens and targets (B, N) int64 -> (B, N).
+  /// Logits are formed a chunk of positions at a time, in the backward pass too, so that
+  /// (tokens x vocabulary) never exists as a whole.
+  torch::Tensor token_losses(const torch::Tensor& tokens, const torch::Tensor& targets);
+
+  /// Sets every layer's attention; throws std::invalid_argument where a dense layer does not exist.
+  void set_attention(const AttentionPlan& plan);
+
+  /// In eval mode all layers are dense unless this is set ("as trained").
+  void set_lighthouse_in_eval(bool on);
+
+  const LlamaConfig& config() const;
+  int64_t num_parameters() const;
+};
+TORCH_MODULE(Llama);
+
+}  // namespace lighthouse::model

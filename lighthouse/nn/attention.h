@@ -1,0 +1,50 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+
+#include "lighthouse/core/config.h"
+
+namespace lighthouse::nn {
+
+enum class Mode { kDense, kLighthouse };
+
+struct AttentionOptions {
+  Config config;
+  Mode mode = Mode::kLighthouse;
+  bool lighthouse_in_eval = false;  ///< in eval mode the module is dense unless this is set
+  int64_t crossover = 0;            ///< below this many tokens the module is dense
+};
+
+/// Causal self-attention over q, k and v that are projected already, dense or Lighthouse, switched
+/// at any step. It has no parameters and no buffers.
+///
+/// In lighthouse mode it is dense all the same, and says so once, where Lighthouse cannot pay:
+/// S >= N, N < crossover, or more tiles than roots.
+class AttentionImpl : public torch::nn::Module {
+ public:
+  explicit AttentionImpl(AttentionOptions options = {});
+
+  /// q (B, H, N, D), k and v (B, G, N, D) -> (B, H, N, D)
+  torch::Tensor forward(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v);
+
+  void set_mode(Mode mode) { options_.mode = mode; }
+  void set_lighthouse_in_eval(bool on) { options_.lighthouse_in_eval = on; }
+  void set_config(const Config& config);
+  const AttentionOptions& options() const { return options_; }
+
+  /// Whether a forward pass over that many tokens would compute Lighthouse now.
+  bool uses_lighthouse(int64_t tokens) const;
+
+  void pretty_print(std::ostream& stream) const override;
+
+ private:
+  /// Why Lighthouse cannot pay over that many tokens; empty where it can.
+  std::string dense_because(int64_t tokens) const;
+
+  AttentionOptions options_;
+  bool said_dense_ = false;
+};
+TORCH_MODULE(Attention);
+
+}  // namespace lighthouse::nn

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "lighthouse/core/config.h"
+
+namespace lighthouse {
+
+/// What selection yields, per batch and key/value head; never differentiated.
+struct Selection {
+  at::Tensor rows;   ///< (B, G, S) int32: the entry of each row of the gathered sequence
+  at::Tensor slots;  ///< (B, G, E) int32: the slot of each coarse entry (see core/geometry.h)
+};
+
+/// Scores that the caller brings, float32, larger is more important, never differentiated: for
+/// models whose q and k say nothing by their norms.
+struct TokenScores {
+  at::Tensor q;  ///< (B, H, N)
+  at::Tensor k;  ///< (B, G, N)
+};
+
+/// Scores the tokens and selects (paper: sections on scoring and selection).
+///
+/// @param q (B, H, N, D), any strides
+/// @param k (B, G, N, D), H a multiple of G
+/// @param v like k; read by the dilated scorer only
+/// @param scores taken in place of those of `config.scorer`
+/// @throws c10::ValueError (Python: ValueError) naming the argument, its value and what it must be
+Selection select(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                 const Config& config = {}, const std::optional<TokenScores>& scores = {});
+
+/// Lighthouse Attention, whatever the length of the gathered sequence: score, select, gather, stock
+/// causal attention over S rows, scatter. Differentiable once in q, k and v.
+///
+/// @param q (B, H, N, D), k and v (B, G, N, D): float32, float64, bfloat16 or float16, one type and
+///          device for all, any strides with a contiguous last dimension without a copy
+/// @param selection taken in place of selecting
+/// @return (B, H, N, D), stored as (B, N, H, D), in the type of q
+/// @throws c10::ValueError (Python: ValueError) naming the argument, its value and what it must be
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const Config& config = {}, const std::optional<Selection>& selection = {});
+
+/// The attend stage, and what "dense" means everywhere: PyTorch's own causal attention.
+/// q (B, H, N, D), k and v (B, G, N, D).
+at::Tensor dense_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           std::optional<double> scale = {});
+
+/// The length of the gathered sequence over that many tokens.
+int64_t gathered_rows(int64_t tokens, const Config& config);
+
+}  // namespace lighthouse
