@@ -66,4 +66,8 @@ struct Accumulator<double> {
 template <class T>
 using accumulator_t = typename Accumulator<T>::type;
 
+/// Expands `macro(type)` for every storage type of the kernels.
+#define LIGHTHOUSE_FOR_EACH_TYPE(macro) \
+  macro(float) macro(double) macro(::lighthouse::BFloat16) macro(::lighthouse::Float16)
+
 }  // namespace lighthouse

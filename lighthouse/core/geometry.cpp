@@ -24,8 +24,9 @@ Geometry::Geometry(int64_t token_count, const Config& config)
   window[0] = 1;
   for (int64_t l = 1; l < levels; ++l) {
     check_argument(window[l - 1] <= kMostEntries / pooling, "levels is ", levels,
-                   " and pooling_factor is ", pooling, "; a root's window, pooling_factor^(levels-1)",
-                   " tokens, must be at most ", kMostEntries);
+                   " and pooling_factor is ", pooling,
+                   "; a root's window, pooling_factor^(levels-1)", " tokens, must be at most ",
+                   kMostEntries);
     window[l] = window[l - 1] * pooling;
   }
   check_argument(tokens <= kMostEntries, "the number of tokens is ", tokens,
@@ -42,7 +43,8 @@ Geometry::Geometry(int64_t token_count, const Config& config)
     first[l + 1] = first[l] + entries_of_level;
   }
 
-  // A tile refines no more than its candidates, so a huge m is as good as one of the tokens' number.
+  // A tile refines no more than its candidates, so a huge m is as good as one of the tokens'
+  // number.
   tile_budget = std::min(tile_budget, first[1]);
   rows = tile_row(tiles);
   check_argument(rows <= kMostEntries / 2, "the gathered sequence has ", rows,

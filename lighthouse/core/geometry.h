@@ -21,15 +21,15 @@ namespace lighthouse {
 struct Geometry {
   static constexpr int kMaxLevels = 31;
 
-  int64_t tokens;       ///< N
-  int64_t levels;       ///< L
-  int64_t pooling;      ///< p
-  int64_t tile_budget;  ///< m
-  int64_t tiles;        ///< T = k / m
-  int64_t roots;        ///< R = ceil(N / p^(L-1))
-  int64_t rows;         ///< S, the length of the gathered sequence
-  int64_t window[kMaxLevels];      ///< p^l, the tokens of a window of level l
-  int64_t first[kMaxLevels + 1];   ///< id of the first entry of level l; first[L] is their number
+  int64_t tokens;                 ///< N
+  int64_t levels;                 ///< L
+  int64_t pooling;                ///< p
+  int64_t tile_budget;            ///< m
+  int64_t tiles;                  ///< T = k / m
+  int64_t roots;                  ///< R = ceil(N / p^(L-1))
+  int64_t rows;                   ///< S, the length of the gathered sequence
+  int64_t window[kMaxLevels];     ///< p^l, the tokens of a window of level l
+  int64_t first[kMaxLevels + 1];  ///< id of the first entry of level l; first[L] is their number
 
   /// Throws std::invalid_argument where a field of `config` is out of its range, where a tile would
   /// have no roots, or where an entry's id or a row would not fit into 31 bits.

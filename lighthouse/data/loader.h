@@ -15,7 +15,8 @@ struct Batch {
 
 /// Streams the training bytes: the corpus is walked in pieces of `context` tokens in an order that
 /// is a fixed function of (seed, epoch), whatever contexts and batches are asked for. Its position
-/// is one number, a part of a run's state: a piece of a new context begins where the last one ended.
+/// is one number, a part of a run's state: a piece of a new context begins where the last one
+/// ended.
 class Loader {
  public:
   /// @param bytes must outlive the loader

@@ -11,10 +11,10 @@ template <class T>
 struct Gather {
   Geometry geometry;
   Shape shape;
-  Rows<const T> q;      ///< (B, H, N, D)
-  Rows<const T> k;      ///< (B, G, N, D)
-  Rows<const T> v;      ///< (B, G, N, D)
-  const T* roots;       ///< (B, R, H + 2 G, D), as the score stage writes them; not read where L = 1
+  Rows<const T> q;  ///< (B, H, N, D)
+  Rows<const T> k;  ///< (B, G, N, D)
+  Rows<const T> v;  ///< (B, G, N, D)
+  const T* roots;   ///< (B, R, H + 2 G, D), as the score stage writes them; not read where L = 1
   const int32_t* rows;  ///< (B, G, S)
   Rows<T> gathered_q;   ///< (B, H, S, D)
   Rows<T> gathered_k;   ///< (B, G, S, D)
