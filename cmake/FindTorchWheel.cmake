@@ -35,7 +35,7 @@ find_package_handle_standard_args(
   TorchWheel
   REQUIRED_VARS TorchWheel_torch_cpu_LIBRARY TorchWheel_c10_LIBRARY
   VERSION_VAR TorchWheel_VERSION
-  REASON_FAILURE_MESSAGE "no torch package under '${Torch_ROOT}'; pass -DPython3_EXECUTABLE=... of an environment with torch==2.11.*, or -DTorch_ROOT=...")
+  REASON_FAILURE_MESSAGE "no torch package under '${Torch_ROOT}': pass -DPython3_EXECUTABLE=... of an environment with torch==2.11.*, or -DTorch_ROOT=...")
 
 if(TorchWheel_FOUND AND NOT TARGET TorchWheel::torch)
   add_library(TorchWheel::c10 SHARED IMPORTED)

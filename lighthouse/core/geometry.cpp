@@ -51,6 +51,14 @@ Geometry::Geometry(int64_t token_count, const Config& config)
                  " rows; it must have at most ", kMostEntries / 2);
 }
 
+bool Geometry::tiles_fit(int64_t tokens, const Config& config) {
+  int64_t roots = tokens;
+  for (int64_t l = 1; l < config.levels; ++l) {
+    roots = roots / config.pooling_factor + (roots % config.pooling_factor != 0 ? 1 : 0);
+  }
+  return config.budget / config.tile_budget <= roots;
+}
+
 std::ostream& operator<<(std::ostream& out, const Geometry& g) {
   out << "Geometry{tokens " << g.tokens << ", levels " << g.levels << ", pooling_factor "
       << g.pooling << ", tiles " << g.tiles << " x " << g.tile_budget << ", roots " << g.roots

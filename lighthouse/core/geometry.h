@@ -35,6 +35,9 @@ struct Geometry {
   /// have no roots, or where an entry's id or a row would not fit into 31 bits.
   Geometry(int64_t tokens, const Config& config);
 
+  /// Whether every tile has a root; where not, the constructor throws.
+  static bool tiles_fit(int64_t tokens, const Config& config);
+
   LIGHTHOUSE_HOST_DEVICE int64_t root_level() const { return levels - 1; }
   LIGHTHOUSE_HOST_DEVICE int64_t root_window() const { return window[levels - 1]; }
   LIGHTHOUSE_HOST_DEVICE int64_t entries(int64_t level) const {

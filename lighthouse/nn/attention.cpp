@@ -1,0 +1,62 @@
+#include "lighthouse/nn/attention.h"
+
+#include <c10/util/Exception.h>
+
+#include "lighthouse/core/check.h"
+#include "lighthouse/core/geometry.h"
+#include "lighthouse/ops/attention.h"
+
+namespace lighthouse::nn {
+
+AttentionImpl::AttentionImpl(AttentionOptions options) : options_(std::move(options)) {
+  options_.config.validate();
+}
+
+void AttentionImpl::set_config(const Config& config) {
+  config.validate();
+  options_.config = config;
+}
+
+std::string AttentionImpl::dense_because(int64_t tokens) const {
+  const Config& config = options_.config;
+  if (tokens < options_.crossover) {
+    return message(tokens, " tokens are fewer than the crossover, ", options_.crossover);
+  }
+  if (!Geometry::tiles_fit(tokens, config)) {
+    return message("a budget of ", config.budget, " has more tiles (of ", config.tile_budget,
+                   ") than ", tokens, " tokens have roots");
+  }
+  const int64_t rows = gathered_rows(tokens, config);
+  if (rows >= tokens) {
+    return message("the gathered sequence would have ", rows, " rows for ", tokens, " tokens");
+  }
+  return {};
+}
+
+bool AttentionImpl::uses_lighthouse(int64_t tokens) const {
+  return options_.mode == Mode::kLighthouse && (is_training() || options_.lighthouse_in_eval) &&
+         dense_because(tokens).empty();
+}
+
+torch::Tensor AttentionImpl::forward(const torch::Tensor& q, const torch::Tensor& k,
+                                     const torch::Tensor& v) {
+  if (options_.mode == Mode::kDense || !(is_training() || options_.lighthouse_in_eval)) {
+    return dense_attention(q, k, v, options_.config.scale);
+  }
+  const std::string reason = dense_because(q.size(2));
+  if (reason.empty()) return attention(q, k, v, options_.config);
+  if (!said_dense_) TORCH_WARN("lighthouse: attention is dense, because ", reason);
+  said_dense_ = true;
+  return dense_attention(q, k, v, options_.config.scale);
+}
+
+void AttentionImpl::pretty_print(std::ostream& stream) const {
+  const Config& config = options_.config;
+  stream << "lighthouse::nn::Attention(mode="
+         << (options_.mode == Mode::kDense ? "dense" : "lighthouse") << ", levels=" << config.levels
+         << ", pooling_factor=" << config.pooling_factor << ", budget=" << config.budget
+         << ", tile_budget=" << config.tile_budget << ", scorer=" << to_string(config.scorer)
+         << ", selection=" << to_string(config.selection) << ")";
+}
+
+}  // namespace lighthouse::nn

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <string_view>
+#include <tuple>
+
+/// The operators of library.cpp, called through the dispatcher: what torch.ops.lighthouse.* calls.
+namespace lighthouse::ops {
+
+using at::IntArrayRef;
+using at::Tensor;
+using Tensors2 = std::tuple<Tensor, Tensor>;
+using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
+
+/// A typed handle of an operator, looked up at the first call.
+template <class Signature>
+auto handle(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+#define LIGHTHOUSE_OPERATOR(name, Result, parameters, ...)                  \
+  inline Result name parameters {                                           \
+    static const auto op = handle<Result parameters>("lighthouse::" #name); \
+    return op.call(__VA_ARGS__);                                            \
+  }
+
+LIGHTHOUSE_OPERATOR(score, Tensors3,
+                    (const Tensor& q, const Tensor& k, const Tensor& v, IntArrayRef geometry), q, k,
+                    v, geometry)
+LIGHTHOUSE_OPERATOR(pool_scores, Tensors2,
+                    (const Tensor& tokens_q, const Tensor& tokens_k, IntArrayRef geometry),
+                    tokens_q, tokens_k, geometry)
+LIGHTHOUSE_OPERATOR(select, Tensors2,
+                    (const Tensor& scores_q, const Tensor& scores_k, std::string_view selection,
+                     IntArrayRef geometry),
+                    scores_q, scores_k, selection, geometry)
+LIGHTHOUSE_OPERATOR(gather, Tensors3,
+                    (const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& roots,
+                     const Tensor& rows, const Tensor& slots, IntArrayRef geometry),
+                    q, k, v, roots, rows, slots, geometry)
+LIGHTHOUSE_OPERATOR(gather_backward, Tensors3,
+                    (const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
+                     const Tensor& grad_gathered_v, const Tensor& slots, bool heads_major,
+                     IntArrayRef geometry),
+                    grad_gathered_q, grad_gathered_k, grad_gathered_v, slots, heads_major, geometry)
+LIGHTHOUSE_OPERATOR(scatter, Tensor,
+                    (const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
+                     IntArrayRef geometry),
+                    gathered_out, rows, slots, geometry)
+LIGHTHOUSE_OPERATOR(scatter_backward, Tensor,
+                    (const Tensor& grad_out, const Tensor& rows, IntArrayRef geometry), grad_out,
+                    rows, geometry)
+
+#undef LIGHTHOUSE_OPERATOR
+
+}  // namespace lighthouse::ops

@@ -1,0 +1,154 @@
+#include "lighthouse/kernels/gather.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/no_double_backward.h"
+#include "lighthouse/ops/tensor.h"
+
+namespace lighthouse::ops {
+namespace {
+
+Tensors3 gather_forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                        const Tensor& roots, const Tensor& rows, const Tensor& slots,
+                        IntArrayRef geometry) {
+  const Geometry g = make_geometry(geometry);
+  const Shape shape = check_qkv(q_any, k_any, v_any);
+  check_tokens(q_any, "q", g);
+  check_rows(rows, g, shape, q_any.device());
+  check_slots(slots, g, shape, q_any.device());
+  check_tensor(roots, "roots",
+               {shape.batch, g.levels > 1 ? g.roots : 0, shape.heads + 2 * shape.groups, shape.dim},
+               q_any.scalar_type(), q_any.device());
+  const Tensor q = with_contiguous_rows(q_any);
+  const Tensor k = with_contiguous_rows(k_any);
+  const Tensor v = with_contiguous_rows(v_any);
+
+  const auto empty = [&](int64_t heads) {
+    return at::empty({shape.batch, heads, g.rows, shape.dim}, q.options());
+  };
+  const Tensor gathered_q = empty(shape.heads);
+  const Tensor gathered_k = empty(shape.groups);
+  const Tensor gathered_v = empty(shape.groups);
+  if (q.is_cpu()) {
+    const Tensor contiguous_roots = roots.contiguous();
+    const Tensor contiguous_rows = rows.contiguous();
+    dispatch(q.scalar_type(), [&]<class T>() {
+      const Gather<T> args{g,
+                           shape,
+                           rows_of<T>(q),
+                           rows_of<T>(k),
+                           rows_of<T>(v),
+                           static_cast<const T*>(contiguous_roots.const_data_ptr()),
+                           contiguous_rows.const_data_ptr<int32_t>(),
+                           mutable_rows_of<T>(gathered_q),
+                           mutable_rows_of<T>(gathered_k),
+                           mutable_rows_of<T>(gathered_v)};
+      parallel(shape.batch * g.rows, (shape.heads + 2 * shape.groups) * shape.dim,
+               [&](int64_t begin, int64_t end) { cpu::gather(args, begin, end); });
+    });
+  }
+  return {gathered_q, gathered_k, gathered_v};
+}
+
+Tensors3 gather_adjoint(const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
+                        const Tensor& grad_gathered_v, const Tensor& slots, bool heads_major,
+                        IntArrayRef geometry) {
+  const Geometry g = make_geometry(geometry);
+  const Shape shape =
+      check_qkv(grad_gathered_q, grad_gathered_k, grad_gathered_v, "grad_gathered_");
+  check_slots(slots, g, shape, grad_gathered_q.device());
+  TORCH_CHECK_VALUE(grad_gathered_q.size(2) == g.rows, "grad_gathered_q has ",
+                    grad_gathered_q.size(2), " rows; it must have ", g.rows);
+  const Tensor gathered_q = with_contiguous_rows(grad_gathered_q);
+  const Tensor gathered_k = with_contiguous_rows(grad_gathered_k);
+  const Tensor gathered_v = with_contiguous_rows(grad_gathered_v);
+
+  const auto empty = [&](int64_t heads) {
+    return heads_major
+               ? at::empty({shape.batch, heads, g.tokens, shape.dim}, gathered_q.options())
+               : empty_tokens_major(shape.batch, heads, g.tokens, shape.dim, gathered_q.options());
+  };
+  const Tensor grad_q = empty(shape.heads);
+  const Tensor grad_k = empty(shape.groups);
+  const Tensor grad_v = empty(shape.groups);
+  if (gathered_q.is_cpu()) {
+    const Tensor contiguous_slots = slots.contiguous();
+    dispatch(gathered_q.scalar_type(), [&]<class T>() {
+      const GatherBackward<T> args{g,
+                                   shape,
+                                   rows_of<T>(gathered_q),
+                                   rows_of<T>(gathered_k),
+                                   rows_of<T>(gathered_v),
+                                   contiguous_slots.const_data_ptr<Slot>(),
+                                   mutable_rows_of<T>(grad_q),
+                                   mutable_rows_of<T>(grad_k),
+                                   mutable_rows_of<T>(grad_v)};
+      parallel(shape.batch * g.roots,
+               g.root_window() * (shape.heads + 2 * shape.groups) * shape.dim,
+               [&](int64_t begin, int64_t end) { cpu::gather_backward(args, begin, end); });
+    });
+  }
+  return {grad_q, grad_k, grad_v};
+}
+
+/// Keeps the slots alone for the backward pass: neither q, k and v nor the gathered rows.
+class GatherFunction : public torch::autograd::Function<GatherFunction> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
+                                                const Tensor& q, const Tensor& k, const Tensor& v,
+                                                const Tensor& roots, const Tensor& rows,
+                                                const Tensor& slots, IntArrayRef geometry) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    context->save_for_backward({slots});
+    context->saved_data["geometry"] = geometry.vec();
+    context->saved_data["heads_major"] = q.stride(1) >= q.stride(2);
+    auto [gathered_q, gathered_k, gathered_v] = gather(q, k, v, roots, rows, slots, geometry);
+    return {gathered_q, gathered_k, gathered_v};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    auto [grad_q, grad_k, grad_v] = gather_backward(
+        grads[0], grads[1], grads[2], context->get_saved_variables()[0],
+        context->saved_data["heads_major"].toBool(), context->saved_data["geometry"].toIntVector());
+    return {grad_q, grad_k, grad_v, {}, {}, {}, {}};
+  }
+};
+
+Tensors3 gather_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& roots,
+                         const Tensor& rows, const Tensor& slots, IntArrayRef geometry) {
+  const auto gathered = GatherFunction::apply(q, k, v, roots, rows, slots, geometry);
+  return {gathered[0], gathered[1], gathered[2]};
+}
+
+Tensors3 gather_backward_autograd(const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
+                                  const Tensor& grad_gathered_v, const Tensor& slots,
+                                  bool heads_major, IntArrayRef geometry) {
+  const auto grads = no_double_backward(
+      "lighthouse::gather", {grad_gathered_q, grad_gathered_k, grad_gathered_v}, [&] {
+        auto [grad_q, grad_k, grad_v] = gather_backward(
+            grad_gathered_q, grad_gathered_k, grad_gathered_v, slots, heads_major, geometry);
+        return torch::autograd::variable_list{grad_q, grad_k, grad_v};
+      });
+  return {grads[0], grads[1], grads[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
+  m.impl("gather", gather_forward);
+  m.impl("gather_backward", gather_adjoint);
+}
+TORCH_LIBRARY_IMPL(lighthouse, Meta, m) {
+  m.impl("gather", gather_forward);
+  m.impl("gather_backward", gather_adjoint);
+}
+TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
+  m.impl("gather", gather_autograd);
+  m.impl("gather_backward", gather_backward_autograd);
+}
+
+}  // namespace lighthouse::ops

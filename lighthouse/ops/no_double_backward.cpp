@@ -1,0 +1,32 @@
+#include "lighthouse/ops/no_double_backward.h"
+
+namespace lighthouse::ops {
+namespace {
+
+class NoDoubleBackward : public torch::autograd::Function<NoDoubleBackward> {
+ public:
+  // `inputs` are named only so that autograd connects the results to them.
+  static torch::autograd::variable_list forward(
+      torch::autograd::AutogradContext* context, const torch::autograd::variable_list& /*inputs*/,
+      const std::string& name, const std::function<torch::autograd::variable_list()>& compute) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    context->saved_data["name"] = name;
+    return compute();
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& /*grads*/) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, context->saved_data["name"].toStringRef(),
+                                " has no double backward: its gradient cannot be differentiated");
+  }
+};
+
+}  // namespace
+
+torch::autograd::variable_list no_double_backward(
+    const std::string& name, const torch::autograd::variable_list& inputs,
+    const std::function<torch::autograd::variable_list()>& compute) {
+  return NoDoubleBackward::apply(inputs, name, compute);
+}
+
+}  // namespace lighthouse::ops

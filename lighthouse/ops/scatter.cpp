@@ -1,0 +1,112 @@
+#include "lighthouse/kernels/scatter.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/no_double_backward.h"
+#include "lighthouse/ops/tensor.h"
+
+namespace lighthouse::ops {
+namespace {
+
+/// The sizes of (B, H, rows, D), with the groups of (B, G, ...) rows or slots.
+Shape check_heads(const Tensor& tensor, const char* name, int64_t rows, const Tensor& map) {
+  TORCH_CHECK_VALUE(tensor.dim() == 4 && tensor.size(2) == rows, name, " has the shape ",
+                    tensor.sizes(), "; it must be (batch, heads, ", rows, ", head_dim)");
+  TORCH_CHECK_VALUE(map.dim() == 3 && map.size(1) >= 1 && tensor.size(1) % map.size(1) == 0,
+                    "rows and slots have the shape ", map.sizes(),
+                    "; they must have 3 dimensions, and the ", tensor.size(1), " heads of ", name,
+                    " must be a multiple of their second");
+  return {tensor.size(0), tensor.size(1), map.size(1), tensor.size(3)};
+}
+
+Tensor scatter_forward(const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
+                       IntArrayRef geometry) {
+  const Geometry g = make_geometry(geometry);
+  const Shape shape = check_heads(gathered_out, "gathered_out", g.rows, slots);
+  check_rows(rows, g, shape, gathered_out.device());
+  check_slots(slots, g, shape, gathered_out.device());
+  const Tensor gathered = with_contiguous_rows(gathered_out);
+  const Tensor out =
+      empty_tokens_major(shape.batch, shape.heads, g.tokens, shape.dim, gathered.options());
+  if (gathered.is_cpu()) {
+    const Tensor contiguous_slots = slots.contiguous();
+    dispatch(gathered.scalar_type(), [&]<class T>() {
+      const Scatter<T> args{g, shape, rows_of<T>(gathered), contiguous_slots.const_data_ptr<Slot>(),
+                            mutable_rows_of<T>(out)};
+      parallel(shape.batch * cpu::scatter_windows(g), g.root_window() * shape.heads * shape.dim,
+               [&](int64_t begin, int64_t end) { cpu::scatter(args, begin, end); });
+    });
+  }
+  return out;
+}
+
+Tensor scatter_adjoint(const Tensor& grad_out_any, const Tensor& rows, IntArrayRef geometry) {
+  const Geometry g = make_geometry(geometry);
+  const Shape shape = check_heads(grad_out_any, "grad_out", g.tokens, rows);
+  check_rows(rows, g, shape, grad_out_any.device());
+  const Tensor grad_out = with_contiguous_rows(grad_out_any);
+  const Tensor grad_gathered_out =
+      at::empty({shape.batch, shape.heads, g.rows, shape.dim}, grad_out.options());
+  if (grad_out.is_cpu()) {
+    const Tensor contiguous_rows = rows.contiguous();
+    dispatch(grad_out.scalar_type(), [&]<class T>() {
+      const ScatterBackward<T> args{g, shape, rows_of<T>(grad_out),
+                                    contiguous_rows.const_data_ptr<int32_t>(),
+                                    mutable_rows_of<T>(grad_gathered_out)};
+      parallel(shape.batch * g.rows, 4 * shape.heads * shape.dim,
+               [&](int64_t begin, int64_t end) { cpu::scatter_backward(args, begin, end); });
+    });
+  }
+  return grad_gathered_out;
+}
+
+class ScatterFunction : public torch::autograd::Function<ScatterFunction> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& gathered_out,
+                        const Tensor& rows, const Tensor& slots, IntArrayRef geometry) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    context->save_for_backward({rows});
+    context->saved_data["geometry"] = geometry.vec();
+    return scatter(gathered_out, rows, slots, geometry);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    return {scatter_backward(grads[0], context->get_saved_variables()[0],
+                             context->saved_data["geometry"].toIntVector()),
+            {},
+            {},
+            {}};
+  }
+};
+
+Tensor scatter_autograd(const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
+                        IntArrayRef geometry) {
+  return ScatterFunction::apply(gathered_out, rows, slots, geometry);
+}
+
+Tensor scatter_backward_autograd(const Tensor& grad_out, const Tensor& rows, IntArrayRef geometry) {
+  return no_double_backward("lighthouse::scatter", {grad_out}, [&] {
+    return torch::autograd::variable_list{scatter_backward(grad_out, rows, geometry)};
+  })[0];
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
+  m.impl("scatter", scatter_forward);
+  m.impl("scatter_backward", scatter_adjoint);
+}
+TORCH_LIBRARY_IMPL(lighthouse, Meta, m) {
+  m.impl("scatter", scatter_forward);
+  m.impl("scatter_backward", scatter_adjoint);
+}
+TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
+  m.impl("scatter", scatter_autograd);
+  m.impl("scatter_backward", scatter_backward_autograd);
+}
+
+}  // namespace lighthouse::ops

@@ -1,0 +1,100 @@
+#include "lighthouse/kernels/score.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "lighthouse/ops/tensor.h"
+
+namespace lighthouse::ops {
+namespace {
+
+using at::Tensor;
+
+/// Empty scores_q and scores_k: (B, G, E) float32.
+std::tuple<Tensor, Tensor> empty_scores(const Geometry& g, const Shape& shape,
+                                        const at::TensorOptions& options) {
+  const auto empty = [&] {
+    return at::empty({shape.batch, shape.groups, g.coarse_entries()}, options.dtype(at::kFloat));
+  };
+  return {empty(), empty()};
+}
+
+std::tuple<Tensor, Tensor, Tensor> score(const Tensor& q_any, const Tensor& k_any,
+                                         const Tensor& v_any, at::IntArrayRef geometry) {
+  const Geometry g = make_geometry(geometry);
+  const Shape shape = check_qkv(q_any, k_any, v_any);
+  check_tokens(q_any, "q", g);
+  const Tensor q = with_contiguous_rows(q_any);
+  const Tensor k = with_contiguous_rows(k_any);
+  const Tensor v = with_contiguous_rows(v_any);
+
+  const auto [scores_q, scores_k] = empty_scores(g, shape, q.options());
+  const int64_t columns = shape.heads + 2 * shape.groups;
+  // The roots of a pyramid of one level are the tokens themselves.
+  const int64_t roots_kept = g.levels > 1 ? g.roots : 0;
+  const Tensor roots = at::empty({shape.batch, roots_kept, columns, shape.dim}, q.options());
+  if (q.is_cpu()) {
+    dispatch(q.scalar_type(), [&]<class T>() {
+      const Score<T> args{g,
+                          shape,
+                          rows_of<T>(q),
+                          rows_of<T>(k),
+                          rows_of<T>(v),
+                          scores_q.mutable_data_ptr<float>(),
+                          scores_k.mutable_data_ptr<float>(),
+                          static_cast<T*>(roots.mutable_data_ptr())};
+      parallel(shape.batch * roots_kept, g.root_window() * columns * shape.dim,
+               [&](int64_t begin, int64_t end) { cpu::score(args, begin, end); });
+    });
+  }
+  return {scores_q, scores_k, roots};
+}
+
+std::tuple<Tensor, Tensor> pool_scores(const Tensor& tokens_q, const Tensor& tokens_k,
+                                       at::IntArrayRef geometry) {
+  const Geometry g = make_geometry(geometry);
+  TORCH_CHECK_VALUE(tokens_q.dim() == 3, "scores.q has the shape ", tokens_q.sizes(),
+                    "; it must be (batch, heads, tokens)");
+  TORCH_CHECK_VALUE(tokens_k.dim() == 3, "scores.k has the shape ", tokens_k.sizes(),
+                    "; it must be (batch, key/value heads, tokens)");
+  const Shape shape{tokens_q.size(0), tokens_q.size(1), tokens_k.size(1), 1};
+  TORCH_CHECK_VALUE(shape.groups >= 1 && shape.heads >= 1 && shape.heads % shape.groups == 0,
+                    "scores.k has ", shape.groups, " heads; the ", shape.heads,
+                    " heads of scores.q must be a multiple of them");
+  check_tensor(tokens_q, "scores.q", {shape.batch, shape.heads, g.tokens}, at::kFloat,
+               tokens_q.device());
+  check_tensor(tokens_k, "scores.k", {shape.batch, shape.groups, g.tokens}, at::kFloat,
+               tokens_q.device());
+
+  const auto [scores_q, scores_k] = empty_scores(g, shape, tokens_q.options());
+  if (tokens_q.is_cpu() && g.levels > 1) {
+    const Tensor contiguous_q = tokens_q.contiguous();
+    const Tensor contiguous_k = tokens_k.contiguous();
+    const PoolScores args{g,
+                          shape,
+                          contiguous_q.const_data_ptr<float>(),
+                          contiguous_k.const_data_ptr<float>(),
+                          scores_q.mutable_data_ptr<float>(),
+                          scores_k.mutable_data_ptr<float>()};
+    parallel(shape.batch * g.roots, g.root_window() * (shape.heads + shape.groups),
+             [&](int64_t begin, int64_t end) { cpu::pool_scores(args, begin, end); });
+  }
+  return {scores_q, scores_k};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
+  m.impl("score", score);
+  m.impl("pool_scores", pool_scores);
+}
+TORCH_LIBRARY_IMPL(lighthouse, Meta, m) {
+  m.impl("score", score);
+  m.impl("pool_scores", pool_scores);
+}
+TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
+  m.impl("score", torch::CppFunction::makeFallthrough());
+  m.impl("pool_scores", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace lighthouse::ops

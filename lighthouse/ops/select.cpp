@@ -1,0 +1,59 @@
+#include "lighthouse/kernels/select.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "lighthouse/ops/tensor.h"
+
+namespace lighthouse::ops {
+namespace {
+
+using at::Tensor;
+
+SelectionRule rule_of(std::string_view name) {
+  try {
+    return parse_selection_rule(name);
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
+std::tuple<Tensor, Tensor> select(const Tensor& scores_q, const Tensor& scores_k,
+                                  std::string_view selection, at::IntArrayRef geometry) {
+  const Geometry g = make_geometry(geometry);
+  const SelectionRule rule = rule_of(selection);
+  TORCH_CHECK_VALUE(scores_q.dim() == 3, "scores_q has the shape ", scores_q.sizes(),
+                    "; it must be (batch, key/value heads, coarse entries)");
+  const Shape shape{scores_q.size(0), scores_q.size(1), scores_q.size(1), 1};
+  const std::array<int64_t, 3> expected{shape.batch, shape.groups, g.coarse_entries()};
+  check_tensor(scores_q, "scores_q", expected, at::kFloat, scores_q.device());
+  check_tensor(scores_k, "scores_k", expected, at::kFloat, scores_q.device());
+
+  const auto options = scores_q.options().dtype(at::kInt);
+  const Tensor rows = at::empty({shape.batch, shape.groups, g.rows}, options);
+  const Tensor slots = at::empty(expected, options);
+  if (scores_q.is_cpu()) {
+    const Tensor contiguous_q = scores_q.contiguous();
+    const Tensor contiguous_k = scores_k.contiguous();
+    const Select args{g,
+                      shape,
+                      rule,
+                      contiguous_q.const_data_ptr<float>(),
+                      contiguous_k.const_data_ptr<float>(),
+                      rows.mutable_data_ptr<int32_t>(),
+                      slots.mutable_data_ptr<Slot>()};
+    parallel(shape.batch * shape.groups * g.tiles, g.coarse_entries() / g.tiles,
+             [&](int64_t begin, int64_t end) { cpu::select(args, begin, end); });
+  }
+  return {rows, slots};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lighthouse, CPU, m) { m.impl("select", select); }
+TORCH_LIBRARY_IMPL(lighthouse, Meta, m) { m.impl("select", select); }
+TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
+  m.impl("select", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace lighthouse::ops

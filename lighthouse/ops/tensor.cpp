@@ -1,0 +1,94 @@
+#include "lighthouse/ops/tensor.h"
+
+#include <ATen/ops/empty.h>
+
+namespace lighthouse::ops {
+
+std::vector<int64_t> geometry_list(int64_t tokens, const Config& config) {
+  return {tokens, config.levels, config.pooling_factor, config.budget, config.tile_budget};
+}
+
+Geometry make_geometry(at::IntArrayRef list) {
+  TORCH_CHECK_VALUE(list.size() == 5, "geometry is ", list,
+                    "; it must be [tokens, levels, pooling_factor, budget, tile_budget]");
+  Config config;
+  config.levels = list[1];
+  config.pooling_factor = list[2];
+  config.budget = list[3];
+  config.tile_budget = list[4];
+  try {
+    return {list[0], config};
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
+Shape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                const std::string& prefix) {
+  const auto check_type = [&](const at::Tensor& tensor, const char* name) {
+    TORCH_CHECK_TYPE(tensor.scalar_type() == q.scalar_type(), prefix, name, " is ",
+                     tensor.scalar_type(), "; it must be of the type of ", prefix, "q, ",
+                     q.scalar_type());
+    TORCH_CHECK_VALUE(tensor.device() == q.device(), prefix, name, " is on ", tensor.device(),
+                      "; it must be on the device of ", prefix, "q, ", q.device());
+  };
+  TORCH_CHECK_VALUE(q.dim() == 4, prefix, "q has the shape ", q.sizes(),
+                    "; it must be (batch, heads, tokens, head_dim)");
+  TORCH_CHECK_TYPE(q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble ||
+                       q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf,
+                   prefix, "q is ", q.scalar_type(),
+                   "; it must be float32, float64, bfloat16 or float16");
+  check_type(k, "k");
+  check_type(v, "v");
+  const Shape shape{q.size(0), q.size(1), k.dim() == 4 ? k.size(1) : 0, q.size(3)};
+  TORCH_CHECK_VALUE(shape.heads >= 1 && shape.dim >= 1 && q.size(2) >= 1, prefix,
+                    "q has the shape ", q.sizes(),
+                    "; heads, tokens and head_dim must be at least 1");
+  TORCH_CHECK_VALUE(
+      k.dim() == 4 && k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(3) == q.size(3),
+      prefix, "k has the shape ", k.sizes(),
+      "; it must be (batch, key/value heads, tokens, head_dim) as ", prefix, "q, ", q.sizes());
+  TORCH_CHECK_VALUE(shape.groups >= 1 && shape.heads % shape.groups == 0, prefix, "k has ",
+                    shape.groups, " heads; the ", shape.heads, " heads of ", prefix,
+                    "q must be a multiple of them");
+  TORCH_CHECK_VALUE(v.sizes() == k.sizes(), prefix, "v has the shape ", v.sizes(),
+                    "; it must be that of ", prefix, "k, ", k.sizes());
+  return shape;
+}
+
+void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
+                  at::ScalarType type, at::Device device) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " has the shape ", tensor.sizes(),
+                    "; it must be ", shape);
+  TORCH_CHECK_TYPE(tensor.scalar_type() == type, name, " is ", tensor.scalar_type(),
+                   "; it must be ", type);
+  TORCH_CHECK_VALUE(tensor.device() == device, name, " is on ", tensor.device(), "; it must be on ",
+                    device);
+}
+
+void check_tokens(const at::Tensor& tensor, const char* name, const Geometry& geometry) {
+  TORCH_CHECK_VALUE(tensor.size(2) == geometry.tokens, name, " has ", tensor.size(2),
+                    " tokens; geometry says ", geometry.tokens);
+}
+
+void check_rows(const at::Tensor& rows, const Geometry& geometry, const Shape& shape,
+                at::Device device) {
+  check_tensor(rows, "rows", {shape.batch, shape.groups, geometry.rows}, at::kInt, device);
+}
+
+void check_slots(const at::Tensor& slots, const Geometry& geometry, const Shape& shape,
+                 at::Device device) {
+  check_tensor(slots, "slots", {shape.batch, shape.groups, geometry.coarse_entries()}, at::kInt,
+               device);
+}
+
+at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
+  return tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous();
+}
+
+at::Tensor empty_tokens_major(int64_t batch, int64_t heads, int64_t tokens, int64_t dim,
+                              const at::TensorOptions& options) {
+  return at::empty({batch, tokens, heads, dim}, options).transpose(1, 2);
+}
+
+}  // namespace lighthouse::ops

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include "lighthouse/core/dtype.h"
+#include "lighthouse/kernels/tensor_view.h"
+
+/// What the operators share: checks of tensors, and the way from a tensor to a kernel.
+namespace lighthouse::ops {
+
+/// What shapes follow from, as the operators take it:
+/// [tokens, levels, pooling_factor, budget, tile_budget].
+std::vector<int64_t> geometry_list(int64_t tokens, const Config& config);
+
+/// The geometry of such a list; throws c10::ValueError where it is not one, or names a field that
+/// is out of its range.
+Geometry make_geometry(at::IntArrayRef list);
+
+/// Checks that the tensors are (B, H, N, D) and (B, G, N, D), of one supported type and one device,
+/// and that H is a multiple of G. Names in messages are `prefix` + "q" and so on.
+Shape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                const std::string& prefix = "");
+
+/// Throws c10::ValueError, naming the tensor, unless it has that shape, type and device.
+void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
+                  at::ScalarType type, at::Device device);
+
+/// Checks that `tensor`, (batch, heads, tokens, ...), has the tokens of the geometry.
+void check_tokens(const at::Tensor& tensor, const char* name, const Geometry& geometry);
+
+/// Checks the shape of the two maps of a selection. Their contents are trusted: they must come from
+/// select with the same geometry.
+void check_rows(const at::Tensor& rows, const Geometry& geometry, const Shape& shape,
+                at::Device device);
+void check_slots(const at::Tensor& slots, const Geometry& geometry, const Shape& shape,
+                 at::Device device);
+
+/// The tensor, copied only where its last dimension is not contiguous.
+at::Tensor with_contiguous_rows(const at::Tensor& tensor);
+
+/// An empty tensor (B, H, N, D) stored as (B, N, H, D): the layout that a model's projections
+/// write and read.
+at::Tensor empty_tokens_major(int64_t batch, int64_t heads, int64_t tokens, int64_t dim,
+                              const at::TensorOptions& options);
+
+template <class T>
+Rows<const T> rows_of(const at::Tensor& tensor) {
+  return {static_cast<const T*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1),
+          tensor.stride(2)};
+}
+
+template <class T>
+Rows<T> mutable_rows_of(const at::Tensor& tensor) {
+  return {static_cast<T*>(tensor.mutable_data_ptr()), tensor.stride(0), tensor.stride(1),
+          tensor.stride(2)};
+}
+
+/// Calls `f.template operator()<T>()` with the kernels' type for the tensors' type.
+template <class F>
+void dispatch(at::ScalarType type, F f) {
+  switch (type) {
+    case at::kFloat:
+      return f.template operator()<float>();
+    case at::kDouble:
+      return f.template operator()<double>();
+    case at::kBFloat16:
+      return f.template operator()<BFloat16>();
+    case at::kHalf:
+      return f.template operator()<Float16>();
+    default:
+      TORCH_INTERNAL_ASSERT(false, "unchecked type ", type);
+  }
+}
+
+/// Runs kernel(begin, end) over the work items on PyTorch's threads.
+/// @param item_elements about how many elements an item moves: small jobs stay on one thread
+template <class Kernel>
+void parallel(int64_t items, int64_t item_elements, const Kernel& kernel) {
+  constexpr int64_t kElementsWorthAThread = 1 << 14;
+  const int64_t grain =
+      std::max<int64_t>(1, kElementsWorthAThread / std::max<int64_t>(1, item_elements));
+  at::parallel_for(0, items, grain, kernel);
+}
+
+}  // namespace lighthouse::ops
