@@ -1,6 +1,6 @@
 #pragma once
 
-#include <functional>
+#include <cstdint>
 #include <vector>
 
 #include "lighthouse/data/loader.h"
@@ -11,24 +11,32 @@ namespace lighthouse::eval {
 /// Mean loss per token, nats, over held-out batches, without gradients, in eval mode (the model is
 /// put back into the mode it was in).
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
+/// @throws std::invalid_argument where there are no batches
 double held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches, bool as_trained);
 
 /// The loss of byte frequencies alone: the cross entropy of `held_out` under the frequencies of
 /// `train` (add-one smoothed), nats per byte. The reference that any model has to beat.
+/// @throws std::invalid_argument where `held_out` is empty
 double byte_frequency_loss(const std::vector<uint8_t>& train, const std::vector<uint8_t>& held_out);
 
-/// Losses by distance from a cut.
+/// How much the losses at some distances before a cut rise.
 struct LeakBin {
   int64_t first_distance, last_distance;  ///< positions before the cut: 1 is the one just before
   double mean;                            ///< rise of the loss, nats
-  double standard_error;
+  double standard_error;                  ///< of the mean, over the cuts; NaN for a single cut
 };
 
-/// What training-mode attention tells a position about its future (method, section 9): from a cut
-/// on all inputs are replaced with random other tokens, and the rise of the losses of positions
-/// before the cut is measured. Exactly zero for dense attention.
-/// The target of the position just before the cut is kept.
-/// @param cuts random cuts a batch, a fixed function of `seed`
+/// What attention tells a position about its future (method, section 9): from a cut on, all inputs
+/// are replaced with random other tokens, and the rise of the losses of positions before the cut is
+/// measured, in eval mode. All targets are kept, also that of the position just before the cut.
+/// Exactly zero where attention is dense.
+///
+/// @param batches of 2 tokens or more
+/// @param cuts of each sequence; where they fall and what replaces the inputs are a fixed function
+///        of `seed`
+/// @param as_trained with the attention of training (lighthouse_in_eval), else dense
+/// @return the bins 1, 2-4, 5-16, 17-64 and 65-256, those that some cut has positions in
+/// @throws std::invalid_argument where there is no cut to measure, or a sequence is too short
 std::vector<LeakBin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,
                                     int64_t cuts, uint64_t seed, bool as_trained);
 

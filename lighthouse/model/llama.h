@@ -1,12 +1,10 @@
 #pragma once
 
 #include <torch/nn/module.h>
-#include <torch/nn/modules/container/modulelist.h>
-#include <torch/nn/modules/embedding.h>
-#include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "lighthouse/nn/attention.h"
@@ -37,14 +35,22 @@ struct AttentionPlan {
   nn::Mode mode = nn::Mode::kDense;
   Config config;                      ///< of lighthouse mode
   std::vector<int64_t> dense_layers;  ///< stay dense in lighthouse mode; -1 is the last
-  int64_t crossover = 0;
+  int64_t crossover = 0;              ///< below this many tokens all layers are dense
 };
 
+struct DecoderImpl;
+
 /// The decoder: embedding, layers of (RMSNorm, attention, RMSNorm, SwiGLU), RMSNorm, output
-/// projection. Parameter names are those of Hugging Face's LlamaForCausalLM ("model.layers.0...").
+/// projection. Parameter names are those of Hugging Face's LlamaForCausalLM ("model.layers.0...");
+/// with tied embeddings there is no "lm_head.weight". It has no buffers.
+///
+/// A new model is dense. Activations have the type of the parameters, which `to` changes; losses
+/// and rotation angles are float32 whatever that type is.
 class LlamaImpl : public torch::nn::Module {
  public:
-  /// Initializes from PyTorch's default generator.
+  /// Initializes from PyTorch's default generator: norms to one, matrices to normal values of the
+  /// standard deviation `initializer_range`, divided by sqrt(2 layers) for those that add to the
+  /// residual stream. Throws std::invalid_argument as LlamaConfig::validate does.
   explicit LlamaImpl(const LlamaConfig& config);
 
   /// tokens (B, N) int64 -> logits (B, N, vocab_size)
@@ -52,17 +58,28 @@ class LlamaImpl : public torch::nn::Module {
 
   /// The cross entropy of each next token, float32 nats: tokens and targets (B, N) int64 -> (B, N).
   /// Logits are formed a chunk of positions at a time, in the backward pass too, so that
-  /// (tokens x vocabulary) never exists as a whole.
+  /// (tokens x vocabulary) never exists as a whole. Differentiable once.
   torch::Tensor token_losses(const torch::Tensor& tokens, const torch::Tensor& targets);
 
-  /// Sets every layer's attention; throws std::invalid_argument where a dense layer does not exist.
+  /// Sets every layer's attention; throws std::invalid_argument where a dense layer does not exist
+  /// or the settings of lighthouse mode are out of range.
   void set_attention(const AttentionPlan& plan);
 
   /// In eval mode all layers are dense unless this is set ("as trained").
   void set_lighthouse_in_eval(bool on);
+  bool lighthouse_in_eval() const { return lighthouse_in_eval_; }
 
-  const LlamaConfig& config() const;
+  const LlamaConfig& config() const { return config_; }
   int64_t num_parameters() const;
+
+ private:
+  torch::Tensor hidden(const torch::Tensor& tokens);
+  torch::Tensor output_weight() const;
+
+  LlamaConfig config_;
+  bool lighthouse_in_eval_ = false;
+  std::shared_ptr<DecoderImpl> decoder_;
+  torch::Tensor lm_head_;  ///< undefined where embeddings are tied
 };
 TORCH_MODULE(Llama);
 

@@ -1,0 +1,148 @@
+#include "lighthouse/data/corpus.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <fstream>
+#include <span>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "lighthouse/core/check.h"
+
+namespace lighthouse::data {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kHashStart = 0xcbf29ce484222325u;
+
+/// FNV-1a.
+template <class Bytes>
+uint64_t hash(const Bytes& bytes, uint64_t state = kHashStart) {
+  for (const auto byte : bytes) state = (state ^ static_cast<uint8_t>(byte)) * 0x100000001b3u;
+  return state;
+}
+
+/// A number in [0, 1) that depends on the path alone.
+double place(const fs::path& relative) {
+  uint64_t bits = hash(relative.generic_string());
+  // The top bits of FNV-1a hardly depend on a path's last letters; these steps spread them.
+  bits = (bits ^ bits >> 33) * 0xff51afd7ed558ccdu;
+  bits = (bits ^ bits >> 33) * 0xc4ceb9fe1a85ec53u;
+  return static_cast<double>((bits ^ bits >> 33) >> 11) * 0x1p-53;
+}
+
+[[noreturn]] void cannot_read(const fs::path& path, const std::string& why) {
+  throw std::runtime_error(message("cannot read ", path.string(), ": ", why));
+}
+
+/// The regular files below a folder, or the one file.
+std::vector<fs::path> files_of(const fs::path& root) {
+  std::vector<fs::path> files;
+  fs::path at = root;
+  try {
+    if (!fs::is_directory(root)) return {root};
+    for (fs::recursive_directory_iterator it(root), end; it != end; ++it) {
+      at = it->path();
+      if (fs::is_directory(it->symlink_status())) continue;
+      const fs::file_status status = fs::status(at);
+      if (!fs::exists(status)) cannot_read(at, "the symbolic link leads nowhere");
+      if (fs::is_regular_file(status)) files.push_back(at);
+    }
+  } catch (const fs::filesystem_error& error) {
+    cannot_read(error.path1().empty() ? at : error.path1(), error.code().message());
+  }
+  std::sort(files.begin(), files.end(), [](const fs::path& a, const fs::path& b) {
+    return a.generic_string() < b.generic_string();
+  });
+  return files;
+}
+
+std::vector<uint8_t> read_file(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  std::vector<uint8_t> bytes;
+  if (in) bytes.resize(static_cast<size_t>(in.tellg()));
+  in.seekg(0);
+  in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  if (!in) cannot_read(path, std::generic_category().message(errno));
+  return bytes;
+}
+
+/// Valid UTF-8 without NUL.
+bool is_text(std::span<const uint8_t> bytes) {
+  const size_t size = bytes.size();
+  for (size_t i = 0; i < size;) {
+    const uint8_t lead = bytes[i++];
+    if (lead == 0) return false;
+    if (lead < 0x80) continue;
+    // Bytes that follow a lead byte are 10xxxxxx; the first of them is bounded further, against
+    // overlong forms, surrogates, and points past U+10FFFF.
+    const size_t following = lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
+    if (lead < 0xc2 || lead > 0xf4 || size - i < following) return false;
+    const uint8_t least = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+    const uint8_t most = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+    if (bytes[i] < least || bytes[i] > most) return false;
+    for (size_t j = 1; j < following; ++j) {
+      if ((bytes[i + j] & 0xc0) != 0x80) return false;
+    }
+    i += following;
+  }
+  return true;
+}
+
+}  // namespace
+
+Corpus Corpus::read(const fs::path& path, double held_out_share) {
+  check_argument(held_out_share > 0 && held_out_share < 1, "the share of held-out text is ",
+                 held_out_share, "; it must be between 0 and 1");
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  check_argument(type != fs::file_type::not_found, "the text ", path.string(), " does not exist");
+  if (error) cannot_read(path, error.message());
+  check_argument(type == fs::file_type::regular || type == fs::file_type::directory, "the text ",
+                 path.string(), " is neither a file nor a folder");
+
+  Corpus corpus;
+  std::vector<std::vector<uint8_t>> documents;
+  std::vector<bool> held_out;
+  for (const fs::path& file : files_of(path)) {
+    std::vector<uint8_t> bytes = read_file(file);
+    if (bytes.empty()) {
+      ++corpus.skipped_empty_;
+    } else if (!is_text(bytes)) {
+      ++corpus.skipped_binary_;
+    } else {
+      bytes.push_back(0);
+      documents.push_back(std::move(bytes));
+      held_out.push_back(place(file.lexically_relative(path)) < held_out_share);
+    }
+  }
+  check_argument(!documents.empty(), "the text ", path.string(),
+                 " holds no text: ", corpus.skipped_empty_, " empty and ", corpus.skipped_binary_,
+                 " binary files");
+  corpus.documents_ = static_cast<int64_t>(documents.size());
+
+  const int64_t documents_held_out = std::count(held_out.begin(), held_out.end(), true);
+  const bool by_document = 0 < documents_held_out && documents_held_out < corpus.documents_;
+  for (size_t i = 0; i < documents.size(); ++i) {
+    auto& part = by_document && held_out[i] ? corpus.held_out_ : corpus.train_;
+    part.insert(part.end(), documents[i].begin(), documents[i].end());
+  }
+  if (!by_document) {
+    const auto size = static_cast<int64_t>(corpus.train_.size());
+    const int64_t last = std::llround(static_cast<double>(size) * held_out_share);
+    const auto cut = corpus.train_.end() - std::clamp<int64_t>(last, 1, size - 1);
+    corpus.held_out_.assign(cut, corpus.train_.end());
+    corpus.train_.erase(cut, corpus.train_.end());
+    corpus.train_.push_back(0);
+  }
+  return corpus;
+}
+
+uint64_t Corpus::fingerprint() const {
+  return hash(held_out_, hash(train_, hash(std::to_string(train_.size()))));
+}
+
+}  // namespace lighthouse::data

@@ -1,0 +1,140 @@
+#include "lighthouse/eval/eval.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <random>
+
+#include "lighthouse/core/check.h"
+
+namespace lighthouse::eval {
+namespace {
+
+/// While it lives: no gradients, and the model in eval mode with that attention.
+class Evaluating {
+ public:
+  Evaluating(model::Llama& model, bool as_trained)
+      : model_(model),
+        was_training_(model->is_training()),
+        was_lighthouse_(model->lighthouse_in_eval()) {
+    model_->eval();
+    model_->set_lighthouse_in_eval(as_trained);
+  }
+  ~Evaluating() {
+    model_->set_lighthouse_in_eval(was_lighthouse_);
+    model_->train(was_training_);
+  }
+  Evaluating(const Evaluating&) = delete;
+  Evaluating& operator=(const Evaluating&) = delete;
+
+ private:
+  at::NoGradGuard no_grad_;
+  model::Llama& model_;
+  bool was_training_;
+  bool was_lighthouse_;
+};
+
+struct Distances {
+  int64_t first, last;
+};
+constexpr std::array<Distances, 5> kBins{{{1, 1}, {2, 4}, {5, 16}, {17, 64}, {65, 256}}};
+
+/// Mean and standard error of a sample.
+class Sample {
+ public:
+  void add(double value) {
+    // Welford's update: exact zeros stay exact.
+    const double deviation = value - mean_;
+    mean_ += deviation / ++count_;
+    squares_ += deviation * (value - mean_);
+  }
+  double count() const { return count_; }
+  double mean() const { return mean_; }
+  double standard_error() const { return std::sqrt(squares_ / (count_ - 1) / count_); }
+
+ private:
+  double count_ = 0, mean_ = 0, squares_ = 0;
+};
+
+}  // namespace
+
+double held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches,
+                     bool as_trained) {
+  check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
+  const Evaluating evaluating(model, as_trained);
+  double total = 0;
+  int64_t tokens = 0;
+  for (const data::Batch& batch : batches) {
+    const at::Tensor losses = model->token_losses(batch.tokens, batch.targets);
+    total += losses.sum(at::kDouble).item<double>();
+    tokens += losses.numel();
+  }
+  return total / static_cast<double>(tokens);
+}
+
+double byte_frequency_loss(const std::vector<uint8_t>& train,
+                           const std::vector<uint8_t>& held_out) {
+  check_argument(!held_out.empty(), "there are 0 bytes of held-out text; at least 1 is needed");
+  std::array<double, 256> counts;
+  counts.fill(1);
+  for (const uint8_t byte : train) ++counts[byte];
+  std::array<double, 256> held_out_counts{};
+  for (const uint8_t byte : held_out) ++held_out_counts[byte];
+  const double total = static_cast<double>(train.size()) + 256;
+  double loss = 0;
+  for (size_t byte = 0; byte < 256; ++byte) {
+    loss -= held_out_counts[byte] * std::log(counts[byte] / total);
+  }
+  return loss / static_cast<double>(held_out.size());
+}
+
+std::vector<LeakBin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,
+                                    int64_t cuts, uint64_t seed, bool as_trained) {
+  check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
+  check_argument(cuts >= 1, "the number of cuts is ", cuts, "; it must be 1 or more");
+  const Evaluating evaluating(model, as_trained);
+  const auto vocabulary = static_cast<uint64_t>(model->config().vocab_size);
+  std::mt19937_64 random(seed);
+  std::array<Sample, kBins.size()> rises;
+  for (const data::Batch& batch : batches) {
+    const int64_t sequences = batch.tokens.size(0);
+    const int64_t length = batch.tokens.size(1);
+    check_argument(length >= 2, "a held-out sequence has ", length,
+                   " tokens; 2 or more are needed to cut it");
+    const at::Tensor before = model->token_losses(batch.tokens, batch.targets).to(at::kDouble);
+    // Early cuts are left out where the sequence is long enough to fill every bin without them.
+    const int64_t earliest = std::min(kBins.back().last, length / 2);
+    for (int64_t i = 0; i < cuts; ++i) {
+      const auto choices = static_cast<uint64_t>(length - earliest);
+      const int64_t cut = earliest + static_cast<int64_t>(random() % choices);
+      at::Tensor shifts = at::empty({sequences, length - cut}, at::kLong);
+      int64_t* shift = shifts.data_ptr<int64_t>();
+      std::generate_n(shift, shifts.numel(),
+                      [&] { return static_cast<int64_t>(1 + random() % (vocabulary - 1)); });
+      at::Tensor tokens = batch.tokens.clone();
+      tokens.narrow(1, cut, length - cut)
+          .add_(shifts.to(tokens.device()))
+          .remainder_(model->config().vocab_size);
+      const at::Tensor rise =
+          (model->token_losses(tokens, batch.targets).to(at::kDouble) - before).cpu();
+      for (size_t bin = 0; bin < kBins.size(); ++bin) {
+        const int64_t begin = std::max<int64_t>(0, cut - kBins[bin].last);
+        const int64_t end = cut - kBins[bin].first + 1;
+        if (begin >= end) continue;
+        const at::Tensor means = rise.slice(1, begin, end).mean(1);
+        for (int64_t b = 0; b < sequences; ++b) rises[bin].add(means[b].item<double>());
+      }
+    }
+  }
+  std::vector<LeakBin> leak;
+  for (size_t bin = 0; bin < kBins.size(); ++bin) {
+    if (rises[bin].count() == 0) continue;
+    leak.push_back(
+        {kBins[bin].first, kBins[bin].last, rises[bin].mean(), rises[bin].standard_error()});
+  }
+  return leak;
+}
+
+}  // namespace lighthouse::eval

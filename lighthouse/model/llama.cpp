@@ -1,0 +1,228 @@
+#include "lighthouse/model/llama.h"
+
+#include <ATen/ATen.h>
+#include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+
+#include <cmath>
+
+#include "lighthouse/core/check.h"
+#include "lighthouse/model/layers.h"
+#include "lighthouse/model/token_loss.h"
+
+namespace lighthouse::model {
+namespace {
+
+using torch::Tensor;
+using torch::nn::Embedding;
+using torch::nn::Linear;
+
+Linear linear(int64_t in, int64_t out) {
+  return Linear(torch::nn::LinearOptions(in, out).bias(false));
+}
+
+struct RmsNormImpl : torch::nn::Module {
+  RmsNormImpl(int64_t size, double epsilon)
+      : weight(register_parameter("weight", at::ones({size}))), eps(epsilon) {}
+
+  Tensor forward(const Tensor& x) { return rms_norm(x, weight, eps); }
+
+  Tensor weight;
+  double eps;
+};
+TORCH_MODULE(RmsNorm);
+
+struct SelfAttentionImpl : torch::nn::Module {
+  explicit SelfAttentionImpl(const LlamaConfig& c)
+      : q_proj(
+            register_module("q_proj", linear(c.hidden_size, c.num_attention_heads * c.head_dim))),
+        k_proj(
+            register_module("k_proj", linear(c.hidden_size, c.num_key_value_heads * c.head_dim))),
+        v_proj(
+            register_module("v_proj", linear(c.hidden_size, c.num_key_value_heads * c.head_dim))),
+        o_proj(
+            register_module("o_proj", linear(c.num_attention_heads * c.head_dim, c.hidden_size))),
+        head_dim(c.head_dim) {
+    nn::AttentionOptions dense;
+    dense.mode = nn::Mode::kDense;
+    set_attention(dense);
+  }
+
+  void set_attention(const nn::AttentionOptions& options) {
+    attention = nn::Attention(options);
+    attention->train(is_training());
+    if (named_children().contains("attention")) {
+      replace_module("attention", attention);
+    } else {
+      register_module("attention", attention);
+    }
+  }
+
+  // Heads are views of the projections' output, (B, N, heads, D) seen as (B, heads, N, D).
+  Tensor forward(const Tensor& x, const Rotation& rotation) {
+    const auto heads = [&](Linear& projection) {
+      return projection(x).view({x.size(0), x.size(1), -1, head_dim});
+    };
+    const Tensor q = rotate(heads(q_proj), rotation).transpose(1, 2);
+    const Tensor k = rotate(heads(k_proj), rotation).transpose(1, 2);
+    const Tensor v = heads(v_proj).transpose(1, 2);
+    return o_proj(attention(q, k, v).transpose(1, 2).flatten(2));
+  }
+
+  Linear q_proj, k_proj, v_proj, o_proj;
+  nn::Attention attention{nullptr};
+  int64_t head_dim;
+};
+TORCH_MODULE(SelfAttention);
+
+struct MlpImpl : torch::nn::Module {
+  explicit MlpImpl(const LlamaConfig& c)
+      : gate_proj(register_module("gate_proj", linear(c.hidden_size, c.intermediate_size))),
+        up_proj(register_module("up_proj", linear(c.hidden_size, c.intermediate_size))),
+        down_proj(register_module("down_proj", linear(c.intermediate_size, c.hidden_size))) {}
+
+  Tensor forward(const Tensor& x) { return down_proj(swiglu(gate_proj(x), up_proj(x))); }
+
+  Linear gate_proj, up_proj, down_proj;
+};
+TORCH_MODULE(Mlp);
+
+struct DecoderLayerImpl : torch::nn::Module {
+  explicit DecoderLayerImpl(const LlamaConfig& c)
+      : self_attn(register_module("self_attn", SelfAttention(c))),
+        mlp(register_module("mlp", Mlp(c))),
+        input_layernorm(register_module("input_layernorm", RmsNorm(c.hidden_size, c.rms_norm_eps))),
+        post_attention_layernorm(
+            register_module("post_attention_layernorm", RmsNorm(c.hidden_size, c.rms_norm_eps))) {}
+
+  Tensor forward(const Tensor& x, const Rotation& rotation) {
+    const Tensor attended = x + self_attn(input_layernorm(x), rotation);
+    return attended + mlp(post_attention_layernorm(attended));
+  }
+
+  SelfAttention self_attn;
+  Mlp mlp;
+  RmsNorm input_layernorm, post_attention_layernorm;
+};
+TORCH_MODULE(DecoderLayer);
+
+}  // namespace
+
+struct DecoderImpl : torch::nn::Module {
+  explicit DecoderImpl(const LlamaConfig& c)
+      : embed_tokens(register_module("embed_tokens", Embedding(c.vocab_size, c.hidden_size))),
+        norm(RmsNorm(c.hidden_size, c.rms_norm_eps)),
+        head_dim(c.head_dim),
+        rope_theta(c.rope_theta) {
+    torch::nn::ModuleList list = register_module("layers", torch::nn::ModuleList());
+    for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
+      layers.emplace_back(c);
+      list->push_back(layers.back());
+    }
+    register_module("norm", norm);
+  }
+
+  Tensor forward(const Tensor& tokens) {
+    Tensor x = embed_tokens(tokens);
+    if (!rotation.fits(x)) rotation = Rotation(head_dim, rope_theta, x);
+    const Rotation here = rotation.first(x.size(1));
+    for (DecoderLayer& layer : layers) x = layer(x, here);
+    return norm(x);
+  }
+
+  Embedding embed_tokens;
+  std::vector<DecoderLayer> layers;
+  RmsNorm norm;
+  int64_t head_dim;
+  double rope_theta;
+  Rotation rotation;  ///< of the longest sequence so far
+};
+
+void LlamaConfig::validate() const {
+  const auto positive = [](const char* name, auto value) {
+    check_argument(value > 0, name, " is ", value, "; it must be above 0");
+  };
+  check_argument(vocab_size >= 2, "vocab_size is ", vocab_size, "; it must be 2 or more");
+  positive("hidden_size", hidden_size);
+  positive("intermediate_size", intermediate_size);
+  positive("num_hidden_layers", num_hidden_layers);
+  positive("num_attention_heads", num_attention_heads);
+  positive("num_key_value_heads", num_key_value_heads);
+  check_argument(num_attention_heads % num_key_value_heads == 0, "num_attention_heads is ",
+                 num_attention_heads, "; it must be a multiple of num_key_value_heads, ",
+                 num_key_value_heads);
+  check_argument(head_dim > 0 && head_dim % 2 == 0, "head_dim is ", head_dim,
+                 "; it must be even and above 0");
+  positive("rope_theta", rope_theta);
+  positive("rms_norm_eps", rms_norm_eps);
+  positive("initializer_range", initializer_range);
+}
+
+LlamaImpl::LlamaImpl(const LlamaConfig& config) : config_(config) {
+  config_.validate();
+  decoder_ = register_module("model", std::make_shared<DecoderImpl>(config_));
+  if (!config_.tie_word_embeddings) {
+    lm_head_ = register_module("lm_head", linear(config_.hidden_size, config_.vocab_size))->weight;
+  }
+
+  const at::NoGradGuard no_grad;
+  const double residual = std::sqrt(2.0 * static_cast<double>(config_.num_hidden_layers));
+  for (const auto& parameter : named_parameters()) {
+    if (parameter.value().dim() < 2) continue;
+    const bool adds_to_residual =
+        parameter.key().ends_with("o_proj.weight") || parameter.key().ends_with("down_proj.weight");
+    parameter.value().normal_(0, config_.initializer_range / (adds_to_residual ? residual : 1.0));
+  }
+}
+
+Tensor LlamaImpl::forward(const Tensor& tokens) {
+  return at::linear(hidden(tokens), output_weight());
+}
+
+Tensor LlamaImpl::token_losses(const Tensor& tokens, const Tensor& targets) {
+  check_argument(targets.sizes() == tokens.sizes() && targets.scalar_type() == at::kLong,
+                 "targets are ", targets.scalar_type(), " of shape ", targets.sizes(),
+                 "; they must be Long of the tokens' shape, ", tokens.sizes());
+  return token_loss(hidden(tokens).flatten(0, 1), output_weight(), targets.flatten())
+      .view(tokens.sizes());
+}
+
+Tensor LlamaImpl::hidden(const Tensor& tokens) {
+  check_argument(tokens.dim() == 2 && tokens.scalar_type() == at::kLong && tokens.numel() > 0,
+                 "tokens are ", tokens.scalar_type(), " of shape ", tokens.sizes(),
+                 "; they must be Long of shape (batch, tokens), with one token or more");
+  return decoder_->forward(tokens);
+}
+
+Tensor LlamaImpl::output_weight() const {
+  return lm_head_.defined() ? lm_head_ : decoder_->embed_tokens->weight;
+}
+
+void LlamaImpl::set_attention(const AttentionPlan& plan) {
+  const int64_t layers = config_.num_hidden_layers;
+  const nn::AttentionOptions common{plan.config, plan.mode, lighthouse_in_eval_, plan.crossover};
+  std::vector<nn::AttentionOptions> options(layers, common);
+  if (plan.mode == nn::Mode::kLighthouse) plan.config.validate();
+  for (const int64_t layer : plan.dense_layers) {
+    check_argument(-layers <= layer && layer < layers, "dense layer ", layer,
+                   " does not exist; it must be from ", -layers, " to ", layers - 1);
+    options[layer < 0 ? layers + layer : layer].mode = nn::Mode::kDense;
+  }
+  for (int64_t i = 0; i < layers; ++i) decoder_->layers[i]->self_attn->set_attention(options[i]);
+}
+
+void LlamaImpl::set_lighthouse_in_eval(bool on) {
+  lighthouse_in_eval_ = on;
+  for (DecoderLayer& layer : decoder_->layers) {
+    layer->self_attn->attention->set_lighthouse_in_eval(on);
+  }
+}
+
+int64_t LlamaImpl::num_parameters() const {
+  int64_t total = 0;
+  for (const Tensor& parameter : parameters()) total += parameter.numel();
+  return total;
+}
+
+}  // namespace lighthouse::model

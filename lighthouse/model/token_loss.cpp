@@ -1,0 +1,73 @@
+#include "lighthouse/model/token_loss.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+
+namespace lighthouse::model {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// Positions whose logits exist at a time: enough to keep matrix products efficient, few enough
+/// that the logits are small beside the activations of one layer.
+int64_t chunk_of(const Tensor& weight) {
+  constexpr int64_t kLogits = int64_t{1} << 20;
+  return std::max<int64_t>(256, kLogits / weight.size(0));
+}
+
+class TokenLoss : public torch::autograd::Function<TokenLoss> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
+                        const Tensor& targets) {
+    const auto type = at::promote_types(hidden.scalar_type(), at::kFloat);
+    const int64_t positions = hidden.size(0);
+    const int64_t chunk = chunk_of(weight);
+    Tensor losses = at::empty({positions}, hidden.options().dtype(type));
+    for (int64_t begin = 0; begin < positions; begin += chunk) {
+      const int64_t count = std::min(chunk, positions - begin);
+      const Tensor logits = at::mm(hidden.narrow(0, begin, count), weight.t());
+      const Tensor log_likelihood = at::log_softmax(logits, -1, type);
+      const Tensor target = targets.narrow(0, begin, count).unsqueeze(1);
+      losses.narrow(0, begin, count).copy_(log_likelihood.gather(1, target).squeeze(1)).neg_();
+    }
+    ctx->save_for_backward({hidden, weight, targets});
+    return losses;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(),
+                                "token_loss: double backward is not implemented");
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &hidden = saved[0], &weight = saved[1], &targets = saved[2];
+    const Tensor grad = grad_outputs[0].unsqueeze(1);
+    const int64_t positions = hidden.size(0);
+    const int64_t chunk = chunk_of(weight);
+    Tensor grad_hidden = at::empty_like(hidden);
+    Tensor grad_weight = at::zeros_like(weight, grad.options());
+    for (int64_t begin = 0; begin < positions; begin += chunk) {
+      const int64_t count = std::min(chunk, positions - begin);
+      const Tensor rows = hidden.narrow(0, begin, count);
+      // d loss / d logits = softmax(logits) - one_hot(target)
+      Tensor grad_logits = at::softmax(at::mm(rows, weight.t()), -1, grad.scalar_type());
+      grad_logits.scatter_add_(1, targets.narrow(0, begin, count).unsqueeze(1),
+                               at::full({count, 1}, -1.0, grad.options()));
+      grad_logits = grad_logits.mul_(grad.narrow(0, begin, count)).to(hidden.scalar_type());
+      Tensor grad_rows = grad_hidden.narrow(0, begin, count);
+      at::mm_out(grad_rows, grad_logits, weight);
+      grad_weight.add_(at::mm(grad_logits.t(), rows));
+    }
+    return {grad_hidden, grad_weight.to(weight.scalar_type()), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor token_loss(const Tensor& hidden, const Tensor& weight, const Tensor& targets) {
+  return TokenLoss::apply(hidden, weight, targets);
+}
+
+}  // namespace lighthouse::model

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace lighthouse::model {
+
+/// The cross entropy of each target, in float32 (float64 for float64), differentiable once in
+/// hidden and weight. Logits are formed for a chunk of positions at a time, and formed again in
+/// the backward pass.
+///
+/// @param hidden (positions, width)
+/// @param weight (vocabulary, width), the output projection
+/// @param targets (positions) int64, in [0, vocabulary)
+/// @return (positions), nats
+at::Tensor token_loss(const at::Tensor& hidden, const at::Tensor& weight,
+                      const at::Tensor& targets);
+
+}  // namespace lighthouse::model
