@@ -7,8 +7,8 @@ class NoDoubleBackward : public torch::autograd::Function<NoDoubleBackward> {
  public:
   // `inputs` are named only so that autograd connects the results to them.
   static torch::autograd::variable_list forward(
-      torch::autograd::AutogradContext* context, const torch::autograd::variable_list& /*inputs*/,
-      const std::string& name, const std::function<torch::autograd::variable_list()>& compute) {
+      torch::autograd::AutogradContext* context, at::TensorList /*inputs*/, const std::string& name,
+      const std::function<torch::autograd::variable_list()>& compute) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     context->saved_data["name"] = name;
     return compute();
@@ -24,7 +24,7 @@ class NoDoubleBackward : public torch::autograd::Function<NoDoubleBackward> {
 }  // namespace
 
 torch::autograd::variable_list no_double_backward(
-    const std::string& name, const torch::autograd::variable_list& inputs,
+    const std::string& name, at::TensorList inputs,
     const std::function<torch::autograd::variable_list()>& compute) {
   return NoDoubleBackward::apply(inputs, name, compute);
 }

@@ -11,7 +11,7 @@ namespace lighthouse::ops {
 /// so that a gradient of a gradient is an error rather than silently missing.
 /// @param name of the operator that is differentiated, for the message
 torch::autograd::variable_list no_double_backward(
-    const std::string& name, const torch::autograd::variable_list& inputs,
+    const std::string& name, at::TensorList inputs,
     const std::function<torch::autograd::variable_list()>& compute);
 
 }  // namespace lighthouse::ops
