@@ -1,0 +1,46 @@
+#include <c10/util/Exception.h>
+#include <malloc.h>
+
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <iostream>
+#include <limits>
+
+#include "apps/lighthouse/verbs.h"
+
+namespace {
+
+int run(int argc, char** argv) {
+  CLI::App app("Trains, measures and verifies Lighthouse Attention.", "lighthouse");
+  app.set_version_flag("--version", LIGHTHOUSE_VERSION);
+  app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return std::string("lighthouse: ") + error.what() + "\nlighthouse --help says more.\n";
+  });
+  lighthouse::app::add_verify(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : lighthouse::app::kUnusable;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // Memory that is given back between two steps costs its page faults again: glibc's defaults make
+  // that several times what our own stages take.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  try {
+    return run(argc, argv);
+  } catch (const c10::Error& error) {
+    std::cerr << "lighthouse: " << error.what_without_backtrace() << '\n';
+  } catch (const std::exception& error) {
+    std::cerr << "lighthouse: " << error.what() << '\n';
+  }
+  return lighthouse::app::kUnusable;
+}

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace lighthouse::app {
+
+// Each adds its subcommand. A verb is done when its callback returns; it throws
+// CLI::RuntimeError(status) to end with another status, having said why on stderr. Any other
+// exception is printed, and ends the program with kUnusable.
+
+/// A check that the verb makes has failed.
+inline constexpr int kFailed = 1;
+/// The command line is wrong, or an input is not readable as what it must be.
+inline constexpr int kUnusable = 2;
+
+void add_verify(CLI::App& app);
+
+}  // namespace lighthouse::app
