@@ -1,0 +1,381 @@
+#include "tests/support/oracle.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+namespace lighthouse::testing::oracle {
+namespace {
+
+constexpr double kNone = -std::numeric_limits<double>::infinity();
+
+int64_t power(int64_t base, int64_t exponent) {
+  return exponent == 0 ? 1 : base * power(base, exponent - 1);
+}
+
+int64_t roots(int64_t tokens, const Config& config) {
+  const int64_t window = power(config.pooling_factor, config.levels - 1);
+  return (tokens + window - 1) / window;
+}
+
+int64_t entries_of_level(int64_t level, int64_t tokens, const Config& config) {
+  return roots(tokens, config) * power(config.pooling_factor, config.levels - 1 - level);
+}
+
+/// The id of the first entry of a level.
+int64_t offset(int64_t level, int64_t tokens, const Config& config) {
+  int64_t sum = 0;
+  for (int64_t l = 0; l < level; ++l) sum += entries_of_level(l, tokens, config);
+  return sum;
+}
+
+struct Entry {
+  int64_t level;
+  int64_t index;
+  int64_t window;
+
+  int64_t first() const { return index * window; }
+  int64_t end() const { return index * window + window - 1; }
+};
+
+Entry entry_of(int64_t id, int64_t tokens, const Config& config) {
+  int64_t level = 0;
+  while (id >= offset(level + 1, tokens, config)) ++level;
+  return {level, id - offset(level, tokens, config), power(config.pooling_factor, level)};
+}
+
+double norm(const Array& x, int64_t b, int64_t h, int64_t t) {
+  double sum = 0;
+  for (int64_t d = 0; d < x.size(3); ++d) sum += x(b, h, t, d) * x(b, h, t, d);
+  return std::sqrt(sum);
+}
+
+Array norms(const Array& x) {
+  Array result({x.size(0), x.size(1), x.size(2)});
+  for (int64_t b = 0; b < x.size(0); ++b)
+    for (int64_t h = 0; h < x.size(1); ++h)
+      for (int64_t t = 0; t < x.size(2); ++t) result(b, h, t) = norm(x, b, h, t);
+  return result;
+}
+
+/// Every `step`-th token from `first` on.
+Array every(const Array& x, int64_t first, int64_t step) {
+  Array result({x.size(0), x.size(1), (x.size(2) - first + step - 1) / step, x.size(3)});
+  for (int64_t b = 0; b < x.size(0); ++b)
+    for (int64_t h = 0; h < x.size(1); ++h)
+      for (int64_t t = 0; t < result.size(2); ++t)
+        for (int64_t d = 0; d < x.size(3); ++d) result(b, h, t, d) = x(b, h, first + t * step, d);
+  return result;
+}
+
+Array expand_heads(const Array& x, int64_t heads) {
+  Array result({x.size(0), heads, x.size(2), x.size(3)});
+  for (int64_t b = 0; b < x.size(0); ++b)
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t t = 0; t < x.size(2); ++t)
+        for (int64_t d = 0; d < x.size(3); ++d)
+          result(b, h, t, d) = x(b, h / (heads / x.size(1)), t, d);
+  return result;
+}
+
+/// The maximum over the heads of each group.
+Array group_maximum(const Array& scores, int64_t groups) {
+  Array result({scores.size(0), groups, scores.size(2)}, kNone);
+  for (int64_t b = 0; b < scores.size(0); ++b)
+    for (int64_t h = 0; h < scores.size(1); ++h)
+      for (int64_t i = 0; i < scores.size(2); ++i) {
+        double& most = result(b, h / (scores.size(1) / groups), i);
+        most = std::max(most, scores(b, h, i));
+      }
+  return result;
+}
+
+Array window_maxima(const Array& tokens, const Config& config) {
+  const int64_t n = tokens.size(2);
+  const int64_t level0 = offset(1, n, config);
+  Array result({tokens.size(0), tokens.size(1), entries(n, config) - level0}, kNone);
+  for (int64_t b = 0; b < tokens.size(0); ++b)
+    for (int64_t h = 0; h < tokens.size(1); ++h)
+      for (int64_t i = 0; i < result.size(2); ++i) {
+        const Entry e = entry_of(level0 + i, n, config);
+        for (int64_t t = e.first(); t <= e.end() && t < n; ++t) {
+          const double score = tokens(b, h, t);
+          if (!std::isnan(score)) result(b, h, i) = std::max(result(b, h, i), score);
+        }
+      }
+  return result;
+}
+
+/// The refined entries of one tile, by level; `scores` (level, index) are those of one head.
+template <class ScoreQ, class ScoreK>
+std::vector<std::vector<int64_t>> refine_tile(int64_t first_root, int64_t end_root,
+                                              const Config& config, const ScoreQ& score_q,
+                                              const ScoreK& score_k) {
+  std::vector<std::vector<int64_t>> refined(config.levels);
+  std::vector<int64_t> candidates;
+  for (int64_t i = first_root; i < end_root; ++i) candidates.push_back(i);
+  const int64_t m = config.tile_budget;
+  for (int64_t level = config.levels - 1; level >= 1; --level) {
+    std::vector<int64_t>& chosen = refined[level];
+    const auto take_best = [&](int64_t count, const auto& score) {
+      for (int64_t n = 0; n < count && !candidates.empty(); ++n) {
+        const auto worse = [&](int64_t a, int64_t b) {
+          // Entry 0 is above every other; of equal scores the lower index comes first.
+          return std::tuple(a == 0, a == 0 ? 0 : score(level, a), -a) <
+                 std::tuple(b == 0, b == 0 ? 0 : score(level, b), -b);
+        };
+        const auto best = std::max_element(candidates.begin(), candidates.end(), worse);
+        chosen.push_back(*best);
+        candidates.erase(best);
+      }
+    };
+    take_best(m / 2, score_q);
+    take_best(m - m / 2, score_k);
+    candidates.clear();
+    std::sort(chosen.begin(), chosen.end());
+    for (const int64_t i : chosen)
+      for (int64_t c = 0; c < config.pooling_factor; ++c)
+        candidates.push_back(i * config.pooling_factor + c);
+  }
+  return refined;
+}
+
+/// P (S, N): row s of P x is the mean over the window of entry rows[s] of its tokens below N.
+Array pooling_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens,
+                     const Config& config) {
+  Array matrix({rows.size(2), tokens});
+  for (int64_t s = 0; s < rows.size(2); ++s) {
+    const Entry e = entry_of(static_cast<int64_t>(rows(b, g, s)), tokens, config);
+    const int64_t end = std::min(e.end(), tokens - 1);
+    for (int64_t t = e.first(); t <= end; ++t)
+      matrix(s, t) = 1.0 / static_cast<double>(end - e.first() + 1);
+  }
+  return matrix;
+}
+
+/// C (N, S): position j hears from the entries that end at j or up to a window less one before.
+Array scatter_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens,
+                     const Config& config) {
+  Array matrix({tokens, rows.size(2)});
+  for (int64_t s = 0; s < rows.size(2); ++s) {
+    const Entry e = entry_of(static_cast<int64_t>(rows(b, g, s)), tokens, config);
+    for (int64_t j = e.end(); j < e.end() + e.window && j < tokens; ++j) matrix(j, s) = 1;
+  }
+  return matrix;
+}
+
+/// Multiplies each head of x by the matrix (or its transpose) of its rows.
+template <class MatrixOf>
+Array apply(const Array& x, const Array& rows, int64_t length, bool transposed,
+            const MatrixOf& matrix_of) {
+  Array result({x.size(0), x.size(1), length, x.size(3)});
+  for (int64_t b = 0; b < x.size(0); ++b)
+    for (int64_t h = 0; h < x.size(1); ++h) {
+      const Array matrix = matrix_of(b, h / (x.size(1) / rows.size(1)));
+      for (int64_t i = 0; i < length; ++i)
+        for (int64_t j = 0; j < x.size(2); ++j) {
+          const double weight = transposed ? matrix(j, i) : matrix(i, j);
+          if (weight == 0) continue;
+          for (int64_t d = 0; d < x.size(3); ++d) result(b, h, i, d) += weight * x(b, h, j, d);
+        }
+    }
+  return result;
+}
+
+double dot(const Array& x, int64_t h, int64_t i, const Array& y, int64_t g, int64_t j, int64_t b) {
+  double sum = 0;
+  for (int64_t d = 0; d < x.size(3); ++d) sum += x(b, h, i, d) * y(b, g, j, d);
+  return sum;
+}
+
+/// The weights (S, S) of causal attention.
+Array weights(const Qkv& x, int64_t b, int64_t h, double scale) {
+  const int64_t length = x.q.size(2);
+  const int64_t g = h / (x.q.size(1) / x.k.size(1));
+  Array p({length, length});
+  for (int64_t i = 0; i < length; ++i) {
+    double most = kNone;
+    for (int64_t j = 0; j <= i; ++j)
+      most = std::max(most, p(i, j) = scale * dot(x.q, h, i, x.k, g, j, b));
+    double sum = 0;
+    for (int64_t j = 0; j <= i; ++j) sum += p(i, j) = std::exp(p(i, j) - most);
+    for (int64_t j = 0; j <= i; ++j) p(i, j) /= sum;
+  }
+  return p;
+}
+
+double scale_of(const Config& config, int64_t dim) {
+  return config.scale.value_or(1 / std::sqrt(static_cast<double>(dim)));
+}
+
+}  // namespace
+
+int64_t entries(int64_t tokens, const Config& config) {
+  return offset(config.levels, tokens, config);
+}
+
+int64_t length(int64_t tokens, const Config& config) {
+  const int64_t r = roots(tokens, config);
+  const int64_t tiles = config.budget / config.tile_budget;
+  int64_t rows = r;
+  for (int64_t t = 0; t < tiles; ++t) {
+    int64_t candidates = r * (t + 1) / tiles - r * t / tiles;
+    for (int64_t level = config.levels - 1; level >= 1; --level) {
+      const int64_t refined = std::min(config.tile_budget, candidates);
+      rows += config.pooling_factor * refined;
+      candidates = config.pooling_factor * refined;
+    }
+  }
+  return rows;
+}
+
+Scores norm_scores(const Array& q, const Array& k) { return {norms(q), norms(k)}; }
+
+Scores dilated_scores(const Qkv& x, int64_t dilation, double scale) {
+  const int64_t heads = x.q.size(1);
+  const Array k = expand_heads(x.k, heads);
+  const Array v = expand_heads(x.v, heads);
+  Scores scores{norms(x.q), norms(x.q)};
+  for (int64_t r = 0; r < std::min(dilation, x.q.size(2)); ++r) {
+    const Array sub_q = every(x.q, r, dilation);
+    const Array sub_k = every(k, r, dilation);
+    const Array sub_v = every(v, r, dilation);
+    const Array by_q = norms(attend({sub_q, sub_k, sub_v}, scale));
+    const Array by_k = norms(attend({sub_k, sub_q, sub_v}, scale));
+    for (int64_t b = 0; b < x.q.size(0); ++b)
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t t = 0; t < sub_q.size(2); ++t) {
+          scores.q(b, h, r + t * dilation) = by_q(b, h, t);
+          scores.k(b, h, r + t * dilation) = by_k(b, h, t);
+        }
+  }
+  return {scores.q, group_maximum(scores.k, x.k.size(1))};
+}
+
+Scores pool(const Scores& tokens, const Config& config) {
+  return {group_maximum(window_maxima(tokens.q, config), tokens.k.size(1)),
+          window_maxima(tokens.k, config)};
+}
+
+Maps select(const Scores& scores, int64_t tokens, const Config& config) {
+  const int64_t batch = scores.q.size(0);
+  const int64_t groups = scores.q.size(1);
+  const int64_t level0 = offset(1, tokens, config);
+  const int64_t tiles = config.budget / config.tile_budget;
+  const int64_t r = roots(tokens, config);
+  const int64_t shift = config.selection == SelectionRule::kCausal ? 1 : 0;
+  Maps maps{Array({batch, groups, length(tokens, config)}), Array(scores.q.shape, -1)};
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto judged_by = [&](const Array& all) {
+        return [&, shift](int64_t level, int64_t index) {
+          return all(b, g, offset(level, tokens, config) - level0 + index - shift);
+        };
+      };
+      std::vector<Entry> sequence;
+      std::vector<int64_t> refined_ids;
+      for (int64_t i = 0; i < r; ++i)
+        sequence.push_back({config.levels - 1, i, power(config.pooling_factor, config.levels - 1)});
+      for (int64_t t = 0; t < tiles; ++t) {
+        const auto refined = refine_tile(r * t / tiles, r * (t + 1) / tiles, config,
+                                         judged_by(scores.q), judged_by(scores.k));
+        for (int64_t level = 1; level < config.levels; ++level)
+          for (const int64_t i : refined[level]) {
+            refined_ids.push_back(offset(level, tokens, config) + i);
+            for (int64_t c = 0; c < config.pooling_factor; ++c)
+              sequence.push_back({level - 1, i * config.pooling_factor + c,
+                                  power(config.pooling_factor, level - 1)});
+          }
+      }
+      std::sort(sequence.begin(), sequence.end(), [](const Entry& a, const Entry& b_entry) {
+        return std::tuple(a.end(), a.level) < std::tuple(b_entry.end(), b_entry.level);
+      });
+      for (size_t s = 0; s < sequence.size(); ++s) {
+        const int64_t id = offset(sequence[s].level, tokens, config) + sequence[s].index;
+        // at() fails where the formula of the length is wrong.
+        maps.rows.values.at((b * groups + g) * maps.rows.size(2) + s) = static_cast<double>(id);
+        if (sequence[s].level == 0) continue;
+        const bool refined = std::count(refined_ids.begin(), refined_ids.end(), id) > 0;
+        maps.slots(b, g, id - level0) = static_cast<double>(2 * s + (refined ? 1 : 0));
+      }
+    }
+  return maps;
+}
+
+Array gather(const Array& x, const Array& rows, const Config& config) {
+  return apply(x, rows, rows.size(2), false,
+               [&](int64_t b, int64_t g) { return pooling_matrix(rows, b, g, x.size(2), config); });
+}
+
+Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const Config& config) {
+  return apply(grad, rows, tokens, true,
+               [&](int64_t b, int64_t g) { return pooling_matrix(rows, b, g, tokens, config); });
+}
+
+Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config) {
+  return apply(gathered, rows, tokens, false,
+               [&](int64_t b, int64_t g) { return scatter_matrix(rows, b, g, tokens, config); });
+}
+
+Array scatter_adjoint(const Array& grad, const Array& rows, const Config& config) {
+  return apply(grad, rows, rows.size(2), true, [&](int64_t b, int64_t g) {
+    return scatter_matrix(rows, b, g, grad.size(2), config);
+  });
+}
+
+Array attend(const Qkv& x, double scale) {
+  Array out(x.q.shape);
+  for (int64_t b = 0; b < x.q.size(0); ++b)
+    for (int64_t h = 0; h < x.q.size(1); ++h) {
+      const int64_t g = h / (x.q.size(1) / x.k.size(1));
+      const Array p = weights(x, b, h, scale);
+      for (int64_t i = 0; i < x.q.size(2); ++i)
+        for (int64_t j = 0; j <= i; ++j)
+          for (int64_t d = 0; d < x.q.size(3); ++d) out(b, h, i, d) += p(i, j) * x.v(b, g, j, d);
+    }
+  return out;
+}
+
+Qkv attend_adjoint(const Qkv& x, const Array& grad_out, double scale) {
+  Qkv grad{Array(x.q.shape), Array(x.k.shape), Array(x.v.shape)};
+  const int64_t length = x.q.size(2);
+  for (int64_t b = 0; b < x.q.size(0); ++b)
+    for (int64_t h = 0; h < x.q.size(1); ++h) {
+      const int64_t g = h / (x.q.size(1) / x.k.size(1));
+      const Array p = weights(x, b, h, scale);
+      for (int64_t i = 0; i < length; ++i) {
+        double mean = 0;
+        for (int64_t j = 0; j <= i; ++j) mean += p(i, j) * dot(grad_out, h, i, x.v, g, j, b);
+        for (int64_t j = 0; j <= i; ++j) {
+          const double grad_score = scale * p(i, j) * (dot(grad_out, h, i, x.v, g, j, b) - mean);
+          for (int64_t d = 0; d < x.q.size(3); ++d) {
+            grad.q(b, h, i, d) += grad_score * x.k(b, g, j, d);
+            grad.k(b, g, j, d) += grad_score * x.q(b, h, i, d);
+            grad.v(b, g, j, d) += p(i, j) * grad_out(b, h, i, d);
+          }
+        }
+      }
+    }
+  return grad;
+}
+
+Array attention(const Qkv& x, const Array& rows, const Config& config) {
+  const Qkv gathered{gather(x.q, rows, config), gather(x.k, rows, config),
+                     gather(x.v, rows, config)};
+  return scatter(attend(gathered, scale_of(config, x.q.size(3))), rows, x.q.size(2), config);
+}
+
+Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows,
+                      const Config& config) {
+  const int64_t tokens = x.q.size(2);
+  const Qkv gathered{gather(x.q, rows, config), gather(x.k, rows, config),
+                     gather(x.v, rows, config)};
+  const Qkv grad = attend_adjoint(gathered, scatter_adjoint(grad_out, rows, config),
+                                  scale_of(config, x.q.size(3)));
+  return {gather_adjoint(grad.q, rows, tokens, config),
+          gather_adjoint(grad.k, rows, tokens, config),
+          gather_adjoint(grad.v, rows, tokens, config)};
+}
+
+}  // namespace lighthouse::testing::oracle

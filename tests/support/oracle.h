@@ -1,0 +1,57 @@
+#pragma once
+
+#include "lighthouse/core/config.h"
+#include "tests/support/array.h"
+
+/// The method, read literally: float64, dense matrices, no thought of speed. It shares nothing with
+/// the library but the settings, so that a mistake in one is not in the other.
+///
+/// Symbols: B batch, H query heads, G key/value heads, N tokens, D head dimension, S rows, E
+/// entries above level 0, numbered level 1 first, then level 2 and so on.
+namespace lighthouse::testing::oracle {
+
+/// Two scores of each token (B, H or G, N), or of each coarse entry (B, G, E).
+struct Scores {
+  Array q;
+  Array k;
+};
+
+struct Qkv {
+  Array q;  ///< (B, H, ., D)
+  Array k;  ///< (B, G, ., D)
+  Array v;  ///< (B, G, ., D)
+};
+
+/// What a selection is, in the terms of the library: (B, G, S), and (B, G, E) of 2 row + refined,
+/// or -1.
+struct Maps {
+  Array rows;
+  Array slots;
+};
+
+Scores norm_scores(const Array& q, const Array& k);
+Scores dilated_scores(const Qkv& x, int64_t dilation, double scale);
+/// Scores of coarse entries from those of tokens.
+Scores pool(const Scores& tokens, const Config& config);
+Maps select(const Scores& entries, int64_t tokens, const Config& config);
+/// The length of the gathered sequence, from the formula alone.
+int64_t length(int64_t tokens, const Config& config);
+/// The entries of all levels.
+int64_t entries(int64_t tokens, const Config& config);
+
+/// The means of the rows' windows: (B, H, N, D) -> (B, H, S, D).
+Array gather(const Array& x, const Array& rows, const Config& config);
+/// The adjoint, with the tokens of the result.
+Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const Config& config);
+Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config);
+Array scatter_adjoint(const Array& grad, const Array& rows, const Config& config);
+
+/// Causal attention, and its gradients given that of its output.
+Array attend(const Qkv& x, double scale);
+Qkv attend_adjoint(const Qkv& x, const Array& grad_out, double scale);
+
+/// All of it, given the selection.
+Array attention(const Qkv& x, const Array& rows, const Config& config);
+Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows, const Config& config);
+
+}  // namespace lighthouse::testing::oracle

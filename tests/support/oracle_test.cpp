@@ -1,0 +1,132 @@
+#include "tests/support/oracle.h"
+
+#include <cmath>
+#include <limits>
+
+#include "tests/support/cases.h"
+#include "tests/support/compare.h"
+
+namespace lighthouse::testing {
+namespace {
+
+Array of(std::vector<int64_t> shape, std::vector<double> values) {
+  Array array(std::move(shape));
+  EXPECT_EQ(array.values.size(), values.size());
+  array.values = std::move(values);
+  return array;
+}
+
+/// 7 tokens, 3 levels, pooling by 2: two roots of 4 tokens, the last token absent. Entries 0 to 7
+/// are tokens, 8 to 11 pairs, 12 and 13 roots.
+Config small() {
+  Config config;
+  config.levels = 3;
+  config.pooling_factor = 2;
+  config.budget = config.tile_budget = 1;
+  return config;
+}
+
+TEST(Oracle, PoolsScoresByTheMaximum) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const Array scores = of({1, 1, 7}, {1, 5, 2, nan, 3, 4, 6});
+  const Array pooled = oracle::pool({scores, scores}, small()).q;
+  EXPECT_TRUE(equal(pooled, of({1, 1, 6}, {5, 2, 4, 6, 5, 6})));
+}
+
+TEST(Oracle, SelectsAndOrders) {
+  // A budget of 1 goes to entry 0 of each level, in whose tile the loud tokens of root 1 lose.
+  const Array loud = of({1, 1, 6}, {1, 2, 3, 9, 2, 9});
+  const auto maps = oracle::select({loud, loud}, 7, small());
+  EXPECT_TRUE(equal(maps.rows, of({1, 1, 6}, {0, 1, 8, 9, 12, 13})));
+  EXPECT_TRUE(equal(maps.slots, of({1, 1, 6}, {2 * 2 + 1, 2 * 3, -1, -1, 2 * 4 + 1, 2 * 5})));
+}
+
+TEST(Oracle, TakesHalfByQAndTheRestByK) {
+  Config config = small();
+  config.levels = 2;
+  config.budget = config.tile_budget = 3;
+  // Five roots: 0 first, of m/2 = 1 by q; then by k the best two, where 2 ties with 3 and comes
+  // first.
+  const Array q = of({1, 1, 5}, {0, 9, 1, 1, 1});
+  const Array k = of({1, 1, 5}, {0, 1, 5, 5, 7});
+  EXPECT_TRUE(equal(oracle::select({q, k}, 10, config).rows,
+                    of({1, 1, 11}, {0, 1, 10, 11, 4, 5, 12, 13, 8, 9, 14})));
+  // The causal rule judges by the entry before: 3 and 4 by k of 2 and 3.
+  config.selection = SelectionRule::kCausal;
+  EXPECT_TRUE(equal(oracle::select({q, k}, 10, config).rows,
+                    of({1, 1, 11}, {0, 1, 10, 11, 12, 6, 7, 13, 8, 9, 14})));
+}
+
+TEST(Oracle, PoolsAndScatters) {
+  const Array rows = of({1, 1, 6}, {0, 1, 8, 9, 12, 13});
+  const Array x = of({1, 1, 7, 1}, {1, 2, 3, 4, 5, 6, 7});
+  EXPECT_TRUE(equal(oracle::gather(x, rows, small()), of({1, 1, 6, 1}, {1, 2, 1.5, 3.5, 2.5, 6})));
+  // Tokens 0, 1; the pairs that end at 1 and 3; the root that ends at 3 (that at 7 is past the
+  // end).
+  const Array out = of({1, 1, 6, 1}, {1, 10, 100, 1000, 10000, 100000});
+  EXPECT_TRUE(equal(oracle::scatter(out, rows, 7, small()),
+                    of({1, 1, 7, 1}, {1, 110, 100, 11000, 11000, 10000, 10000})));
+}
+
+TEST(Oracle, LeavesWindowsPastTheEndAtZero) {
+  const Array rows = of({1, 1, 4}, {6, 7, 11, 13});
+  const Array x = of({1, 1, 5, 1}, {1, 2, 3, 4, 5});
+  EXPECT_TRUE(equal(oracle::gather(x, rows, small()), of({1, 1, 4, 1}, {0, 0, 0, 5})));
+}
+
+TEST(Oracle, AttendsCausally) {
+  const double e = std::exp(0.5 * 2);
+  const oracle::Qkv x{of({1, 1, 2, 1}, {7, 1}), of({1, 1, 2, 1}, {3, 5}),
+                      of({1, 1, 2, 1}, {10, 20})};
+  EXPECT_TRUE(
+      close(oracle::attend(x, 0.5), of({1, 1, 2, 1}, {10, (10 + 20 * e) / (1 + e)}), 1e-15));
+}
+
+/// <grad, f(x + h d)> differentiated in h at 0, by central differences.
+template <class F>
+double slope(const F& f, const oracle::Qkv& x, const oracle::Qkv& direction, const Array& grad) {
+  constexpr double kStep = 1e-5;
+  const auto value = [&](double h) {
+    oracle::Qkv moved = x;
+    for (auto [to, along] : {std::pair(&moved.q, &direction.q), std::pair(&moved.k, &direction.k),
+                             std::pair(&moved.v, &direction.v)})
+      for (size_t i = 0; i < to->values.size(); ++i) to->values[i] += h * along->values[i];
+    const Array out = f(moved);
+    return std::inner_product(out.values.begin(), out.values.end(), grad.values.begin(), 0.0);
+  };
+  return (value(kStep) - value(-kStep)) / (2 * kStep);
+}
+
+TEST(Oracle, GradientsAreThoseOfFiniteDifferences) {
+  Random random(1);
+  for (int i = 0; i < 20; ++i) {
+    Case c = random_case(random);
+    c.tokens = std::min<int64_t>(c.tokens, 40);
+    c.config.tile_budget = c.config.budget = 3;
+    SCOPED_TRACE(::testing::PrintToString(c));
+    const oracle::Qkv x = random_qkv(random, c);
+    const oracle::Qkv along{normals(random, c.q_shape()), normals(random, c.kv_shape()),
+                            normals(random, c.kv_shape())};
+    const Array grad_out = normals(random, c.q_shape());
+    const Array rows =
+        oracle::select(oracle::pool(oracle::norm_scores(x.q, x.k), c.config), c.tokens, c.config)
+            .rows;
+    const oracle::Qkv grad = oracle::attention_adjoint(x, grad_out, rows, c.config);
+    double expected = 0;
+    double absolute_sum = 0;
+    for (auto [g, d] :
+         {std::pair(&grad.q, &along.q), std::pair(&grad.k, &along.k), std::pair(&grad.v, &along.v)})
+      for (size_t j = 0; j < g->values.size(); ++j) {
+        expected += g->values[j] * d->values[j];
+        absolute_sum += std::abs(g->values[j] * d->values[j]);
+      }
+    const auto f = [&](const oracle::Qkv& moved) {
+      return oracle::attention(moved, rows, c.config);
+    };
+    // The step's square, and the rounding of a sum over the step.
+    EXPECT_NEAR(slope(f, x, along, grad_out), expected, 1e-7 * (1 + absolute_sum));
+  }
+}
+
+}  // namespace
+}  // namespace lighthouse::testing
