@@ -6,6 +6,7 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 
 #include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/stages.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse {
@@ -46,72 +47,80 @@ TokenScores dilated_scores(const Tensor& q, const Tensor& k, const Tensor& v,
     const Tensor sub_k = expand_heads(every(k), heads);
     const Tensor sub_v = expand_heads(every(v), heads);
     const auto norm = [](const Tensor& out) {
-      return at::linalg_vector_norm(out, 2, at::IntArrayRef{-1}, false, at::kFloat);
+      // The norm of a float64 row is taken in float64, that of a 16-bit one in float32.
+      const auto type = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+      return at::linalg_vector_norm(out, 2, at::IntArrayRef{-1}, false, type);
     };
     every(scores.q).copy_(norm(dense_attention(sub_q, sub_k, sub_v, config.scale)));
     every(scores.k).copy_(norm(dense_attention(sub_k, sub_q, sub_v, config.scale)));
   }
-  // Selection is per key/value head, so that its query heads agree.
+  // Selection is per key/value head: a group is as important as its most important query head.
   scores.k = scores.k.unflatten(1, {groups, heads / groups}).amax(2);
   return scores;
 }
 
-Selection select_by(const Tensor& scores_q, const Tensor& scores_k, const Config& config,
-                    at::IntArrayRef geometry) {
-  auto [rows, slots] = ops::select(scores_q, scores_k, to_string(config.selection), geometry);
+}  // namespace
+
+Scored score(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config) {
+  check_config(config);
+  ops::check_qkv(q, k, v);
+  const at::NoGradGuard no_grad;
+  const auto geometry = ops::geometry_list(q.size(2), config);
+  auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry);
+  if (config.scorer == Scorer::kDilated) {
+    const TokenScores tokens = dilated_scores(q, k, v, config);
+    std::tie(scores_q, scores_k) = ops::pool_scores(tokens.q, tokens.k, geometry);
+  }
+  return {scores_q, scores_k, roots};
+}
+
+Selection select(const Scored& scored, int64_t tokens, const Config& config) {
+  auto [rows, slots] = ops::select(scored.scores_q, scored.scores_k, to_string(config.selection),
+                                   ops::geometry_list(tokens, config));
   return {rows, slots};
 }
 
-/// Selects, given what the score stage wrote: its scores are those of the norm scorer.
-Selection select_from(const Tensor& scores_q, const Tensor& scores_k, const Tensor& q,
-                      const Tensor& k, const Tensor& v, const Config& config,
-                      at::IntArrayRef geometry) {
-  if (config.scorer == Scorer::kNorm) return select_by(scores_q, scores_k, config, geometry);
-  const TokenScores tokens = dilated_scores(q, k, v, config);
-  const auto [dilated_q, dilated_k] = ops::pool_scores(tokens.q, tokens.k, geometry);
-  return select_by(dilated_q, dilated_k, config, geometry);
-}
-
-}  // namespace
-
 Selection select(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
                  const std::optional<TokenScores>& scores) {
+  if (!scores) return select(score(q, k, v, config), q.size(2), config);
   check_config(config);
   const Shape shape = ops::check_qkv(q, k, v);
-  const at::NoGradGuard no_grad;
   const int64_t tokens = q.size(2);
-  const std::vector<int64_t> geometry = ops::geometry_list(tokens, config);
-  if (scores) {
-    ops::check_tensor(scores->q, "scores.q", {shape.batch, shape.heads, tokens}, at::kFloat,
-                      q.device());
-    ops::check_tensor(scores->k, "scores.k", {shape.batch, shape.groups, tokens}, at::kFloat,
-                      q.device());
-    const auto [scores_q, scores_k] = ops::pool_scores(scores->q, scores->k, geometry);
-    return select_by(scores_q, scores_k, config, geometry);
-  }
-  const auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry);
-  return select_from(scores_q, scores_k, q, k, v, config, geometry);
+  ops::check_tensor(scores->q, "scores.q", {shape.batch, shape.heads, tokens}, at::kFloat,
+                    q.device());
+  ops::check_tensor(scores->k, "scores.k", {shape.batch, shape.groups, tokens}, at::kFloat,
+                    q.device());
+  const at::NoGradGuard no_grad;
+  const auto [scores_q, scores_k] =
+      ops::pool_scores(scores->q, scores->k, ops::geometry_list(tokens, config));
+  return select({scores_q, scores_k, {}}, tokens, config);
+}
+
+Gathered gather(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& roots,
+                const Selection& selection, const Config& config) {
+  auto [gathered_q, gathered_k, gathered_v] = ops::gather(
+      q, k, v, roots, selection.rows, selection.slots, ops::geometry_list(q.size(2), config));
+  return {gathered_q, gathered_k, gathered_v};
+}
+
+Tensor attend(const Gathered& gathered, const Config& config) {
+  return dense_attention(gathered.q, gathered.k, gathered.v, config.scale);
+}
+
+Tensor scatter(const Tensor& gathered_out, const Selection& selection, int64_t tokens,
+               const Config& config) {
+  return ops::scatter(gathered_out, selection.rows, selection.slots,
+                      ops::geometry_list(tokens, config));
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
                  const std::optional<Selection>& given) {
-  check_config(config);
-  ops::check_qkv(q, k, v);
-  const std::vector<int64_t> geometry = ops::geometry_list(q.size(2), config);
-  Tensor roots;
-  Selection selection;
-  {
-    const at::NoGradGuard no_grad;
-    Tensor scores_q;
-    Tensor scores_k;
-    std::tie(scores_q, scores_k, roots) = ops::score(q, k, v, geometry);
-    selection = given ? *given : select_from(scores_q, scores_k, q, k, v, config, geometry);
-  }
-  const auto& [rows, slots] = selection;
-  const auto [gathered_q, gathered_k, gathered_v] =
-      ops::gather(q, k, v, roots, rows, slots, geometry);
-  const Tensor gathered_out = dense_attention(gathered_q, gathered_k, gathered_v, config.scale);
-  return ops::scatter(gathered_out, rows, slots, geometry);
+  Config scoring = config;
+  if (given) scoring.scorer = Scorer::kNorm;  // only the roots are needed: the cheaper scorer
+  const Scored scored = score(q, k, v, scoring);
+  const Selection selection = given ? *given : select(scored, q.size(2), config);
+  const Gathered gathered = gather(q, k, v, scored.roots, selection, config);
+  return scatter(attend(gathered, config), selection, q.size(2), config);
 }
 
 Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v,
