@@ -1,7 +1,6 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
-#include <ATen/ops/manual_seed.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/randn.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/version.h>
@@ -200,11 +199,10 @@ struct Row {
 Row run(const Settings& settings, int64_t context, int64_t budget, at::ScalarType type) {
   Config config = settings.config;
   config.budget = budget;
-  const Geometry geometry(context, config);
-  Row row{context, config, geometry.rows, {}, {}, {}, {}};
+  Row row{context, config, gathered_rows(context, config), {}, {}, {}, {}};
   const Inputs inputs = make_inputs(settings, context, type);
   const auto lighthouse = [&] { return attention(inputs.q, inputs.k, inputs.v, config); };
-  const Inputs rows = make_inputs(settings, geometry.rows, type);
+  const Inputs rows = make_inputs(settings, row.rows, type);
   const auto inner = [&] { return dense_attention(rows.q, rows.k, rows.v, config.scale); };
 
   measure(inputs, 1, lighthouse);  // warm-up

@@ -110,8 +110,11 @@ LIGHTHOUSE_HOST_DEVICE inline int64_t row_of(const Geometry& geometry, const Slo
     return in_sequence(slot) ? slot_row(slot) : -1;
   }
   if (geometry.levels == 1) return index;
-  const Slot parent = slots[geometry.coarse(1, index / geometry.pooling)];
-  return is_refined(parent) ? slot_row(parent) - geometry.pooling + index % geometry.pooling : -1;
+  // 31 bits hold any index, and division is several times faster in 32 bits than in 64.
+  const auto child = static_cast<uint32_t>(index);
+  const auto pooling = static_cast<uint32_t>(geometry.pooling);
+  const Slot parent = slots[geometry.coarse(1, child / pooling)];
+  return is_refined(parent) ? slot_row(parent) - pooling + child % pooling : -1;
 }
 
 }  // namespace lighthouse

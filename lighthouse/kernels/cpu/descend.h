@@ -26,12 +26,11 @@ class Descent {
   template <class RowOf, class Emit>
   void descend(int64_t root, const RowOf& row_of, const Emit& emit) {
     const int64_t first = root * g_.root_window();
-    for (int64_t token = first; token < first + g_.root_window(); ++token) {
+    for (int64_t t = 0; t < g_.root_window(); ++t) {
       // Nodes that begin at this token have a new sum; those above them keep theirs.
-      int64_t level = 0;
-      while (level < g_.root_level() && token % g_.window[level + 1] == 0) ++level;
-      for (; level >= 0; --level) {
-        const auto [row, divisor] = row_of(level, token / g_.window[level]);
+      for (int64_t level = highest_beginning_at(t); level >= 0; --level) {
+        const int64_t node = level == 0 ? first + t : (first + t) / g_.window[level];
+        const auto [row, divisor] = row_of(level, node);
         if (row == nullptr) {
           sums_[level] = sums_[level + 1];
         } else {
@@ -40,11 +39,21 @@ class Descent {
           sums_[level] = own;
         }
       }
-      emit(token, sums_[0]);
+      emit(first + t, sums_[0]);
     }
   }
 
  private:
+  /// The highest level at which a node begins at token t of the window. In 32 bits: see row_of.
+  int64_t highest_beginning_at(int64_t t) const {
+    int64_t level = 0;
+    while (level < g_.root_level() &&
+           static_cast<uint32_t>(t) % static_cast<uint32_t>(g_.window[level + 1]) == 0) {
+      ++level;
+    }
+    return level;
+  }
+
   const Geometry& g_;
   const int64_t dim_;
   std::vector<Acc> rows_;         // one for each level, and zeros

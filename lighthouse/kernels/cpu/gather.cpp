@@ -20,7 +20,7 @@ void mean(const Geometry& g, const Rows<const T>& tokens, int64_t b, int64_t h, 
     copy_row(tokens.at(b, h, first), dim, out);
   } else {
     zero_row(dim, sum);
-    for (int64_t t = 0; t < present; ++t) add_row(tokens.at(b, h, first + t), dim, sum);
+    add_rows(tokens.at(b, h, first), tokens.row_stride, present, dim, sum);
     store_quotient(sum, static_cast<accumulator_t<T>>(present), dim, out);
   }
 }

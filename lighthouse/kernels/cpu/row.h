@@ -26,6 +26,25 @@ void add_row(const T* __restrict__ row, int64_t dim, Acc* __restrict__ sum) {
   for (int64_t d = 0; d < dim; ++d) sum[d] += static_cast<Acc>(row[d]);
 }
 
+/// sum += the rows, four at a time, so that `sum` is read and written once for four
+template <class T, class Acc>
+void add_rows(const T* rows, int64_t row_stride, int64_t count, int64_t dim,
+              Acc* __restrict__ sum) {
+  for (; count >= 4; count -= 4, rows += 4 * row_stride) {
+    const T* __restrict__ r0 = rows;
+    const T* __restrict__ r1 = rows + row_stride;
+    const T* __restrict__ r2 = rows + 2 * row_stride;
+    const T* __restrict__ r3 = rows + 3 * row_stride;
+    for (int64_t d = 0; d < dim; ++d) {
+      sum[d] += (static_cast<Acc>(r0[d]) + static_cast<Acc>(r1[d])) +
+                (static_cast<Acc>(r2[d]) + static_cast<Acc>(r3[d]));
+    }
+  }
+  for (; count > 0; --count, rows += row_stride) {
+    for (int64_t d = 0; d < dim; ++d) sum[d] += static_cast<Acc>(rows[d]);
+  }
+}
+
 /// out = sum + row / divisor
 template <class T, class Acc>
 void add_quotient(const Acc* __restrict__ sum, const T* __restrict__ row, Acc divisor, int64_t dim,
@@ -45,27 +64,33 @@ void store_row(const Acc* __restrict__ sum, int64_t dim, T* __restrict__ out) {
   for (int64_t d = 0; d < dim; ++d) out[d] = static_cast<T>(sum[d]);
 }
 
-/// The Euclidean norm of a row.
-template <class T>
-float norm(const T* row, int64_t dim) {
-  using Acc = accumulator_t<T>;
-  constexpr int kLanes = 16;  // a single sum would be one chain of dependent additions
-  Acc lanes[kLanes] = {};
+/// sum += row, and the Euclidean norm of the row.
+template <class T, class Acc>
+float add_row_and_norm(const T* __restrict__ row, int64_t dim, Acc* __restrict__ sum) {
+  constexpr int kLanes = 8;  // a single sum of squares would be one chain of dependent additions
+  Acc even[kLanes] = {};
+  Acc odd[kLanes] = {};
   int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) {
+  for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
     for (int i = 0; i < kLanes; ++i) {
       const Acc x = static_cast<Acc>(row[d + i]);
-      lanes[i] += x * x;
+      sum[d + i] += x;
+      even[i] += x * x;
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      const Acc x = static_cast<Acc>(row[d + kLanes + i]);
+      sum[d + kLanes + i] += x;
+      odd[i] += x * x;
     }
   }
-  for (int i = 0; d < dim; ++d, ++i) {
+  for (; d < dim; ++d) {
     const Acc x = static_cast<Acc>(row[d]);
-    lanes[i] += x * x;
+    sum[d] += x;
+    even[d % kLanes] += x * x;
   }
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return static_cast<float>(std::sqrt(lanes[0]));
+  for (int i = 0; i < kLanes; ++i) even[i] += odd[i];
+  return static_cast<float>(std::sqrt(((even[0] + even[4]) + (even[1] + even[5])) +
+                                      ((even[2] + even[6]) + (even[3] + even[7]))));
 }
 
 }  // namespace lighthouse::cpu

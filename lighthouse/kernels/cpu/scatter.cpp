@@ -48,12 +48,11 @@ void scatter_backward(const ScatterBackward<T>& args, int64_t begin, int64_t end
     for (int64_t h = 0; h < args.shape.heads; ++h) {
       const int64_t id = args.rows[(b * groups + args.shape.group(h)) * g.rows + s];
       const int64_t level = g.level(id);
-      const int64_t first = (id - g.first[level] + 1) * g.window[level] - 1;
-      const int64_t end_position = std::min(first + g.window[level], g.tokens);
+      const int64_t last_of_window = (id - g.first[level] + 1) * g.window[level] - 1;
+      const int64_t first = std::min(last_of_window, g.tokens);
+      const int64_t count = std::min(g.window[level], g.tokens - first);
       zero_row(dim, sum.data());
-      for (int64_t t = first; t < end_position; ++t) {
-        add_row(args.grad_out.at(b, h, t), dim, sum.data());
-      }
+      add_rows(args.grad_out.at(b, h, first), args.grad_out.row_stride, count, dim, sum.data());
       store_row(sum.data(), dim, args.grad_gathered_out.at(b, h, s));
     }
   }

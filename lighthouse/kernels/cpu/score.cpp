@@ -36,57 +36,52 @@ void pool_levels(const Geometry& g, int64_t root, float* scores) {
   }
 }
 
-/// One head's root window: raises its level-1 scores by the tokens' norms (not where `level1` is
-/// null) and writes its mean. `sum` is scratch for a row.
-template <class T>
-void score_window(const Geometry& g, const T* rows, int64_t row_stride, int64_t present,
-                  int64_t dim, float* level1, T* root, accumulator_t<T>* sum) {
-  zero_row(dim, sum);
-  for (int64_t t = 0; t < present; ++t) {
-    const T* row = rows + t * row_stride;
-    if (level1 != nullptr) raise(level1[t / g.pooling], norm(row, dim));
-    add_row(row, dim, sum);
-  }
-  store_quotient(sum, static_cast<accumulator_t<T>>(present), dim, root);
-}
-
 }  // namespace
 
 template <class T>
 void score(const Score<T>& args, int64_t begin, int64_t end) {
+  using Acc = accumulator_t<T>;
   const Geometry& g = args.geometry;
   const int64_t heads = args.shape.heads;
   const int64_t groups = args.shape.groups;
   const int64_t dim = args.shape.dim;
+  const int64_t columns = heads + 2 * groups;
   const int64_t coarse_entries = g.coarse_entries();
-  std::vector<accumulator_t<T>> sum(dim);
+  std::vector<Acc> sums(columns * dim);
 
   for (int64_t item = begin; item < end; ++item) {
     const int64_t b = item / g.roots;
     const int64_t r = item % g.roots;
-    const int64_t first = r * g.root_window();
-    const int64_t present = g.present(g.root_level(), r);
     float* scores_q = args.scores_q + b * groups * coarse_entries;
     float* scores_k = args.scores_k + b * groups * coarse_entries;
-    T* root = args.roots + item * (heads + 2 * groups) * dim;
-
     for (int64_t j = 0; j < groups; ++j) {
       clear_level_one(g, r, scores_q + j * coarse_entries);
       clear_level_one(g, r, scores_k + j * coarse_entries);
     }
-    for (int64_t h = 0; h < heads; ++h, root += dim) {
-      float* scores = scores_q + args.shape.group(h) * coarse_entries;
-      score_window(g, args.q.at(b, h, first), args.q.row_stride, present, dim,
-                   level_one(g, r, scores), root, sum.data());
+    std::fill(sums.begin(), sums.end(), Acc{});
+
+    // Tokens outside and heads inside: where heads are neighbours in memory, as a model's
+    // projections leave them, that reads q, k and v from front to back.
+    const int64_t present = g.present(g.root_level(), r);
+    for (int64_t t = 0; t < present; ++t) {
+      const int64_t token = r * g.root_window() + t;
+      const int64_t entry = g.coarse(1, token / g.pooling);
+      Acc* sum = sums.data();
+      for (int64_t h = 0; h < heads; ++h, sum += dim) {
+        raise(scores_q[args.shape.group(h) * coarse_entries + entry],
+              add_row_and_norm(args.q.at(b, h, token), dim, sum));
+      }
+      for (int64_t j = 0; j < groups; ++j, sum += dim) {
+        raise(scores_k[j * coarse_entries + entry],
+              add_row_and_norm(args.k.at(b, j, token), dim, sum));
+      }
+      for (int64_t j = 0; j < groups; ++j, sum += dim) {
+        add_row(args.v.at(b, j, token), dim, sum);
+      }
     }
-    for (int64_t j = 0; j < groups; ++j, root += dim) {
-      score_window(g, args.k.at(b, j, first), args.k.row_stride, present, dim,
-                   level_one(g, r, scores_k + j * coarse_entries), root, sum.data());
-    }
-    for (int64_t j = 0; j < groups; ++j, root += dim) {
-      score_window<T>(g, args.v.at(b, j, first), args.v.row_stride, present, dim, nullptr, root,
-                      sum.data());
-    }
+
+    store_quotient(sums.data(), static_cast<Acc>(present), columns * dim,
+                   args.roots + item * columns * dim);
     for (int64_t j = 0; j < groups; ++j) {
       pool_levels(g, r, scores_q + j * coarse_entries);
       pool_levels(g, r, scores_k + j * coarse_entries);
