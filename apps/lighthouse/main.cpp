@@ -17,6 +17,7 @@ int run(int argc, char** argv) {
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
     return std::string("lighthouse: ") + error.what() + "\nlighthouse --help says more.\n";
   });
+  lighthouse::app::add_bench(app);
   lighthouse::app::add_verify(app);
   try {
     app.parse(argc, argv);

@@ -13,6 +13,7 @@ inline constexpr int kFailed = 1;
 /// The command line is wrong, or an input is not readable as what it must be.
 inline constexpr int kUnusable = 2;
 
+void add_bench(CLI::App& app);
 void add_verify(CLI::App& app);
 
 }  // namespace lighthouse::app
