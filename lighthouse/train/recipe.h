@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <iosfwd>
+#include <string>
+#include <vector>
+
+#include "lighthouse/core/config.h"
+#include "lighthouse/model/llama.h"
+
+namespace lighthouse::train {
+
+/// AdamW, and the schedule over the steps of all stages together: linear warm-up, then linear decay
+/// to a share of the peak.
+struct OptimizerRecipe {
+  double lr = 2e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;  ///< of matrices; norms are not decayed
+  double max_grad_norm = 1.0;
+  int64_t warmup_steps = 100;
+  double final_lr_share = 0.01;
+};
+
+struct DataRecipe {
+  std::string path;  ///< a file or folder of text; relative paths: from the working directory
+  double held_out_share = 0.05;
+};
+
+/// How often what is measured and saved.
+struct RunRecipe {
+  std::string out = "runs/run";  ///< the run's folder
+  uint64_t seed = 0;
+  int64_t eval_sequences = 4;    ///< held-out sequences of the stage's context, each evaluation
+  int64_t eval_every_steps = 0;  ///< besides before and after each stage; 0: not
+  int64_t checkpoint_every_steps = 100;
+  int64_t keep_checkpoints = 2;  ///< at least 2: the newest may turn out damaged
+  int64_t log_every_steps = 1;   ///< lines in the metrics file
+};
+
+/// One stretch of a run. The paper's two stages are the common case; training short first and long
+/// later is another.
+struct StageRecipe {
+  std::string name;
+  int64_t steps = 0;
+  int64_t context = 0;      ///< tokens of a sequence
+  int64_t batch = 1;        ///< sequences of a step
+  int64_t micro_batch = 0;  ///< sequences at a time, gradients accumulated; 0: all of them
+  bool lighthouse = false;  ///< attention = "lighthouse" | "dense"
+  Config attention;         ///< keys of core/config.h, in the stage's table
+  std::vector<int64_t> dense_layers{0, 1, -2, -1};
+  double dense_share = 0;     ///< of the steps: dense, on pieces of dense_context tokens
+  int64_t dense_context = 0;  ///< the step's tokens stay the same: it must divide context
+};
+
+/// One file describes a whole run.
+struct Recipe {
+  model::LlamaConfig model;
+  DataRecipe data;
+  OptimizerRecipe optimizer;
+  RunRecipe run;
+  std::vector<StageRecipe> stages;
+
+  /// Reads a TOML file: [model] (or [model] with preset = "models/tiny.toml", relative to the
+  /// recipe, whose keys the others override), [data], [optimizer], [run] and [[stage]]...
+  ///
+  /// @param overrides "key=value", as in a file: "optimizer.lr=1e-3", "stage.0.steps=10", or with
+  ///        the stage's name, "stage.lighthouse.steps=10"
+  /// @throws std::invalid_argument for an unknown key (with the nearest known one), a wrong type or
+  ///         a value out of range, each with file, line and column, or the override it is from
+  static Recipe read(const std::filesystem::path& file,
+                     const std::vector<std::string>& overrides = {});
+
+  /// Throws std::invalid_argument, naming the key, its value and what it must be, unless the whole
+  /// run can be run: every stage's geometry and dense layers too.
+  void validate() const;
+
+  int64_t total_steps() const;
+
+  /// The whole recipe, every field, as TOML that `read` gives back the same.
+  std::string to_toml() const;
+};
+
+/// The table of what will run: every field, parameters, and for each stage its tokens, the rows S
+/// of the gathered sequence and S / N.
+void print(std::ostream& out, const Recipe& recipe);
+
+}  // namespace lighthouse::train
