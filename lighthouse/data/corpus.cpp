@@ -1,15 +1,14 @@
 #include "lighthouse/data/corpus.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <fstream>
-#include <span>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/io/file.h"
 
 namespace lighthouse::data {
 namespace {
@@ -35,7 +34,7 @@ double place(const fs::path& relative) {
 }
 
 [[noreturn]] void cannot_read(const fs::path& path, const std::string& why) {
-  throw std::runtime_error(message("cannot read ", path.string(), ": ", why));
+  throw std::runtime_error(message("cannot read '", path.string(), "': ", why));
 }
 
 /// The regular files below a folder, or the one file.
@@ -54,25 +53,14 @@ std::vector<fs::path> files_of(const fs::path& root) {
   } catch (const fs::filesystem_error& error) {
     cannot_read(error.path1().empty() ? at : error.path1(), error.code().message());
   }
-  std::sort(files.begin(), files.end(), [](const fs::path& a, const fs::path& b) {
-    return a.generic_string() < b.generic_string();
-  });
+  std::sort(files.begin(), files.end());
   return files;
 }
 
-std::vector<uint8_t> read_file(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  std::vector<uint8_t> bytes;
-  if (in) bytes.resize(static_cast<size_t>(in.tellg()));
-  in.seekg(0);
-  in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  if (!in) cannot_read(path, std::generic_category().message(errno));
-  return bytes;
-}
-
 /// Valid UTF-8 without NUL.
-bool is_text(std::span<const uint8_t> bytes) {
-  const size_t size = bytes.size();
+bool is_text(std::string_view text) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(text.data());
+  const size_t size = text.size();
   for (size_t i = 0; i < size;) {
     const uint8_t lead = bytes[i++];
     if (lead == 0) return false;
@@ -99,28 +87,28 @@ Corpus Corpus::read(const fs::path& path, double held_out_share) {
                  held_out_share, "; it must be between 0 and 1");
   std::error_code error;
   const fs::file_type type = fs::status(path, error).type();
-  check_argument(type != fs::file_type::not_found, "the text ", path.string(), " does not exist");
+  check_argument(type != fs::file_type::not_found, "the text '", path.string(), "' does not exist");
   if (error) cannot_read(path, error.message());
-  check_argument(type == fs::file_type::regular || type == fs::file_type::directory, "the text ",
-                 path.string(), " is neither a file nor a folder");
+  check_argument(type == fs::file_type::regular || type == fs::file_type::directory, "the text '",
+                 path.string(), "' is neither a file nor a folder");
 
   Corpus corpus;
-  std::vector<std::vector<uint8_t>> documents;
+  std::vector<std::string> documents;
   std::vector<bool> held_out;
   for (const fs::path& file : files_of(path)) {
-    std::vector<uint8_t> bytes = read_file(file);
+    std::string bytes = io::read_file(file);
     if (bytes.empty()) {
       ++corpus.skipped_empty_;
     } else if (!is_text(bytes)) {
       ++corpus.skipped_binary_;
     } else {
-      bytes.push_back(0);
+      bytes.push_back('\0');
       documents.push_back(std::move(bytes));
       held_out.push_back(place(file.lexically_relative(path)) < held_out_share);
     }
   }
-  check_argument(!documents.empty(), "the text ", path.string(),
-                 " holds no text: ", corpus.skipped_empty_, " empty and ", corpus.skipped_binary_,
+  check_argument(!documents.empty(), "the text '", path.string(),
+                 "' holds no text: ", corpus.skipped_empty_, " empty and ", corpus.skipped_binary_,
                  " binary files");
   corpus.documents_ = static_cast<int64_t>(documents.size());
 

@@ -203,7 +203,6 @@ void LlamaImpl::set_attention(const AttentionPlan& plan) {
   const int64_t layers = config_.num_hidden_layers;
   const nn::AttentionOptions common{plan.config, plan.mode, lighthouse_in_eval_, plan.crossover};
   std::vector<nn::AttentionOptions> options(layers, common);
-  if (plan.mode == nn::Mode::kLighthouse) plan.config.validate();
   for (const int64_t layer : plan.dense_layers) {
     check_argument(-layers <= layer && layer < layers, "dense layer ", layer,
                    " does not exist; it must be from ", -layers, " to ", layers - 1);

@@ -1,0 +1,166 @@
+#include "lighthouse/data/loader.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+namespace lighthouse::data {
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+
+/// Documents of 1, 2, 3, ... of the same letter, then a colon.
+Bytes some_documents(int count) {
+  Bytes bytes;
+  for (int i = 1; i <= count; ++i) {
+    bytes.insert(bytes.end(), i, static_cast<uint8_t>('A' + i % 60));
+    bytes.push_back(':');
+    bytes.push_back(0);
+  }
+  return bytes;
+}
+
+Bytes bytes_of(const at::Tensor& tokens) {
+  const at::Tensor bytes = tokens.to(at::kByte).contiguous();
+  const auto* data = bytes.data_ptr<uint8_t>();
+  return {data, data + bytes.numel()};
+}
+
+Bytes stream(Loader& loader, int64_t tokens) { return bytes_of(loader.next(1, tokens).tokens); }
+
+Bytes sorted(Bytes bytes) {
+  std::sort(bytes.begin(), bytes.end());
+  return bytes;
+}
+
+TEST(Loader, HandsOutEveryByteOnceAnEpoch) {
+  const Bytes text = some_documents(30);
+  const auto size = static_cast<int64_t>(text.size());
+  Loader loader(text, 1);
+  const Bytes first = stream(loader, size);
+  EXPECT_EQ(loader.epoch(), 1u);
+  const Bytes second = stream(loader, size);
+  EXPECT_EQ(sorted(first), sorted(text));
+  EXPECT_EQ(sorted(second), sorted(text));
+  EXPECT_NE(first, text);
+  EXPECT_NE(first, second);
+}
+
+TEST(Loader, KeepsDocumentsWhole) {
+  const Bytes text = some_documents(30);
+  Loader loader(text, 1);
+  const Bytes epoch = stream(loader, static_cast<int64_t>(text.size()));
+  int documents = 0;
+  for (auto begin = epoch.begin(); begin != epoch.end(); ++documents) {
+    const auto end = std::find(begin, epoch.end(), 0) + 1;
+    EXPECT_NE(std::search(text.begin(), text.end(), begin, end), text.end());
+    EXPECT_EQ(std::count(begin, end, ':'), 1);
+    begin = end;
+  }
+  EXPECT_EQ(documents, 30);
+}
+
+TEST(Loader, ShufflesPiecesOfOneLongText) {
+  Bytes text(3 * Loader::kPiece + 1000);
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<uint8_t>(1 + i / Loader::kPiece);
+  bool moved = false;
+  Loader loader(text, 1);
+  for (int epoch = 0; epoch < 5; ++epoch) {
+    const Bytes order = stream(loader, static_cast<int64_t>(text.size()));
+    EXPECT_EQ(sorted(order), text);
+    moved |= order != text;
+  }
+  EXPECT_TRUE(moved);
+}
+
+TEST(Loader, TargetsAreTheTokensThatFollow) {
+  const Bytes text = some_documents(20);
+  Loader loader(text, 2), whole(text, 2);
+  const Bytes expected = stream(whole, 3 * 7 * 20 + 1);
+  for (int64_t step = 0; step < 20; ++step) {
+    const Batch batch = loader.next(3, 7);
+    EXPECT_EQ(batch.tokens.scalar_type(), at::kLong);
+    EXPECT_EQ(batch.tokens.sizes(), (std::vector<int64_t>{3, 7}));
+    EXPECT_EQ(batch.targets.sizes(), batch.tokens.sizes());
+    const auto begin = expected.begin() + step * 21;
+    EXPECT_EQ(bytes_of(batch.tokens), Bytes(begin, begin + 21));
+    EXPECT_EQ(bytes_of(batch.targets), Bytes(begin + 1, begin + 22));
+  }
+}
+
+TEST(Loader, GoesOnWhereItIsWhateverTheContext) {
+  const Bytes text = some_documents(20);
+  Loader whole(text, 3), loader(text, 3);
+  const Bytes expected = stream(whole, 1000);
+  Bytes found;
+  for (const auto& [batch, context] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 300}, {2, 50}, {1, 1}, {3, 133}, {1, 200}}) {
+    const Bytes part = bytes_of(loader.next(batch, context).tokens);
+    found.insert(found.end(), part.begin(), part.end());
+    EXPECT_EQ(loader.position(), found.size());
+  }
+  EXPECT_EQ(found, expected);
+}
+
+TEST(Loader, SeeksToAnyPosition) {
+  const Bytes text = some_documents(20);
+  Loader whole(text, 4);
+  const Bytes expected = stream(whole, 2000);
+  Loader loader(text, 4);
+  for (const uint64_t position : {1500u, 0u, 249u, 250u, 251u, 700u, 3u}) {
+    loader.seek(position);
+    const auto begin = expected.begin() + static_cast<ptrdiff_t>(position);
+    EXPECT_EQ(stream(loader, 400), Bytes(begin, begin + 400)) << position;
+  }
+}
+
+TEST(Loader, OrdersByTheSeed) {
+  const Bytes text = some_documents(20);
+  Loader one(text, 5), same(text, 5), other(text, 6), high(text, 5 + (uint64_t{1} << 40));
+  const Bytes order = stream(one, 200);
+  EXPECT_EQ(stream(same, 200), order);
+  EXPECT_NE(stream(other, 200), order);
+  EXPECT_NE(stream(high, 200), order);
+}
+
+TEST(Loader, RepeatsATextThatIsShorterThanABatch) {
+  const Bytes text{'a', 'b', 0};
+  Loader loader(text, 7);
+  EXPECT_EQ(stream(loader, 8), (Bytes{'a', 'b', 0, 'a', 'b', 0, 'a', 'b'}));
+  EXPECT_EQ(stream(loader, 2), (Bytes{0, 'a'}));
+}
+
+TEST(Loader, RefusesWhatIsEmpty) {
+  const Bytes text{'a'}, none;
+  EXPECT_THROW(Loader(none, 1), std::invalid_argument);
+  Loader loader(text, 1);
+  EXPECT_THROW(loader.next(0, 1), std::invalid_argument);
+  EXPECT_THROW(loader.next(1, 0), std::invalid_argument);
+}
+
+TEST(HeldOutBatches, AreSpreadEvenlyWithoutOverlap) {
+  Bytes text(101);
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<uint8_t>(i);
+  const auto batches = held_out_batches(text, 3, 10);
+  ASSERT_EQ(batches.size(), 3u);
+  const Bytes begins{0, 33, 66};
+  for (size_t i = 0; i < 3; ++i) {
+    const at::Tensor expected = at::arange(begins[i], begins[i] + 11, at::kLong).view({1, 11});
+    EXPECT_TRUE(at::equal(batches[i].tokens, expected.slice(1, 0, 10)));
+    EXPECT_TRUE(at::equal(batches[i].targets, expected.slice(1, 1)));
+  }
+}
+
+TEST(HeldOutBatches, AreAsManyAsTheTextHolds) {
+  const Bytes text(101, 'x');
+  EXPECT_EQ(held_out_batches(text, 50, 20).size(), 5u);
+  EXPECT_EQ(held_out_batches(text, 1, 100).size(), 1u);
+  EXPECT_THROW(held_out_batches(text, 1, 101), std::invalid_argument);
+  EXPECT_THROW(held_out_batches(text, 0, 10), std::invalid_argument);
+  EXPECT_THROW(held_out_batches({}, 1, 10), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace lighthouse::data

@@ -1,0 +1,159 @@
+#include "lighthouse/eval/eval.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace lighthouse::eval {
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+
+model::LlamaConfig small_config() {
+  model::LlamaConfig config;
+  config.hidden_size = 32;
+  config.intermediate_size = 48;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.head_dim = 8;
+  config.initializer_range = 0.3;
+  return config;
+}
+
+model::AttentionPlan plan_of(SelectionRule rule) {
+  model::AttentionPlan plan;
+  plan.mode = nn::Mode::kLighthouse;
+  plan.config.budget = 8;
+  plan.config.tile_budget = 4;
+  plan.config.selection = rule;
+  return plan;
+}
+
+std::vector<data::Batch> random_batches(int64_t count, int64_t sequences, int64_t tokens) {
+  std::vector<data::Batch> batches;
+  for (int64_t i = 0; i < count; ++i) {
+    const at::Tensor text = at::randint(0, 256, {sequences, tokens + 1}, at::kLong);
+    batches.push_back({text.slice(1, 0, tokens).contiguous(), text.slice(1, 1).contiguous()});
+  }
+  return batches;
+}
+
+TEST(HeldOutLoss, IsTheMeanOverAllTokens) {
+  at::manual_seed(1);
+  model::Llama model(small_config());
+  auto batches = random_batches(1, 2, 50);
+  batches.push_back(random_batches(1, 1, 7)[0]);
+  double sum = 0;
+  for (const auto& batch : batches) {
+    sum += model->token_losses(batch.tokens, batch.targets).sum(at::kDouble).item<double>();
+  }
+  EXPECT_DOUBLE_EQ(held_out_loss(model, batches, false), sum / 107);
+  EXPECT_THROW(held_out_loss(model, {}, false), std::invalid_argument);
+}
+
+TEST(HeldOutLoss, IsDenseOrAsTrainedAndLeavesTheModelAsItWas) {
+  at::manual_seed(2);
+  model::Llama model(small_config());
+  const auto batches = random_batches(2, 1, 512);
+  const double dense = held_out_loss(model, batches, false);
+  EXPECT_EQ(held_out_loss(model, batches, true), dense);
+  model->set_attention(plan_of(SelectionRule::kPublished));
+  EXPECT_EQ(held_out_loss(model, batches, false), dense);
+  EXPECT_NE(held_out_loss(model, batches, true), dense);
+  EXPECT_TRUE(model->is_training());
+  EXPECT_FALSE(model->lighthouse_in_eval());
+  model->eval();
+  model->set_lighthouse_in_eval(true);
+  held_out_loss(model, batches, false);
+  EXPECT_FALSE(model->is_training());
+  EXPECT_TRUE(model->lighthouse_in_eval());
+  EXPECT_FALSE(model->parameters()[0].grad().defined());
+}
+
+TEST(ByteFrequencyLoss, IsTheCrossEntropyUnderSmoothedFrequencies) {
+  // Counts with one added: 3 of a, 2 of b, 1 of each other, 259 together.
+  const Bytes train{'a', 'b', 'a'}, held_out{'a', 'b', 'c', 'c'};
+  const double expected =
+      -(std::log(3.0 / 259) + std::log(2.0 / 259) + 2 * std::log(1.0 / 259)) / 4;
+  EXPECT_NEAR(byte_frequency_loss(train, held_out), expected, 1e-12);
+  EXPECT_NEAR(byte_frequency_loss({}, held_out), std::log(256.0), 1e-12);
+  EXPECT_THROW(byte_frequency_loss(train, {}), std::invalid_argument);
+}
+
+TEST(SelectionLeak, OfDenseAttentionIsExactlyZero) {
+  at::manual_seed(3);
+  model::Llama model(small_config());
+  model->set_attention(plan_of(SelectionRule::kPublished));
+  const auto leak = selection_leak(model, random_batches(2, 2, 512), 4, 1, false);
+  ASSERT_EQ(leak.size(), 5u);
+  const std::vector<std::pair<int64_t, int64_t>> bins{{1, 1}, {2, 4}, {5, 16}, {17, 64}, {65, 256}};
+  for (size_t i = 0; i < leak.size(); ++i) {
+    EXPECT_EQ(leak[i].first_distance, bins[i].first);
+    EXPECT_EQ(leak[i].last_distance, bins[i].second);
+    EXPECT_EQ(leak[i].mean, 0);
+    EXPECT_EQ(leak[i].standard_error, 0);
+  }
+}
+
+TEST(SelectionLeak, OfThePublishedRuleIsSeen) {
+  at::manual_seed(4);
+  model::Llama model(small_config());
+  model->set_attention(plan_of(SelectionRule::kPublished));
+  const auto batches = random_batches(1, 1, 512);
+  const auto leak = selection_leak(model, batches, 8, 1, true);
+  EXPECT_NE(leak[0].mean, 0);
+  EXPECT_GT(leak[0].standard_error, 0);
+  EXPECT_TRUE(model->is_training());
+  EXPECT_FALSE(model->lighthouse_in_eval());
+
+  const auto again = selection_leak(model, batches, 8, 1, true);
+  EXPECT_EQ(again[0].mean, leak[0].mean);
+  EXPECT_EQ(again[0].standard_error, leak[0].standard_error);
+  EXPECT_NE(selection_leak(model, batches, 8, 2, true)[0].mean, leak[0].mean);
+}
+
+TEST(SelectionLeak, MeasuresOneCutByHand) {
+  at::manual_seed(5);
+  model::LlamaConfig config = small_config();
+  config.vocab_size = 2;  // so that there is one other token
+  model::Llama model(config);
+  model->set_attention(plan_of(SelectionRule::kPublished));
+  data::Batch batch = random_batches(1, 1, 256)[0];
+  batch.tokens.remainder_(2);
+  batch.targets.remainder_(2);
+  const auto leak = selection_leak(model, {batch}, 1, 3, true);
+
+  // With 256 tokens the cut is at 128 or later. Every cut that it may have been at:
+  const at::NoGradGuard no_grad;
+  const at::Tensor before = model->token_losses(batch.tokens, batch.targets).to(at::kDouble);
+  int matches = 0;
+  for (int64_t cut = 128; cut < 256; ++cut) {
+    at::Tensor tokens = batch.tokens.clone();
+    tokens.slice(1, cut).neg_().add_(1);
+    const at::Tensor rise = model->token_losses(tokens, batch.targets).to(at::kDouble) - before;
+    bool all = true;
+    for (const LeakBin& bin : leak) {
+      const at::Tensor part = rise.slice(1, std::max<int64_t>(0, cut - bin.last_distance),
+                                         cut - bin.first_distance + 1);
+      all &= std::abs(part.mean().item<double>() - bin.mean) < 1e-12;
+      EXPECT_TRUE(std::isnan(bin.standard_error));
+    }
+    matches += all;
+  }
+  EXPECT_EQ(matches, 1);
+}
+
+TEST(SelectionLeak, LeavesOutBinsWithoutPositions) {
+  at::manual_seed(6);
+  model::Llama model(small_config());
+  const auto batches = random_batches(1, 1, 4);
+  EXPECT_EQ(selection_leak(model, batches, 20, 1, false).size(), 2u);
+  EXPECT_THROW(selection_leak(model, random_batches(1, 1, 1), 1, 1, false), std::invalid_argument);
+  EXPECT_THROW(selection_leak(model, batches, 0, 1, false), std::invalid_argument);
+  EXPECT_THROW(selection_leak(model, {}, 1, 1, false), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace lighthouse::eval

@@ -1,0 +1,84 @@
+#include "lighthouse/model/token_loss.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace lighthouse::model {
+namespace {
+
+using at::Tensor;
+
+struct Problem {
+  Tensor hidden, weight, targets, grad;
+
+  // A vocabulary of 5000 takes 256 positions a chunk, so 600 positions are three, the last partial.
+  explicit Problem(at::ScalarType type, int64_t positions = 600, int64_t vocabulary = 5000)
+      : hidden(at::randn({positions, 12}, at::kDouble).to(type).requires_grad_()),
+        weight(at::randn({vocabulary, 12}, at::kDouble).to(type).requires_grad_()),
+        targets(at::randint(0, vocabulary, {positions}, at::kLong)),
+        grad(at::randn({positions}, at::kDouble)) {}
+};
+
+double relative_error(const Tensor& value, const Tensor& reference) {
+  return ((value.to(at::kDouble) - reference).abs().max() / reference.abs().max()).item<double>();
+}
+
+void expect_plain_cross_entropy(at::ScalarType type, double tolerance, int64_t positions,
+                                int64_t vocabulary) {
+  at::manual_seed(1);
+  const Problem problem(type, positions, vocabulary);
+  const Tensor losses = token_loss(problem.hidden, problem.weight, problem.targets);
+  losses.backward(problem.grad.to(losses.scalar_type()));
+
+  const Tensor hidden = problem.hidden.detach().to(at::kDouble).requires_grad_();
+  const Tensor weight = problem.weight.detach().to(at::kDouble).requires_grad_();
+  const Tensor plain =
+      at::cross_entropy_loss(at::linear(hidden, weight), problem.targets, {}, at::Reduction::None);
+  plain.backward(problem.grad);
+  EXPECT_LE(relative_error(losses.detach(), plain.detach()), tolerance);
+  EXPECT_LE(relative_error(problem.hidden.grad(), hidden.grad()), tolerance);
+  EXPECT_LE(relative_error(problem.weight.grad(), weight.grad()), tolerance);
+  EXPECT_EQ(problem.hidden.grad().scalar_type(), type);
+  EXPECT_EQ(problem.weight.grad().scalar_type(), type);
+}
+
+TEST(TokenLoss, IsPlainCrossEntropyOverSeveralChunks) {
+  expect_plain_cross_entropy(at::kDouble, 1e-12, 600, 5000);
+  expect_plain_cross_entropy(at::kFloat, 1e-5, 600, 5000);
+}
+
+TEST(TokenLoss, IsPlainCrossEntropyOverOneChunk) {
+  expect_plain_cross_entropy(at::kDouble, 1e-12, 1, 2);
+  expect_plain_cross_entropy(at::kDouble, 1e-12, 256, 5000);
+}
+
+TEST(TokenLoss, IsFloat32ForBfloat16) {
+  at::manual_seed(2);
+  const Problem problem(at::kBFloat16);
+  EXPECT_EQ(token_loss(problem.hidden, problem.weight, problem.targets).scalar_type(), at::kFloat);
+  // Logits and their gradients are rounded to 8 bits.
+  expect_plain_cross_entropy(at::kBFloat16, 2e-2, 600, 5000);
+}
+
+TEST(TokenLoss, TakesAnExpandedGradient) {
+  at::manual_seed(3);
+  const Problem problem(at::kDouble, 10, 7);
+  token_loss(problem.hidden, problem.weight, problem.targets).sum().backward();
+  const Tensor grad = problem.hidden.grad().clone();
+  problem.hidden.mutable_grad().reset();
+  token_loss(problem.hidden, problem.weight, problem.targets).backward(at::ones({10}, at::kDouble));
+  EXPECT_TRUE(at::equal(problem.hidden.grad(), grad));
+}
+
+TEST(TokenLoss, RefusesDoubleBackwardAndTargetsOutOfRange) {
+  const Problem problem(at::kDouble, 4, 7);
+  const Tensor loss = token_loss(problem.hidden, problem.weight, problem.targets).sum();
+  EXPECT_THROW(torch::autograd::grad({loss}, {problem.hidden}, {}, std::nullopt, true),
+               c10::NotImplementedError);
+  EXPECT_THROW(token_loss(problem.hidden, problem.weight, problem.targets.clone().fill_(7)),
+               c10::Error);
+}
+
+}  // namespace
+}  // namespace lighthouse::model
