@@ -1,0 +1,18 @@
+# What `cmake --install` puts down: the library with its headers and package config, and the program.
+include(CMakePackageConfigHelpers)
+
+set(_config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/Lighthouse)
+install(TARGETS lighthouse EXPORT LighthouseTargets)
+install(TARGETS lighthouse_program)
+foreach(_folder IN ITEMS core kernels ops nn)
+  install(DIRECTORY lighthouse/${_folder} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/lighthouse
+          FILES_MATCHING PATTERN "*.h" PATTERN "cpu" EXCLUDE)
+endforeach()
+install(EXPORT LighthouseTargets NAMESPACE Lighthouse:: DESTINATION ${_config_dir})
+
+configure_package_config_file(cmake/LighthouseConfig.cmake.in ${CMAKE_BINARY_DIR}/LighthouseConfig.cmake
+                              INSTALL_DESTINATION ${_config_dir})
+write_basic_package_version_file(${CMAKE_BINARY_DIR}/LighthouseConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_BINARY_DIR}/LighthouseConfig.cmake ${CMAKE_BINARY_DIR}/LighthouseConfigVersion.cmake
+              cmake/FindTorchWheel.cmake
+        DESTINATION ${_config_dir})
