@@ -146,19 +146,20 @@ StageTimes measure_stages(const Inputs& inputs, const Config& config, int repeat
   const int64_t tokens = inputs.q.size(2);
   const auto leaf = [](const Tensor& tensor) { return tensor.detach().set_requires_grad(true); };
   for (int i = 0; i < repeats; ++i) {
-    const auto& [q, k, v, grad_out] = inputs;
-    const auto scored = timed(times.score, [&] { return score(q, k, v, config); });
+    const Scored scored =
+        timed(times.score, [&] { return score(inputs.q, inputs.k, inputs.v, config); });
     const auto selection = timed(times.select, [&] { return select(scored, tokens, config); });
-    const auto gathered =
-        timed(times.gather, [&] { return gather(q, k, v, scored.roots, selection, config); });
+    const auto gathered = timed(times.gather, [&] {
+      return gather(inputs.q, inputs.k, inputs.v, scored.roots, selection, config);
+    });
     const Gathered leaves{leaf(gathered.q), leaf(gathered.k), leaf(gathered.v)};
     const Tensor attended = timed(times.attend, [&] { return attend(leaves, config); });
     const Tensor attended_leaf = leaf(attended);
     const Tensor out =
         timed(times.scatter, [&] { return scatter(attended_leaf, selection, tokens, config); });
 
-    const auto grad_attended =
-        timed(times.scatter_backward, [&] { return gradients(out, {attended_leaf}, grad_out); });
+    const auto grad_attended = timed(
+        times.scatter_backward, [&] { return gradients(out, {attended_leaf}, inputs.grad_out); });
     const auto grad_gathered = timed(times.attend_backward, [&] {
       return gradients(attended, {leaves.q, leaves.k, leaves.v}, grad_attended[0]);
     });
