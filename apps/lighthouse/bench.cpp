@@ -8,11 +8,11 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
-#include <iomanip>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "apps/lighthouse/peak_memory.h"
+#include "apps/lighthouse/table.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/ops/stages.h"
@@ -219,38 +219,16 @@ Row run(const Settings& settings, int64_t context, int64_t budget, at::ScalarTyp
 }
 
 std::string milliseconds(const Times& times) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(times.median() < 100 ? 1 : 0) << times.median() << " ("
-      << times.lowest() << "-" << times.highest() << ")";
-  return out.str();
-}
-
-std::string fixed(double value, int digits, const char* unit) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(digits) << value << unit;
-  return out.str();
-}
-
-/// Prints rows of cells under their headings, aligned to the right.
-void print_table(const std::vector<std::vector<std::string>>& table) {
-  std::vector<size_t> widths(table.front().size());
-  for (const auto& row : table) {
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  for (const auto& row : table) {
-    for (size_t i = 0; i < row.size(); ++i) {
-      std::cout << (i > 0 ? "  " : "") << std::setw(static_cast<int>(widths[i])) << row[i];
-    }
-    std::cout << '\n';
-  }
+  const int digits = times.median() < 100 ? 1 : 0;
+  return message(fixed(times.median(), digits), " (", fixed(times.lowest(), digits), "-",
+                 fixed(times.highest(), digits), ")");
 }
 
 void print(const std::vector<Row>& rows) {
   constexpr double kMiB = 1 << 20;
-  std::vector<std::vector<std::string>> whole{{"context", "budget", "rows", "", "dense ms",
-                                               "lighthouse ms", "speed-up", "inner ms", "overhead",
-                                               "dense MiB", "lighthouse MiB"}};
-  std::vector<std::vector<std::string>> stages{{"context", "budget"}};
+  Table whole{{"context", "budget", "rows", "", "dense ms", "lighthouse ms", "speed-up", "inner ms",
+               "overhead", "dense MiB", "lighthouse MiB"}};
+  Table stages{{"context", "budget"}};
   for (const auto& [name, times] : rows.front().stages.all()) stages[0].emplace_back(name);
   for (const Row& row : rows) {
     const auto line = [&](const char* pass, Times Measured::*times, bool memory) {
@@ -261,9 +239,8 @@ void print(const std::vector<Row>& rows) {
            pass, row.dense ? milliseconds((*row.dense).*times) : "-", milliseconds(lighthouse),
            row.dense ? fixed(((*row.dense).*times).median() / lighthouse.median(), 1, "x") : "-",
            milliseconds(inner), fixed(100 * Row::overhead(lighthouse, inner), 1, " %"),
-           memory && row.dense ? fixed(static_cast<double>(row.dense->peak_bytes) / kMiB, 0, "")
-                               : "",
-           memory ? fixed(static_cast<double>(row.lighthouse.peak_bytes) / kMiB, 0, "") : ""});
+           memory && row.dense ? fixed(static_cast<double>(row.dense->peak_bytes) / kMiB, 0) : "",
+           memory ? fixed(static_cast<double>(row.lighthouse.peak_bytes) / kMiB, 0) : ""});
     };
     line("forward", &Measured::forward, false);
     line("forward+backward", &Measured::both, true);
@@ -275,9 +252,9 @@ void print(const std::vector<Row>& rows) {
                               fixed(100 * times->median() / sum, 0, " %"));
     }
   }
-  print_table(whole);
+  print_table(std::cout, whole);
   std::cout << "\nThe stages (' is the backward pass), each alone, and its share of their sum:\n";
-  print_table(stages);
+  print_table(std::cout, stages);
   std::cout << "\nMilliseconds: median (lowest-highest). Inner: stock attention over the gathered "
                "rows alone; overhead: all the rest, as a share of it. MiB: the most that was "
                "allocated at once beyond q, k, v and the incoming gradient.\n";

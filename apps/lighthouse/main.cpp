@@ -18,6 +18,7 @@ int run(int argc, char** argv) {
     return std::string("lighthouse: ") + error.what() + "\nlighthouse --help says more.\n";
   });
   lighthouse::app::add_bench(app);
+  lighthouse::app::add_compare(app);
   lighthouse::app::add_verify(app);
   try {
     app.parse(argc, argv);

@@ -14,6 +14,7 @@ inline constexpr int kFailed = 1;
 inline constexpr int kUnusable = 2;
 
 void add_bench(CLI::App& app);
+void add_compare(CLI::App& app);
 void add_verify(CLI::App& app);
 
 }  // namespace lighthouse::app

@@ -1,0 +1,208 @@
+#include <array>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "apps/lighthouse/plot.h"
+#include "apps/lighthouse/table.h"
+#include "apps/lighthouse/verbs.h"
+#include "lighthouse/core/check.h"
+#include "lighthouse/io/file.h"
+
+namespace lighthouse::app {
+namespace {
+
+using nlohmann::json;
+
+json read_json(const std::filesystem::path& file) {
+  std::ifstream in(file);
+  check_argument(in.good(), file.string(),
+                 " cannot be read; it must be a file of a run that has ended");
+  try {
+    return json::parse(in);
+  } catch (const json::exception& error) {
+    throw std::invalid_argument(message(file.string(), " is not JSON: ", error.what()));
+  }
+}
+
+/// A run's files, as `lighthouse train` and `lighthouse eval` leave them.
+struct Run {
+  std::string name;
+  json summary;
+  std::vector<json> steps;
+  std::vector<json> evaluations;
+  json evaluation;  ///< of `lighthouse eval --json RUN/eval.json`; null where there is none
+
+  explicit Run(const std::filesystem::path& folder)
+      : name((folder / "").parent_path().filename().string()),
+        summary(read_json(folder / "summary.json")) {
+    std::ifstream metrics(folder / "metrics.jsonl");
+    check_argument(metrics.good(), (folder / "metrics.jsonl").string(), " cannot be read");
+    for (std::string line; std::getline(metrics, line);) {
+      const json record = json::parse(line);
+      (record.at("kind") == "step" ? steps : evaluations).push_back(record);
+    }
+    check_argument(!steps.empty(), (folder / "metrics.jsonl").string(),
+                   " has no steps; it must be of a run that has ended");
+    if (exists(folder / "eval.json")) evaluation = read_json(folder / "eval.json");
+  }
+
+  const json& stages() const { return summary.at("stages"); }
+  double seconds() const { return sum("seconds"); }
+  double tokens() const { return sum("tokens"); }
+  double final_loss() const { return stages().back().at("dense_loss_after").get<double>(); }
+
+ private:
+  double sum(const char* field) const {
+    double total = 0;
+    for (const json& stage : stages()) total += stage.at(field).get<double>();
+    return total;
+  }
+};
+
+std::string loss(const json& stage, const char* field) {
+  return fixed(stage.at(field).get<double>(), 3);
+}
+
+void print_stages(const std::vector<Run>& runs) {
+  Table table{{"run", "stage", "attention", "steps", "time", "tokens/s", "dense before",
+               "dense after", "as trained before", "as trained after"}};
+  for (const Run& run : runs) {
+    for (const json& stage : run.stages()) {
+      table.push_back({run.name, stage.at("name"), stage.at("attention"),
+                       std::to_string(stage.at("steps").get<int64_t>()),
+                       fixed(stage.at("seconds").get<double>(), 0, " s"),
+                       fixed(stage.at("tokens_per_second").get<double>(), 0),
+                       loss(stage, "dense_loss_before"), loss(stage, "dense_loss_after"),
+                       loss(stage, "trained_loss_before"), loss(stage, "trained_loss_after")});
+    }
+  }
+  std::cout << "Stages. Losses are held-out, nats per byte, with dense attention and as the stage "
+               "trains:\n";
+  print_table(std::cout, table, 3);
+}
+
+/// The rise of the loss just before a cut, with its standard error.
+std::string leak(const Run& run, const char* field) {
+  if (run.evaluation.is_null()) return "-";
+  const json& nearest = run.evaluation.at(field).at(0);
+  const auto mean = nearest.at("mean").get<double>();
+  const auto error = nearest.at("standard_error").get<double>();
+  return mean == 0 && error == 0 ? "0" : message(fixed(mean, 3), " +- ", fixed(error, 3));
+}
+
+void print_runs(const std::vector<Run>& runs) {
+  const Run& first = runs.front();
+  Table table{{"run", "time", "tokens/s", "speed-up", "held-out loss", "byte frequencies",
+               "leak, dense", "leak, as trained"}};
+  for (const Run& run : runs) {
+    table.push_back({run.name, fixed(run.seconds(), 0, " s"),
+                     fixed(run.tokens() / run.seconds(), 0),
+                     fixed(first.seconds() / run.seconds(), 2, "x"), fixed(run.final_loss(), 3),
+                     fixed(run.summary.at("byte_frequency_loss").get<double>(), 3),
+                     leak(run, "leak_dense"), leak(run, "leak_as_trained")});
+  }
+  std::cout
+      << "\nRuns. Held-out loss at the end, with dense attention; leak: what it rises by just "
+         "before a cut after which all inputs are replaced:\n";
+  print_table(std::cout, table, 1);
+}
+
+/// The held-out loss that a run had after that many seconds, from its evaluations with dense
+/// attention: that of the last one before, or NaN.
+double loss_at(const Run& run, double seconds) {
+  double last = std::nan("");
+  for (const json& record : run.evaluations) {
+    if (record.at("seconds").get<double>() <= seconds) last = record.at("dense_loss").get<double>();
+  }
+  return last;
+}
+
+/// Says in words which run is better: no figure is left to the reader's goodwill.
+void print_verdict(const std::vector<Run>& runs) {
+  const Run& first = runs.front();
+  std::cout << '\n';
+  for (size_t i = 1; i < runs.size(); ++i) {
+    const Run& run = runs[i];
+    const double difference = run.final_loss() - first.final_loss();
+    std::cout << run.name << " took " << fixed(100 * run.seconds() / first.seconds(), 0, " %")
+              << " of the time of " << first.name << " for "
+              << fixed(100 * run.tokens() / first.tokens(), 0, " %")
+              << " of its tokens, and ends with a held-out loss ";
+    if (std::abs(difference) < 0.0005) {
+      std::cout << "that is the same to three digits.";
+    } else {
+      std::cout << fixed(std::abs(difference), 3, " nats ") << (difference > 0 ? "higher" : "lower")
+                << ": " << (difference > 0 ? first.name : run.name)
+                << " is better after all steps.";
+    }
+    const double then = loss_at(first, run.seconds());
+    if (run.seconds() < first.seconds() && std::isfinite(then)) {
+      std::cout << " In the same time " << first.name << " had reached " << fixed(then, 3)
+                << " at its last evaluation, against " << fixed(run.final_loss(), 3) << ": "
+                << (then < run.final_loss() ? first.name : run.name)
+                << " is better after equal time.";
+    }
+    std::cout << '\n';
+  }
+}
+
+/// Both loss curves over one field of the metrics.
+Panel panel(const std::vector<Run>& runs, const char* field, double unit, const char* label) {
+  const std::array<const char*, 6> colors{"#1f77b4", "#d62728", "#2ca02c",
+                                          "#9467bd", "#ff7f0e", "#17becf"};
+  Panel result{label, {}, {}};
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const std::string color = colors[i % colors.size()];
+    Curve training{"", color, {}, false, true};
+    std::string stage = runs[i].steps.front().at("stage");
+    for (const json& record : runs[i].steps) {
+      const double x = record.at(field).get<double>() / unit;
+      if (record.at("stage") != stage) result.marks.emplace_back(x, color);
+      stage = record.at("stage");
+      training.points.emplace_back(x, record.at("loss").get<double>());
+    }
+    Curve held_out{runs[i].name + ", held-out, dense", color, {}, true, false};
+    for (const json& record : runs[i].evaluations) {
+      held_out.points.emplace_back(record.at(field).get<double>() / unit,
+                                   record.at("dense_loss").get<double>());
+    }
+    result.curves.push_back(training);
+    result.curves.push_back(held_out);
+  }
+  return result;
+}
+
+void compare(const std::vector<std::string>& folders, const std::string& picture) {
+  std::vector<Run> runs;
+  runs.reserve(folders.size());
+  for (const std::string& folder : folders) runs.emplace_back(folder);
+  print_stages(runs);
+  print_runs(runs);
+  print_verdict(runs);
+  if (picture.empty()) return;
+  io::write_atomically(
+      picture, svg("Loss while training (thin) and on held-out text (dots)", "nats per byte",
+                   {panel(runs, "seconds", 1, "seconds of training"),
+                    panel(runs, "tokens", 1e6, "million tokens")}));
+  std::cout << "\nLoss curves: " << std::filesystem::absolute(picture).string() << '\n';
+}
+
+}  // namespace
+
+void add_compare(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand(
+      "compare", "Compares runs that have ended: times, losses, leak, and a picture of the curves");
+  const auto folders = std::make_shared<std::vector<std::string>>();
+  const auto picture = std::make_shared<std::string>();
+  verb->add_option("run", *folders,
+                   "folders of runs; the first is what the others are held against")
+      ->required()
+      ->expected(1, -1);
+  verb->add_option("--svg", *picture, "write both loss curves, over time and over tokens, to FILE");
+  verb->callback([=] { compare(*folders, *picture); });
+}
+
+}  // namespace lighthouse::app

@@ -1,0 +1,30 @@
+#include "apps/lighthouse/table.h"
+
+#include <algorithm>
+#include <iomanip>
+#include <sstream>
+
+namespace lighthouse::app {
+
+void print_table(std::ostream& out, const Table& table, size_t left) {
+  std::vector<size_t> widths;
+  for (const auto& row : table) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  for (const auto& row : table) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      out << (i > 0 ? "  " : "") << (i < left ? std::left : std::right)
+          << std::setw(static_cast<int>(widths[i])) << row[i];
+    }
+    out << '\n';
+  }
+}
+
+std::string fixed(double value, int digits, const std::string& unit) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(digits) << value << unit;
+  return out.str();
+}
+
+}  // namespace lighthouse::app
