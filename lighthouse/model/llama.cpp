@@ -159,6 +159,14 @@ void LlamaConfig::validate() const {
   positive("initializer_range", initializer_range);
 }
 
+int64_t LlamaConfig::num_parameters() const {
+  const int64_t projections =
+      2 * hidden_size * head_dim * (num_attention_heads + num_key_value_heads);
+  const int64_t layer = projections + 3 * hidden_size * intermediate_size + 2 * hidden_size;
+  const int64_t embeddings = (tie_word_embeddings ? 1 : 2) * vocab_size * hidden_size;
+  return embeddings + num_hidden_layers * layer + hidden_size;
+}
+
 LlamaImpl::LlamaImpl(const LlamaConfig& config) : config_(config) {
   config_.validate();
   decoder_ = register_module("model", std::make_shared<DecoderImpl>(config_));

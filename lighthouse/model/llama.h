@@ -27,6 +27,7 @@ struct LlamaConfig {
 
   /// Throws std::invalid_argument, naming the field, its value and what it must be.
   void validate() const;
+  int64_t num_parameters() const;
   bool operator==(const LlamaConfig&) const = default;
 };
 

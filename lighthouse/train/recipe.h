@@ -68,6 +68,7 @@ struct Recipe {
   ///
   /// @param overrides "key=value", as in a file: "optimizer.lr=1e-3", "stage.0.steps=10", or with
   ///        the stage's name, "stage.lighthouse.steps=10"
+  /// @return a recipe that `validate` passes
   /// @throws std::invalid_argument for an unknown key (with the nearest known one), a wrong type or
   ///         a value out of range, each with file, line and column, or the override it is from
   static Recipe read(const std::filesystem::path& file,
@@ -84,7 +85,11 @@ struct Recipe {
 };
 
 /// The table of what will run: every field, parameters, and for each stage its tokens, the rows S
-/// of the gathered sequence and S / N.
+/// of the gathered sequence and S / N. Notes say what will run otherwise than the recipe seems to
+/// say.
 void print(std::ostream& out, const Recipe& recipe);
+
+/// Every field there is: its key, its default and what it means, a line each.
+std::string describe_fields();
 
 }  // namespace lighthouse::train
