@@ -35,7 +35,8 @@ find_package_handle_standard_args(
   TorchWheel
   REQUIRED_VARS TorchWheel_torch_cpu_LIBRARY TorchWheel_c10_LIBRARY
   VERSION_VAR TorchWheel_VERSION
-  REASON_FAILURE_MESSAGE "no torch package under '${Torch_ROOT}': pass -DPython3_EXECUTABLE=... of an environment with torch==2.11.*, or -DTorch_ROOT=...")
+  HANDLE_VERSION_RANGE
+  REASON_FAILURE_MESSAGE "looked in '${Torch_ROOT}': pass -DPython3_EXECUTABLE=... of an environment with torch==2.11.*, or -DTorch_ROOT=...")
 
 if(TorchWheel_FOUND AND NOT TARGET TorchWheel::torch)
   add_library(TorchWheel::c10 SHARED IMPORTED)
@@ -46,7 +47,7 @@ if(TorchWheel_FOUND AND NOT TARGET TorchWheel::torch)
                              ${Torch_ROOT}/include ${Torch_ROOT}/include/torch/csrc/api/include)
   # Without -fopenmp at::parallel_for silently runs on one thread. The wheel carries libgomp under its plain name, so
   # that linking it (and not the compiler's) leaves one pool of threads, PyTorch's.
-  target_compile_options(TorchWheel::torch INTERFACE -fopenmp)
+  target_compile_options(TorchWheel::torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
   target_link_libraries(TorchWheel::torch INTERFACE TorchWheel::c10 ${Torch_ROOT}/lib/libgomp.so.1)
   # libtorch_cpu.so names libraries of sibling packages, which it finds at run time through its own run path.
   target_link_options(TorchWheel::torch INTERFACE -Wl,--allow-shlib-undefined)
