@@ -60,11 +60,13 @@ struct Field {
   Value value;
   Range range;
   const char* help;
+  bool of_lighthouse = false;  ///< without effect where the stage is dense
 };
 
 struct Section {
   std::string name;
   std::vector<Field> fields;
+  const StageRecipe* stage = nullptr;  ///< where it is one
 };
 
 // The one list of fields: of it are made the defaults, the parser, the overrides, the help and the
@@ -141,15 +143,18 @@ std::vector<Field> fields(StageRecipe& s) {
       {"batch", &s.batch, at_least(1), "sequences of a step"},
       {"micro_batch", &s.micro_batch, at_least(0), "sequences at a time; divides batch; 0: all"},
       {"attention", attention, kAny, "of the stage's steps"},
-      {"levels", &a.levels, at_least(1), "levels of the pyramid"},
-      {"pooling_factor", &a.pooling_factor, at_least(2), "children of an entry"},
-      {"budget", &a.budget, at_least(1), "entries refined at each level"},
-      {"tile_budget", &a.tile_budget, at_least(1), "entries refined in each tile; divides budget"},
-      {"scorer", scorer, kAny, "what scores a token"},
-      {"dilation", &a.dilation, at_least(1), "interleaved sub-sequences of the dilated scorer"},
-      {"selection", selection, kAny, "whose scores judge an entry: its own, or the one before"},
+      {"levels", &a.levels, at_least(1), "levels of the pyramid", true},
+      {"pooling_factor", &a.pooling_factor, at_least(2), "children of an entry", true},
+      {"budget", &a.budget, at_least(1), "entries refined at each level", true},
+      {"tile_budget", &a.tile_budget, at_least(1), "entries refined in each tile; divides budget",
+       true},
+      {"scorer", scorer, kAny, "what scores a token", true},
+      {"dilation", &a.dilation, at_least(1), "interleaved sub-sequences of the dilated scorer",
+       true},
+      {"selection", selection, kAny, "whose scores judge an entry: its own, or the one before",
+       true},
       {"scale", &a.scale, kAny, "of attention; head_dim^(-1/2) where there is none"},
-      {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last"},
+      {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last", true},
       {"dense_share", &s.dense_share, {0, 1}, "of the steps, dense and on shorter pieces"},
       {"dense_context", &s.dense_context, at_least(0), "tokens of such a piece; divides context"},
   };
@@ -162,7 +167,7 @@ std::vector<Section> sections(Recipe& recipe) {
                            {"optimizer", fields(recipe.optimizer)},
                            {"run", fields(recipe.run)}};
   for (size_t i = 0; i < recipe.stages.size(); ++i) {
-    all.push_back({message("stage.", i), fields(recipe.stages[i])});
+    all.push_back({message("stage.", i), fields(recipe.stages[i]), &recipe.stages[i]});
   }
   return all;
 }
@@ -228,13 +233,15 @@ std::string to_text(const Value& value) {
 }
 
 bool in_range(const Field& field) {
-  const auto number = std::visit(
-      Overloaded{[](const int64_t* v) { return std::optional(static_cast<double>(*v)); },
-                 [](const uint64_t* v) { return std::optional(static_cast<double>(*v)); },
-                 [](const double* v) { return std::optional(*v); },
-                 [](const std::optional<double>* v) { return *v; },
-                 [](const auto&) { return std::optional<double>(); }},
-      field.value);
+  using Number = std::optional<double>;
+  const auto number =
+      std::visit(Overloaded{[](const int64_t* v) -> Number { return static_cast<double>(*v); },
+                            [](const uint64_t* v) -> Number { return static_cast<double>(*v); },
+                            [](const double* v) -> Number { return *v; },
+                            [](const std::optional<double>* v) -> Number { return *v; },
+                            [](const void*) -> Number { return {}; },
+                            [](const Word&) -> Number { return {}; }},
+                 field.value);
   return !number || field.range.holds(*number);
 }
 
@@ -373,14 +380,11 @@ struct Override {
 };
 
 /// The section that an override is about.
-const Section& find_section(const Override& given, const std::vector<Section>& all,
-                            const std::vector<StageRecipe>& stages) {
+const Section& find_section(const Override& given, const std::vector<Section>& all) {
   std::vector<std::string> known;
-  for (size_t i = 0, stage = 0; i < all.size(); ++i) {
-    const bool is_stage = all[i].name.starts_with("stage.");
-    const std::string name = is_stage ? "stage." + stages[stage++].name : all[i].name;
-    if (given.section == all[i].name || given.section == name) return all[i];
-    known.push_back(name);
+  for (const Section& section : all) {
+    known.push_back(section.stage ? "stage." + section.stage->name : section.name);
+    if (given.section == section.name || given.section == known.back()) return section;
   }
   throw std::invalid_argument(message(given.where(), "there is no section '", given.section,
                                       "'; the nearest is '", nearest(given.section, known), "'"));
@@ -503,18 +507,14 @@ Recipe Recipe::read(const std::filesystem::path& file,
   }
   read_preset(recipe, root, file, overrides);
   const std::vector<Section> all = sections(recipe);
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (i >= all.size() - recipe.stages.size()) {
-      const size_t stage = i - (all.size() - recipe.stages.size());
-      set_fields(all[i], *root["stage"][stage].as_table());
-    } else if (const toml::table* table = root[all[i].name].as_table()) {
-      set_fields(all[i], *table);
-    }
+  size_t stage = 0;
+  for (const Section& section : all) {
+    const auto node = section.stage ? root["stage"][stage++] : root[section.name];
+    if (const toml::table* table = node.as_table()) set_fields(section, *table);
   }
   for (const Override& given : overrides) {
     if (given.section == "model" && given.key == kPreset) continue;
-    set_field(find_section(given, all, recipe.stages), given.key, given.node(), given.where(),
-              given.where());
+    set_field(find_section(given, all), given.key, given.node(), given.where(), given.where());
   }
   check_part(file.string(), [&] { recipe.validate(); });
   return recipe;
@@ -548,8 +548,7 @@ std::string Recipe::to_toml() const {
   Recipe copy = *this;
   std::ostringstream out;
   for (const Section& section : sections(copy)) {
-    const bool is_stage = section.name.starts_with("stage.");
-    out << (is_stage ? "[[stage]]" : '[' + section.name + ']') << '\n';
+    out << (section.stage ? "[[stage]]" : '[' + section.name + ']') << '\n';
     for (const Field& field : section.fields) {
       const std::string text = to_text(field.value);
       if (!text.empty()) out << field.key << " = " << text << '\n';
@@ -569,6 +568,7 @@ void print(std::ostream& out, const Recipe& recipe) {
   for (const Section& section : sections(copy)) {
     out << section.name << '\n';
     for (const Field& field : section.fields) {
+      if (field.of_lighthouse && !section.stage->lighthouse) continue;
       const std::string text = to_text(field.value);
       line(field.key, text.empty() ? "none" : text, field.help);
     }

@@ -1,0 +1,337 @@
+#include "lighthouse/train/recipe.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "tests/support/throws.h"
+
+namespace lighthouse::train {
+namespace {
+
+namespace fs = std::filesystem;
+using std::invalid_argument;
+using testing::throws;
+
+constexpr const char* kRecipe = R"([model]
+hidden_size = 64
+
+[data]
+path = "text"
+
+[optimizer]
+lr = 1e-3
+
+[[stage]]
+name = "short"
+steps = 10
+context = 1024
+
+[[stage]]
+name = "long"
+steps = 20
+context = 4096
+batch = 2
+attention = "lighthouse"
+budget = 256
+)";
+
+class RecipeTest : public ::testing::Test {
+ protected:
+  RecipeTest()
+      : folder_(fs::temp_directory_path() / ("lighthouse-recipe-" + std::to_string(getpid()))) {
+    fs::create_directories(folder_);
+  }
+  ~RecipeTest() override { fs::remove_all(folder_); }
+
+  fs::path write(const std::string& name, const std::string& text) const {
+    std::ofstream(folder_ / name) << text;
+    return folder_ / name;
+  }
+
+  Recipe read(const std::string& text, const std::vector<std::string>& overrides = {}) const {
+    return Recipe::read(write("run.toml", text), overrides);
+  }
+
+  /// kRecipe with a part of it replaced.
+  Recipe read_with(const std::string& part, const std::string& by) const {
+    std::string text = kRecipe;
+    text.replace(text.find(part), part.size(), by);
+    return read(text);
+  }
+
+  fs::path folder_;
+};
+
+std::string printed(const Recipe& recipe) {
+  std::ostringstream out;
+  print(out, recipe);
+  return out.str();
+}
+
+TEST_F(RecipeTest, HasWhatTheFileSaysAndElseTheDefaults) {
+  const Recipe recipe = read(kRecipe);
+  EXPECT_EQ(recipe.model.hidden_size, 64);
+  EXPECT_EQ(recipe.model.num_hidden_layers, model::LlamaConfig{}.num_hidden_layers);
+  EXPECT_EQ(recipe.data.path, "text");
+  EXPECT_EQ(recipe.optimizer.lr, 1e-3);
+  EXPECT_EQ(recipe.optimizer.beta2, OptimizerRecipe{}.beta2);
+  EXPECT_EQ(recipe.run.out, RunRecipe{}.out);
+  ASSERT_EQ(recipe.stages.size(), 2u);
+  EXPECT_EQ(recipe.stages[0].name, "short");
+  EXPECT_FALSE(recipe.stages[0].lighthouse);
+  EXPECT_EQ(recipe.stages[0].batch, 1);
+  EXPECT_EQ(recipe.stages[1].context, 4096);
+  EXPECT_TRUE(recipe.stages[1].lighthouse);
+  EXPECT_EQ(recipe.stages[1].attention.budget, 256);
+  EXPECT_EQ(recipe.stages[1].attention.levels, Config{}.levels);
+  EXPECT_EQ(recipe.total_steps(), 30);
+}
+
+TEST_F(RecipeTest, RoundTripsThroughToml) {
+  const std::vector<std::string> overrides{
+      "data.path=\"a \\\"quoted\\\" \\\\ path\\n\\u007f\"",
+      "data.held_out_share=0.1",
+      "model.tie_word_embeddings=true",
+      "model.rope_theta=500000",
+      "optimizer.eps=1e-12",
+      "run.seed=9223372036854775807",
+      "stage.long.scorer=dilated",
+      "stage.long.selection=causal",
+      "stage.long.scale=0.1",
+      "stage.long.dense_layers=[0, -1]",
+      "stage.long.dense_share=0.3333333333333333",
+      "stage.long.dense_context=512",
+      "stage.long.micro_batch=1",
+  };
+  const Recipe before = read(kRecipe, overrides);
+  const Recipe after = read(before.to_toml());
+  EXPECT_EQ(after.to_toml(), before.to_toml());
+  EXPECT_EQ(after.data.path, "a \"quoted\" \\ path\n\x7f");
+  EXPECT_EQ(after.model, before.model);
+  EXPECT_EQ(after.model.rope_theta, 500000);
+  EXPECT_EQ(after.run.seed, 9223372036854775807u);
+  EXPECT_EQ(after.stages[1].attention, before.stages[1].attention);
+  EXPECT_EQ(after.stages[1].attention.scale, 0.1);
+  EXPECT_EQ(after.stages[1].attention.scorer, Scorer::kDilated);
+  EXPECT_EQ(after.stages[1].attention.selection, SelectionRule::kCausal);
+  EXPECT_EQ(after.stages[1].dense_layers, (std::vector<int64_t>{0, -1}));
+  EXPECT_EQ(after.stages[1].dense_share, 0.3333333333333333);
+  EXPECT_FALSE(after.stages[0].attention.scale.has_value());
+}
+
+TEST_F(RecipeTest, NamesUnknownKeysWithTheirPlaceAndTheNearestKnownOne) {
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("hidden_size", "hiden_size"); },
+      {"run.toml:2:1: ", "model has no key 'hiden_size'", "nearest is 'hidden_size'"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("hidden_size", "preste"); },
+                                       {"run.toml:2:1: ", "nearest is 'preset'"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("[optimizer]", "[optimiser]"); },
+      {"run.toml:7:2: ", "no section 'optimiser'", "nearest is 'optimizer'"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("batch = 2", "  bach = 2"); },
+      {"run.toml:19:3: ", "stage.1 has no key 'bach'", "nearest is 'batch'"}));
+}
+
+TEST_F(RecipeTest, NamesWrongTypesWithTheirPlace) {
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("steps = 10", "steps = 10.5"); },
+      {"run.toml:12:9: ", "stage.0", "steps", "floating-point", "must be an integer"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("1e-3", "\"fast\""); },
+      {"run.toml:8:6: ", "optimizer", "lr", "string", "must be a number"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("\"text\"", "3"); },
+                                       {"run.toml:5:8: ", "path", "must be a string"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("budget = 256", "dense_layers = [0, \"last\"]"); },
+      {"run.toml:21:16: ", "dense_layers", "array", "must be a list of integers"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("hidden_size = 64", "tie_word_embeddings = 1"); },
+      {"run.toml:2:23: ", "tie_word_embeddings", "must be true or false"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("\"lighthouse\"", "\"light\""); },
+      {"run.toml:20:13: ", "attention is 'light'", "'dense' or 'lighthouse'"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read("data = 3\n"); },
+                                       {"run.toml:1:8: ", "data is a", "[data]"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read("[stage]\nsteps = 1\n"); },
+                                       {"run.toml:1:", "stage is a table", "[[stage]]"}));
+}
+
+TEST_F(RecipeTest, NamesValuesOutOfRangeWithTheirPlace) {
+  EXPECT_TRUE(
+      throws<invalid_argument>([&] { read_with("1e-3", "-1"); },
+                               {"run.toml:8:6: ", "optimizer.lr is -1.0", "must be above 0"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("lr = 1e-3", "beta2 = 1.0"); },
+      {"run.toml:8:9: ", "optimizer.beta2 is 1.0", "at least 0 and below 1"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("1e-3", "inf"); },
+                                       {"run.toml:8:6: ", "optimizer.lr is inf"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("steps = 10", "steps = 0"); },
+                                       {"run.toml:12:9: ", "stage.0.steps is 0", "at least 1"}));
+  // Not given, so it has no place of its own.
+  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("steps = 10\n", ""); },
+                                       {"stage.0.steps is 0", "at least 1"}));
+}
+
+TEST_F(RecipeTest, SaysWhereTheSyntaxIsWrong) {
+  EXPECT_TRUE(
+      throws<invalid_argument>([&] { read("[model]\nhidden_size = = 3\n"); }, {"run.toml:2:15: "}));
+  EXPECT_TRUE(
+      throws<std::runtime_error>([&] { Recipe::read(folder_ / "none.toml"); }, {"none.toml"}));
+}
+
+TEST_F(RecipeTest, TakesOverridesOfEveryKind) {
+  const Recipe recipe = read(
+      kRecipe, {"optimizer.lr=2", "stage.0.steps=7", "stage.long.steps=8", "data.path=other/text",
+                "data.path=a=b.c", "run.log_every_steps=3", "stage.0.name=first",
+                "stage.first.batch=5", "model.tie_word_embeddings=true"});
+  EXPECT_EQ(recipe.optimizer.lr, 2);
+  EXPECT_EQ(recipe.stages[0].steps, 7);
+  EXPECT_EQ(recipe.stages[1].steps, 8);
+  EXPECT_EQ(recipe.data.path, "a=b.c");
+  EXPECT_EQ(recipe.run.log_every_steps, 3);
+  EXPECT_EQ(recipe.stages[0].name, "first");
+  EXPECT_EQ(recipe.stages[0].batch, 5);
+  EXPECT_TRUE(recipe.model.tie_word_embeddings);
+}
+
+TEST_F(RecipeTest, NamesOverridesThatAreWrong) {
+  const auto with = [&](const std::string& given) { return [=, this] { read(kRecipe, {given}); }; };
+  EXPECT_TRUE(throws<invalid_argument>(
+      with("optimizer.rl=1"), {"--set optimizer.rl=1: ", "no key 'rl'", "nearest is 'lr'"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      with("optimzer.lr=1"), {"--set optimzer.lr=1: ", "'optimzer'", "nearest is 'optimizer'"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.lnog.steps=1"),
+                                       {"--set stage.lnog.steps=1: ", "nearest is 'stage.long'"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.2.steps=1"), {"no section 'stage.2'"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      with("optimizer.lr=fast"), {"--set optimizer.lr=fast: ", "string", "must be a number"}));
+  EXPECT_TRUE(
+      throws<invalid_argument>(with("optimizer.lr=0"), {"--set optimizer.lr=0: ", "above"}));
+  for (const char* text : {"optimizer.lr", "lr=1", "=1", ""}) {
+    EXPECT_TRUE(throws<invalid_argument>(with(text), {"section.key=value"})) << text;
+  }
+}
+
+TEST_F(RecipeTest, TakesTheModelFromAPresetAndOverridesIt) {
+  fs::create_directories(folder_ / "models");
+  write("models/a.toml", "[model]\nhidden_size = 32\nhead_dim = 8\nnum_hidden_layers = 3\n");
+  write("models/b.toml", "[model]\nhidden_size = 16\n");
+  std::string text = kRecipe;
+  text.insert(text.find("hidden_size"), "preset = \"models/a.toml\"\n");
+  Recipe recipe = read(text, {"model.num_hidden_layers=5"});
+  EXPECT_EQ(recipe.model.hidden_size, 64);  // of the recipe
+  EXPECT_EQ(recipe.model.head_dim, 8);
+  EXPECT_EQ(recipe.model.num_hidden_layers, 5);
+  recipe = read("[data]\npath = \"x\"\n[[stage]]\nname = \"a\"\nsteps = 1\ncontext = 8\n",
+                {"model.preset=models/b.toml", "stage.0.dense_layers=[]"});
+  EXPECT_EQ(recipe.model.hidden_size, 16);
+
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"model.preset=models/c.toml"}); },
+                                       {"--set model.preset=models/c.toml: ", "c.toml"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"model.preset=3"}); },
+                                       {"preset", "must be a string"}));
+  write("models/b.toml", "[model]\nhiden_size = 16\n");
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"model.preset=models/b.toml"}); },
+                                       {"models/b.toml:2:1: ", "nearest is 'hidden_size'"}));
+  write("models/b.toml", "[model]\n[data]\n");
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"model.preset=models/b.toml"}); },
+                                       {"models/b.toml:2:", "no section 'data'"}));
+}
+
+TEST_F(RecipeTest, RefusesRunsThatCannotBeRun) {
+  const auto with = [&](const std::string& given) { return [=, this] { read(kRecipe, {given}); }; };
+  const std::string file = "run.toml: ";
+  EXPECT_TRUE(throws<invalid_argument>(with("model.vocab_size=255"), {"vocab_size is 255"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("model.head_dim=7"), {file, "model", "head_dim is 7"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("data.path=\"\""), {file, "data.path is empty"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("run.out=\"\""), {file, "run.out is empty"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("run.keep_checkpoints=1"), {"keep_checkpoints is 1"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.0.name=a b"), {file, "name is 'a b'"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.0.name=long"), {file, "the name 'long'"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.1.micro_batch=3"),
+                                       {file, "stage 'long'", "micro_batch is 3", "batch", "2"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.1.dense_share=0.5"),
+                                       {file, "stage 'long'", "dense_context is 0", "4096"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.1.dense_layers=[6]"),
+                                       {file, "stage 'long'", "dense_layers has 6", "-6 to 5"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.1.dense_layers=[-7]"), {"dense_layers has -7"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.1.budget=200"),
+                                       {file, "stage 'long'", "budget is 200", "128"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] {
+        read(kRecipe, {"stage.1.levels=40", "stage.1.budget=128"});
+      },
+      {file, "stage 'long'", "levels is 40"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read("[data]\npath = \"x\"\n"); }, {"0 stages"}));
+}
+
+TEST_F(RecipeTest, PrintsEveryFieldAndWhatEachStageGathers) {
+  const Recipe recipe = read(kRecipe, {"optimizer.warmup_steps=5"});
+  const std::string table = printed(recipe);
+  std::istringstream lines(recipe.to_toml());
+  for (std::string line; std::getline(lines, line);) {
+    const std::string key = line.substr(0, line.find(' '));
+    if (!key.empty() && key[0] != '[') {
+      EXPECT_NE(table.find("  " + key + ' '), std::string::npos) << key;
+      EXPECT_NE(describe_fields().find('.' + key + ' '), std::string::npos) << key;
+    }
+  }
+  // Settings of Lighthouse are those of the one stage that has it.
+  EXPECT_EQ(table.find("  budget "), table.rfind("  budget "));
+  EXPECT_NE(table.find("  context "), table.rfind("  context "));
+  // 4096 / 16 roots, and 4 entries for each of the 256 refined at two levels: 2304 of 4096 rows.
+  EXPECT_NE(table.find("2304  0.562"), std::string::npos) << table;
+  EXPECT_EQ(table.find("note:"), std::string::npos);
+}
+
+TEST_F(RecipeTest, NotesStagesThatWillBeDense) {
+  EXPECT_NE(printed(read(kRecipe, {"stage.long.context=16"})).find("more tiles"),
+            std::string::npos);
+  EXPECT_NE(printed(read(kRecipe, {"stage.long.context=1024"})).find("1344 rows for 1024 tokens"),
+            std::string::npos);
+  EXPECT_NE(printed(read(kRecipe, {"stage.0.budget=128"})).find("stage 'short' is dense"),
+            std::string::npos);
+  EXPECT_NE(printed(read(kRecipe, {"optimizer.warmup_steps=30"})).find("only warms up"),
+            std::string::npos);
+}
+
+TEST_F(RecipeTest, CountsTheParametersOfTheModel) {
+  model::LlamaConfig config;
+  config.num_key_value_heads = 2;
+  for (const bool tied : {false, true}) {
+    config.tie_word_embeddings = tied;
+    EXPECT_EQ(config.num_parameters(), model::Llama(config)->num_parameters());
+  }
+}
+
+TEST_F(RecipeTest, ReadsAllRecipesThatAreThere) {
+  int count = 0;
+  for (const auto& entry : fs::directory_iterator(LIGHTHOUSE_RECIPES)) {
+    if (entry.path().extension() != ".toml") continue;
+    const Recipe recipe = Recipe::read(entry.path());
+    EXPECT_EQ(printed(recipe).find("note:"), std::string::npos) << entry.path();
+    ++count;
+  }
+  EXPECT_GE(count, 4);
+}
+
+TEST_F(RecipeTest, HasThePapersModelAndDemosOfTheSameLength) {
+  const fs::path recipes = LIGHTHOUSE_RECIPES;
+  EXPECT_EQ(Recipe::read(recipes / "paper.toml").model.num_parameters(), 267973632);
+  const Recipe dense = Recipe::read(recipes / "demo-dense.toml");
+  Recipe lighthouse = Recipe::read(recipes / "demo-lighthouse.toml");
+  EXPECT_EQ(dense.total_steps(), lighthouse.total_steps());
+  for (const StageRecipe& stage : lighthouse.stages) {
+    EXPECT_EQ(stage.context * stage.batch, dense.stages[0].context * dense.stages[0].batch);
+  }
+  lighthouse.stages = dense.stages;
+  lighthouse.run.out = dense.run.out;
+  EXPECT_EQ(lighthouse.to_toml(), dense.to_toml());
+}
+
+}  // namespace
+}  // namespace lighthouse::train
