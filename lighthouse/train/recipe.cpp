@@ -176,6 +176,8 @@ template <class... F>
 struct Overloaded : F... {
   using F::operator()...;
 };
+template <class... F>
+Overloaded(F...) -> Overloaded<F...>;
 
 const char* type_name(const Value& value) {
   return std::visit(Overloaded{[](const bool*) { return "true or false"; },
@@ -487,10 +489,9 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
 
 }  // namespace
 
-Recipe Recipe::read(const std::filesystem::path& file,
-                    const std::vector<std::string>& override_texts) {
+Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
   const toml::table root = parse_toml(io::read_file(file), file.string());
-  const std::vector<Override> overrides(override_texts.begin(), override_texts.end());
+  const std::vector<Override> given(overrides.begin(), overrides.end());
   const std::vector<std::string> known{"model", "data", "optimizer", "run", "stage"};
   for (const auto& [key, node] : root) {
     check_argument(std::ranges::count(known, key.str()) > 0, place(key.source()),
@@ -505,16 +506,16 @@ Recipe Recipe::read(const std::filesystem::path& file,
                    message(stages->type()), "; it must be a list of tables, [[stage]]");
     recipe.stages.resize(stages->as_array()->size());
   }
-  read_preset(recipe, root, file, overrides);
+  read_preset(recipe, root, file, given);
   const std::vector<Section> all = sections(recipe);
   size_t stage = 0;
   for (const Section& section : all) {
     const auto node = section.stage ? root["stage"][stage++] : root[section.name];
     if (const toml::table* table = node.as_table()) set_fields(section, *table);
   }
-  for (const Override& given : overrides) {
-    if (given.section == "model" && given.key == kPreset) continue;
-    set_field(find_section(given, all), given.key, given.node(), given.where(), given.where());
+  for (const Override& one : given) {
+    if (one.section == "model" && one.key == kPreset) continue;
+    set_field(find_section(one, all), one.key, one.node(), one.where(), one.where());
   }
   check_part(file.string(), [&] { recipe.validate(); });
   return recipe;
