@@ -5,7 +5,6 @@
 
 #include <cerrno>
 #include <fstream>
-#include <iterator>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
@@ -79,7 +78,10 @@ std::string read_file(const std::filesystem::path& path) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) fail("open", path);
-  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  std::string bytes;
+  for (char piece[1 << 16]; file.read(piece, sizeof piece), file.gcount() > 0;) {
+    bytes.append(piece, static_cast<size_t>(file.gcount()));
+  }
   // A folder opens, and fails here.
   if (file.bad()) fail("read", path);
   return bytes;

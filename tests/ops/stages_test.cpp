@@ -1,0 +1,78 @@
+#include <ATen/ops/randn.h>
+
+#include "lighthouse/ops/attention.h"
+#include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/tensor.h"
+#include "tests/support/compare.h"
+#include "tests/support/tensors.h"
+
+namespace lighthouse::testing {
+namespace {
+
+using at::Tensor;
+
+/// The results of every operator, in the order of library.cpp.
+std::vector<Tensor> run_operators(const Tensors& x, const Case& c, const Tensor& rows,
+                                  const Tensor& slots, at::Device device) {
+  const auto on = [&](const Tensor& tensor) { return tensor.to(device); };
+  const std::vector<int64_t> geometry = ops::geometry_list(c.tokens, c.config);
+  const Tensor q = on(x.q);
+  const Tensor k = on(x.k);
+  const Tensor v = on(x.v);
+  std::vector<Tensor> results;
+  const auto keep = [&](const auto&... tensors) { (results.push_back(tensors), ...); };
+  const auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry);
+  keep(scores_q, scores_k, roots);
+  std::apply(keep, ops::pool_scores(q.select(3, 0).to(at::kFloat), k.select(3, 0).to(at::kFloat),
+                                    geometry));
+  std::apply(keep, ops::select(scores_q, scores_k, "causal", geometry));
+  const auto [gathered_q, gathered_k, gathered_v] =
+      ops::gather(q, k, v, roots, on(rows), on(slots), geometry);
+  keep(gathered_q, gathered_k, gathered_v);
+  const bool heads_major = q.stride(1) >= q.stride(2);
+  std::apply(keep, ops::gather_backward(gathered_q, gathered_k, gathered_v, on(slots), heads_major,
+                                        geometry));
+  const Tensor out = ops::scatter(gathered_q, on(rows), on(slots), geometry);
+  keep(out, ops::scatter_backward(out, on(rows), geometry));
+  return results;
+}
+
+/// Compilers trace operators on the meta device: sizes, strides and types must be those of the CPU.
+TEST(Stages, MetaTensorsGetTheShapesOfTheCpu) {
+  Random random(80);
+  for (int i = 0; i < 40; ++i) {
+    const Case c = random_case(random);
+    SCOPED_TRACE(::testing::PrintToString(c));
+    const Tensors x = random_tensors(random, c, i % 2 ? at::kBFloat16 : at::kFloat);
+    const Selection maps = select(x.q, x.k, x.v, c.config);
+    const auto expected = run_operators(x, c, maps.rows, maps.slots, at::kCPU);
+    const auto actual = run_operators(x, c, maps.rows, maps.slots, at::kMeta);
+    ASSERT_EQ(actual.size(), expected.size());
+    for (size_t j = 0; j < actual.size(); ++j) {
+      EXPECT_EQ(actual[j].device(), at::Device(at::kMeta)) << j;
+      EXPECT_EQ(actual[j].scalar_type(), expected[j].scalar_type()) << j;
+      EXPECT_EQ(actual[j].sizes(), expected[j].sizes()) << j;
+      EXPECT_EQ(actual[j].strides(), expected[j].strides()) << j;
+    }
+  }
+}
+
+TEST(Stages, TakeMapsAndScoresOfAnyStrides) {
+  Random random(81);
+  for (int i = 0; i < 20; ++i) {
+    Case c = random_case(random);
+    c.batch = 2;
+    SCOPED_TRACE(::testing::PrintToString(c));
+    const Tensors x = random_tensors(random, c, at::kFloat);
+    const Selection maps = select(x.q, x.k, x.v, c.config);
+    const auto strided = [](const Tensor& t) {
+      return t.transpose(0, 2).contiguous().transpose(0, 2);
+    };
+    const auto expected = run_operators(x, c, maps.rows, maps.slots, at::kCPU);
+    const auto actual = run_operators(x, c, strided(maps.rows), strided(maps.slots), at::kCPU);
+    for (size_t j = 0; j < actual.size(); ++j) EXPECT_TRUE(actual[j].equal(expected[j])) << j;
+  }
+}
+
+}  // namespace
+}  // namespace lighthouse::testing

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+
+namespace lighthouse::testing {
+
+/// Sets PyTorch's number of threads while it lives.
+class Threads {
+ public:
+  explicit Threads(int count) : before_(at::get_num_threads()) { at::set_num_threads(count); }
+  ~Threads() { at::set_num_threads(before_); }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  int before_;
+};
+
+}  // namespace lighthouse::testing
