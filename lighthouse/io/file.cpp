@@ -1,6 +1,7 @@
 #include "lighthouse/io/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -61,18 +62,43 @@ void write_atomically(const std::filesystem::path& path, std::span<const std::st
     // The bytes must be on the disk before the name is, or a power cut leaves a name without them.
     file.sync(partial);
     file.close(partial);
-    if (::rename(partial.c_str(), path.c_str()) != 0) fail("replace", path);
+    rename_durably(partial, path);
   } catch (...) {
     ::unlink(partial.c_str());
     throw;
   }
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
-  Descriptor(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC).sync(folder);
 }
 
 void write_atomically(const std::filesystem::path& path, std::string_view bytes) {
   write_atomically(path, std::span(&bytes, 1));
 }
+
+void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) fail("replace", to);
+  const std::filesystem::path folder = to.has_parent_path() ? to.parent_path() : ".";
+  Descriptor(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC).sync(folder);
+}
+
+struct Appender::File {
+  std::filesystem::path path;
+  Descriptor descriptor{path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC};
+};
+
+Appender::Appender(const std::filesystem::path& path) : file_(new File{path}) {}
+Appender::~Appender() = default;
+void Appender::append(std::string_view bytes) { file_->descriptor.write(bytes, file_->path); }
+void Appender::sync() { file_->descriptor.sync(file_->path); }
+
+Lock::Lock(const std::filesystem::path& path)
+    : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+  if (fd_ < 0) fail("open", path);
+  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return;
+  const int error = errno;
+  ::close(fd_);
+  errno = error;
+  fail("lock", path);
+}
+Lock::~Lock() { ::close(fd_); }
 
 std::string read_file(const std::filesystem::path& path) {
   errno = 0;

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "lighthouse/model/llama.h"
+
+namespace lighthouse::train {
+
+/// Everything that a run goes on from, between two steps.
+struct Checkpoint {
+  int64_t step = 0;                             ///< steps done, of all stages together
+  uint64_t position = 0;                        ///< of the loader: tokens trained on
+  double seconds = 0;                           ///< of training
+  int64_t threads = 0;                          ///< other numbers of threads give other last bits
+  uint64_t corpus = 0;                          ///< data::Corpus::fingerprint
+  std::string recipe;                           ///< resume_key of it
+  at::Tensor random;                            ///< state of PyTorch's generator of the CPU
+  std::map<std::string, at::Tensor> model;      ///< names of Hugging Face's LlamaForCausalLM
+  std::map<std::string, at::Tensor> optimizer;  ///< AdamW::state
+};
+
+/// A run's checkpoints: folders "step-00000123" in one folder. One is written under another name
+/// and renamed when all of it is on the disk, so a name stands for a whole checkpoint whenever the
+/// process dies, or the machine. It holds model.safetensors, optimizer.safetensors,
+/// random.safetensors, state.json, and checksums.txt, of the others' bytes.
+class Checkpoints {
+ public:
+  explicit Checkpoints(std::filesystem::path folder) : folder_(std::move(folder)) {}
+
+  /// Paths of all checkpoints, oldest first.
+  std::vector<std::filesystem::path> list() const;
+
+  /// Writes a checkpoint, then removes all but the newest `keep`. Throws std::runtime_error naming
+  /// the path; those that were there are there then.
+  void write(const Checkpoint& checkpoint, int64_t keep) const;
+
+  /// Removes what a process that died left half-written.
+  void remove_partial() const;
+
+  /// Removes the checkpoints of later steps.
+  void remove_after(int64_t step) const;
+
+ private:
+  void remove(const std::filesystem::path& path) const;
+
+  std::filesystem::path folder_;
+};
+
+/// Throws std::runtime_error, naming the file and the checkpoint before it, where a file is missing
+/// or any byte of one is not what was written.
+Checkpoint read_checkpoint(const std::filesystem::path& path);
+
+/// The parameters themselves, not copies.
+std::map<std::string, at::Tensor> parameters_of(const model::Llama& model);
+
+/// Copies tensors into those of the same names. Throws std::runtime_error, naming the tensor,
+/// unless both have the same names, shapes and types.
+void restore(const std::map<std::string, at::Tensor>& from,
+             const std::map<std::string, at::Tensor>& into);
+
+}  // namespace lighthouse::train

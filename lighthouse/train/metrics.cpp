@@ -1,0 +1,101 @@
+#include "lighthouse/train/metrics.h"
+
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string_view>
+#include <variant>
+
+#include "lighthouse/core/check.h"
+
+namespace lighthouse::train {
+namespace {
+
+using nlohmann::ordered_json;
+using Line = std::variant<StepMetrics, EvalMetrics>;
+
+std::string to_line(const StepMetrics& m) {
+  return ordered_json{{"kind", "step"},           {"step", m.step},
+                      {"stage", m.stage},         {"attention", m.attention},
+                      {"loss", m.loss},           {"lr", m.lr},
+                      {"grad_norm", m.grad_norm}, {"tokens", m.tokens},
+                      {"seconds", m.seconds},     {"tokens_per_second", m.tokens_per_second}}
+             .dump() +
+         '\n';
+}
+
+std::string to_line(const EvalMetrics& m) {
+  return ordered_json{{"kind", "eval"},
+                      {"step", m.step},
+                      {"stage", m.stage},
+                      {"when", m.when},
+                      {"dense_loss", m.dense_loss},
+                      {"trained_loss", m.trained_loss},
+                      {"tokens", m.tokens},
+                      {"seconds", m.seconds}}
+             .dump() +
+         '\n';
+}
+
+Line parse(std::string_view text) {
+  const auto json = ordered_json::parse(text);
+  if (json.at("kind") == "eval") {
+    return EvalMetrics{json.at("step"),       json.at("stage"),        json.at("when"),
+                       json.at("dense_loss"), json.at("trained_loss"), json.at("tokens"),
+                       json.at("seconds")};
+  }
+  return StepMetrics{json.at("step"),   json.at("stage"),   json.at("attention"),
+                     json.at("loss"),   json.at("lr"),      json.at("grad_norm"),
+                     json.at("tokens"), json.at("seconds"), json.at("tokens_per_second")};
+}
+
+/// Calls `visit` with each whole line, '\n' included, and its contents, while that returns true.
+template <class Visit>
+void for_each_line(const std::filesystem::path& path, const Visit& visit) {
+  const std::string text = io::read_file(path);
+  std::string_view rest = text;
+  for (int64_t number = 1; rest.find('\n') != std::string_view::npos; ++number) {
+    const std::string_view line = rest.substr(0, rest.find('\n') + 1);
+    rest.remove_prefix(line.size());
+    try {
+      if (!visit(line, parse(line))) return;
+    } catch (const nlohmann::json::exception& error) {
+      throw std::runtime_error(message("'", path.string(), "', line ", number,
+                                       " is not a line of metrics: ", error.what()));
+    }
+  }
+}
+
+const std::filesystem::path& cut(const std::filesystem::path& path, int64_t steps_done) {
+  std::string kept;
+  if (std::filesystem::exists(path)) {
+    for_each_line(path, [&](std::string_view line, const Line& contents) {
+      const auto* step = std::get_if<StepMetrics>(&contents);
+      const bool keep = step != nullptr ? step->step <= steps_done
+                                        : std::get<EvalMetrics>(contents).step < steps_done;
+      if (keep) kept += line;
+      return keep;
+    });
+  }
+  io::write_atomically(path, kept);
+  return path;
+}
+
+}  // namespace
+
+MetricsHistory read_metrics(const std::filesystem::path& path) {
+  MetricsHistory history;
+  for_each_line(path, [&](std::string_view, const Line& contents) {
+    if (const auto* step = std::get_if<StepMetrics>(&contents)) history.steps.push_back(*step);
+    if (const auto* eval = std::get_if<EvalMetrics>(&contents)) history.evals.push_back(*eval);
+    return true;
+  });
+  return history;
+}
+
+MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t steps_done)
+    : file_(cut(path, steps_done)) {}
+
+void MetricsFile::write(const StepMetrics& step) { file_.append(to_line(step)); }
+void MetricsFile::write(const EvalMetrics& eval) { file_.append(to_line(eval)); }
+
+}  // namespace lighthouse::train

@@ -1,0 +1,53 @@
+#include "lighthouse/train/progress.h"
+
+#include <algorithm>
+#include <iomanip>
+#include <ostream>
+#include <sstream>
+
+namespace lighthouse::train {
+namespace {
+
+constexpr int64_t kPlainLines = 20;
+
+/// "1:02:03", or "2:03" below an hour.
+std::string clock(double seconds) {
+  const auto total = static_cast<int64_t>(seconds);
+  std::ostringstream out;
+  if (total >= 3600) out << total / 3600 << ':' << std::setfill('0') << std::setw(2);
+  out << total / 60 % 60 << ':' << std::setfill('0') << std::setw(2) << total % 60;
+  return out.str();
+}
+
+}  // namespace
+
+Progress::Progress(std::ostream& out, bool terminal, int64_t steps, int64_t tokens)
+    : out_(out), terminal_(terminal), steps_(steps), tokens_(tokens) {}
+
+Progress::~Progress() {
+  if (drawn_) out_ << '\n' << std::flush;
+}
+
+void Progress::step(const StepMetrics& m, bool edge_of_stage) {
+  rate_ = rate_ == 0 ? m.tokens_per_second : 0.9 * rate_ + 0.1 * m.tokens_per_second;
+  const bool due = m.step % std::max<int64_t>(1, steps_ / kPlainLines) == 0;
+  if (!terminal_ && !due && !edge_of_stage) return;
+  std::ostringstream line;
+  line << std::fixed << "step " << m.step << '/' << steps_ << "  " << m.stage << " (" << m.attention
+       << ")  loss " << std::setprecision(4) << m.loss << "  " << std::setprecision(0) << rate_
+       << " tokens/s  " << clock(static_cast<double>(tokens_ - m.tokens) / rate_) << " left";
+  if (terminal_) {
+    out_ << "\r\033[K" << line.str() << std::flush;
+    drawn_ = true;
+  } else {
+    out_ << line.str() << std::endl;
+  }
+}
+
+void Progress::say(const std::string& line) {
+  if (drawn_) out_ << "\r\033[K";
+  drawn_ = false;
+  out_ << line << std::endl;
+}
+
+}  // namespace lighthouse::train

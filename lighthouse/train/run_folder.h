@@ -1,0 +1,24 @@
+#pragma once
+
+#include <filesystem>
+#include <utility>
+
+namespace lighthouse::train {
+
+/// Where the files of a run lie.
+class RunFolder {
+ public:
+  explicit RunFolder(std::filesystem::path path) : path_(std::move(path)) {}
+
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path recipe() const { return path_ / "recipe.toml"; }
+  std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
+  std::filesystem::path summary() const { return path_ / "summary.json"; }
+  std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
+  std::filesystem::path lock() const { return path_ / "lock"; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace lighthouse::train

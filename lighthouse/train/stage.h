@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+#include "lighthouse/model/llama.h"
+#include "lighthouse/train/recipe.h"
+
+namespace lighthouse::train {
+
+/// What one step of a stage computes. The tokens of a step are the same throughout the stage.
+struct StepPlan {
+  bool lighthouse;      ///< else dense
+  int64_t sequences;    ///< of the step
+  int64_t context;      ///< tokens of each
+  int64_t micro_batch;  ///< sequences at a time
+};
+
+/// The plan of a stage's step, counted from 0 in the stage. The dense share of the steps is spread
+/// evenly, by the step's number alone: of the first n steps, floor(n dense_share) are dense.
+StepPlan step_plan(const StageRecipe& stage, int64_t step);
+
+/// The attention of the stage's steps that are not of its dense share.
+model::AttentionPlan attention_plan(const StageRecipe& stage);
+
+/// "lighthouse" or "dense".
+const char* attention_name(bool lighthouse);
+
+}  // namespace lighthouse::train

@@ -1,0 +1,299 @@
+#include "lighthouse/train/trainer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <ostream>
+#include <sstream>
+
+#include "lighthouse/core/check.h"
+#include "lighthouse/data/corpus.h"
+#include "lighthouse/data/loader.h"
+#include "lighthouse/eval/eval.h"
+#include "lighthouse/io/file.h"
+#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/metrics.h"
+#include "lighthouse/train/optimizer.h"
+#include "lighthouse/train/progress.h"
+#include "lighthouse/train/run_folder.h"
+#include "lighthouse/train/schedule.h"
+#include "lighthouse/train/stage.h"
+#include "lighthouse/train/stop_signals.h"
+#include "lighthouse/train/summary.h"
+
+namespace lighthouse::train {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+/// What a run must have in common with the checkpoint that it goes on from: the recipe without its
+/// paths, since folders move, and a fingerprint tells whether the text is the same.
+std::string resume_key(Recipe recipe) {
+  recipe.run.out.clear();
+  recipe.data.path.clear();
+  return recipe.to_toml();
+}
+
+model::Llama new_model(const Recipe& recipe) {
+  at::manual_seed(recipe.run.seed);
+  return model::Llama(recipe.model);
+}
+
+int64_t total_tokens(const Recipe& recipe) {
+  int64_t tokens = 0;
+  for (const StageRecipe& stage : recipe.stages) {
+    tokens += stage.steps * stage.batch * stage.context;
+  }
+  return tokens;
+}
+
+void check_same_recipe(const std::string& ours, const std::string& theirs) {
+  std::istringstream our_lines(ours), their_lines(theirs);
+  std::string our_line, their_line;
+  while (ours != theirs && our_line == their_line) {
+    if (!std::getline(our_lines, our_line)) our_line = "nothing more";
+    if (!std::getline(their_lines, their_line)) their_line = "nothing more";
+  }
+  check_argument(ours == theirs, "the recipe has '", our_line,
+                 "' where that of the checkpoint has '", their_line,
+                 "'; a run goes on with the recipe that it began with, recipe.toml in "
+                 "its folder");
+}
+
+/// The folder's checkpoint to start from; an empty path for the first step.
+fs::path starting_point(const RunFolder& folder, const Start& start) {
+  if (start.from) {
+    const fs::path path = fs::absolute(*start.from / "").parent_path().lexically_normal();
+    check_argument(fs::is_directory(path) && fs::exists(folder.checkpoints()) &&
+                       fs::equivalent(path.parent_path(), folder.checkpoints()),
+                   "--resume-from is '", start.from->string(),
+                   "'; it must be one of the folders in '", folder.checkpoints().string(), "'");
+    return path;
+  }
+  if (start.resume) {
+    check_argument(fs::is_directory(folder.path()), "there is no run in '", folder.path().string(),
+                   "' to resume; run.out must be the folder of one");
+    const auto all = Checkpoints(folder.checkpoints()).list();
+    return all.empty() ? fs::path() : all.back();
+  }
+  check_argument(!fs::exists(folder.path()) || fs::is_empty(folder.path()), "the run's folder '",
+                 folder.path().string(),
+                 "' is there already; go on with it (--resume), or choose another (--out)");
+  return {};
+}
+
+class Trainer {
+ public:
+  Trainer(const Recipe& recipe, const RunFolder& folder, std::ostream& out, bool terminal)
+      : recipe_(recipe),
+        folder_(folder),
+        out_(out),
+        corpus_(data::Corpus::read(recipe.data.path, recipe.data.held_out_share)),
+        loader_(corpus_.train(), recipe.run.seed),
+        model_(new_model(recipe)),
+        optimizer_(model_, recipe.optimizer),
+        checkpoints_(folder.checkpoints()),
+        progress_(out, terminal, recipe.total_steps(), total_tokens(recipe)) {
+    for (const StageRecipe& stage : recipe.stages) {
+      held_out_[stage.context] =
+          data::held_out_batches(corpus_.held_out(), recipe.run.eval_sequences, stage.context);
+    }
+    out << "text: " << corpus_.documents() << " documents, " << corpus_.train().size()
+        << " bytes to train on, " << corpus_.held_out().size() << " held out; skipped "
+        << corpus_.skipped_empty() << " empty and " << corpus_.skipped_binary()
+        << " binary files\n";
+  }
+
+  void resume(const fs::path& path);
+  int run();
+
+ private:
+  /// A stage, and the step of the run that it begins with.
+  struct Stage {
+    const StageRecipe& recipe;
+    int64_t first;
+    int64_t last() const { return first + recipe.steps; }
+  };
+
+  int run(const Stage& stage, MetricsFile& metrics);
+  void use(const StageRecipe& stage, bool lighthouse);
+  EvalMetrics evaluate(const Stage& stage, const char* when);
+  StepMetrics train_step(const Stage& stage);
+  void save();
+  int64_t tokens() const { return static_cast<int64_t>(loader_.position()); }
+
+  const Recipe& recipe_;
+  const RunFolder& folder_;
+  std::ostream& out_;
+  data::Corpus corpus_;
+  data::Loader loader_;
+  model::Llama model_;
+  AdamW optimizer_;
+  Checkpoints checkpoints_;
+  Progress progress_;
+  StopSignals signals_;
+  std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< by context
+  const StageRecipe* attention_of_ = nullptr;             ///< of the model now; none: dense
+  int64_t step_ = 0;                                      ///< steps done
+  double seconds_ = 0;
+};
+
+void Trainer::resume(const fs::path& path) {
+  const Checkpoint checkpoint = read_checkpoint(path);
+  check_same_recipe(resume_key(recipe_), checkpoint.recipe);
+  check_argument(corpus_.fingerprint() == checkpoint.corpus, "the text in '", recipe_.data.path,
+                 "' has the fingerprint ", corpus_.fingerprint(), "; that of the checkpoint is ",
+                 checkpoint.corpus, ": a run goes on with the text that it began with");
+  restore(checkpoint.model, parameters_of(model_));
+  restore(checkpoint.optimizer, optimizer_.state());
+  at::detail::getDefaultCPUGenerator().set_state(checkpoint.random);
+  loader_.seek(checkpoint.position);
+  step_ = checkpoint.step;
+  seconds_ = checkpoint.seconds;
+  checkpoints_.remove_after(step_);
+  progress_.say(message("resumed after step ", step_));
+  if (checkpoint.threads != at::get_num_threads()) {
+    progress_.say(message("the checkpoint was made with ", checkpoint.threads, " threads, not ",
+                          at::get_num_threads(), ": the last bits will differ"));
+  }
+}
+
+int Trainer::run() {
+  checkpoints_.remove_partial();
+  MetricsFile metrics(folder_.metrics(), step_);
+  int64_t first = 0;
+  for (const StageRecipe& recipe : recipe_.stages) {
+    const Stage stage{recipe, first};
+    first = stage.last();
+    if (step_ > stage.last()) continue;
+    if (const int signal = run(stage, metrics); signal != 0) return signal;
+  }
+  const Summary summary = summarize(recipe_, read_metrics(folder_.metrics()),
+                                    eval::byte_frequency_loss(corpus_.train(), corpus_.held_out()));
+  io::write_atomically(folder_.summary(), to_json(summary));
+  print(out_, summary);
+  return 0;
+}
+
+/// A checkpoint is made right after its step, and evaluations come before the next one, so that a
+/// run that goes on from a checkpoint makes the evaluations after its step again.
+int Trainer::run(const Stage& stage, MetricsFile& metrics) {
+  const RunRecipe& every = recipe_.run;
+  const auto divides = [](int64_t period, int64_t step) {
+    return period > 0 && step % period == 0;
+  };
+  const auto evaluate_now = [&](const char* when) {
+    const EvalMetrics eval = evaluate(stage, when);
+    metrics.write(eval);
+    progress_.say(message(when, " stage ", eval.stage, ": held-out loss ", eval.dense_loss,
+                          " dense, ", eval.trained_loss, " as trained"));
+  };
+  while (true) {
+    if (step_ == stage.first) evaluate_now("before");
+    if (step_ == stage.last()) break;
+    if (step_ > stage.first && divides(every.eval_every_steps, step_)) evaluate_now("during");
+
+    const StepMetrics step = train_step(stage);
+    const bool edge = step_ == stage.first + 1 || step_ == stage.last();
+    if (edge || divides(every.log_every_steps, step_)) metrics.write(step);
+    progress_.step(step, edge);
+
+    const int signal = step_ == recipe_.total_steps() ? 0 : signals_.received();
+    if (signal != 0 || step_ == stage.last() || divides(every.checkpoint_every_steps, step_)) {
+      metrics.sync();
+      save();
+    }
+    if (signal != 0) return signal;
+  }
+  evaluate_now("after");
+  return 0;
+}
+
+void Trainer::use(const StageRecipe& stage, bool lighthouse) {
+  const StageRecipe* wanted = lighthouse ? &stage : nullptr;
+  if (wanted == attention_of_) return;
+  model_->set_attention(lighthouse ? attention_plan(stage) : model::AttentionPlan());
+  attention_of_ = wanted;
+}
+
+EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
+  use(stage.recipe, stage.recipe.lighthouse);
+  const auto& batches = held_out_.at(stage.recipe.context);
+  const double dense = eval::held_out_loss(model_, batches, /*as_trained=*/false);
+  const double trained =
+      stage.recipe.lighthouse ? eval::held_out_loss(model_, batches, /*as_trained=*/true) : dense;
+  return {step_, stage.recipe.name, when, dense, trained, tokens(), seconds_};
+}
+
+StepMetrics Trainer::train_step(const Stage& stage) {
+  const auto start = Clock::now();
+  const StepPlan plan = step_plan(stage.recipe, step_ - stage.first);
+  const double lr = learning_rate(recipe_.optimizer, step_, recipe_.total_steps());
+  const data::Batch batch = loader_.next(plan.sequences, plan.context);
+  const auto step_tokens = static_cast<double>(batch.tokens.numel());
+  use(stage.recipe, plan.lighthouse);
+
+  double loss = 0;
+  for (int64_t begin = 0; begin < plan.sequences; begin += plan.micro_batch) {
+    const int64_t count = std::min(plan.micro_batch, plan.sequences - begin);
+    const at::Tensor part = model_
+                                ->token_losses(batch.tokens.narrow(0, begin, count),
+                                               batch.targets.narrow(0, begin, count))
+                                .sum()
+                                .div(step_tokens);
+    part.backward();
+    loss += part.item<double>();
+  }
+  const double norm = optimizer_.clip_gradients();
+  if (!std::isfinite(loss) || !std::isfinite(norm)) {
+    throw std::runtime_error(
+        message("step ", step_ + 1, " has the loss ", loss, " and the gradient norm ", norm,
+                "; the run stops before they reach the weights. A lower optimizer.lr or a longer "
+                "optimizer.warmup_steps may help"));
+  }
+  optimizer_.step(lr);
+  ++step_;
+
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  seconds_ += seconds;
+  return {step_,    stage.recipe.name,    attention_name(plan.lighthouse), loss, lr, norm, tokens(),
+          seconds_, step_tokens / seconds};
+}
+
+void Trainer::save() {
+  Checkpoint checkpoint;
+  checkpoint.step = step_;
+  checkpoint.position = loader_.position();
+  checkpoint.seconds = seconds_;
+  checkpoint.threads = at::get_num_threads();
+  checkpoint.corpus = corpus_.fingerprint();
+  checkpoint.recipe = resume_key(recipe_);
+  checkpoint.random = at::detail::getDefaultCPUGenerator().get_state();
+  checkpoint.model = parameters_of(model_);
+  checkpoint.optimizer = optimizer_.state();
+  checkpoints_.write(checkpoint, recipe_.run.keep_checkpoints);
+}
+
+}  // namespace
+
+int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal) {
+  recipe.validate();
+  const RunFolder folder(recipe.run.out);
+  starting_point(folder, start);
+  Trainer trainer(recipe, folder, out, terminal);
+
+  fs::create_directories(folder.path());
+  const io::Lock lock(folder.lock());
+  if (start.resume || start.from) {
+    // Another process may have gone on with the run until the folder was locked.
+    if (const fs::path from = starting_point(folder, start); !from.empty()) trainer.resume(from);
+  }
+  io::write_atomically(folder.recipe(), recipe.to_toml());
+  return trainer.run();
+}
+
+}  // namespace lighthouse::train

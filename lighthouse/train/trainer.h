@@ -1,0 +1,32 @@
+#pragma once
+
+#include <filesystem>
+#include <iosfwd>
+#include <optional>
+
+#include "lighthouse/train/recipe.h"
+
+namespace lighthouse::train {
+
+/// Where a run begins.
+struct Start {
+  bool resume = false;  ///< at its newest checkpoint, or the first step where it has none yet
+  std::optional<std::filesystem::path> from;  ///< at this one of its checkpoints instead
+};
+
+/// Runs a recipe, stage after stage, in the folder recipe.run.out: recipe.toml, metrics.jsonl,
+/// checkpoints/ and, at the end, summary.json. The weights after a step depend on the recipe, the
+/// text, the number of threads and the machine alone, and not on how often the run was resumed.
+/// Resuming at a checkpoint removes what was made after it.
+///
+/// SIGINT and SIGTERM end the run after the step, with a checkpoint.
+///
+/// @param out gets the progress and the table at the end; a line is redrawn where it is a terminal
+/// @return the signal that ended the run; 0 where it is complete
+/// @throws std::invalid_argument where the recipe cannot be run, its folder is in use without
+///         `start` saying so, or the checkpoint is of another recipe or other text
+/// @throws std::runtime_error where a file cannot be read or written, a checkpoint is damaged,
+///         another process has the folder, or the loss or a gradient is not finite
+int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal);
+
+}  // namespace lighthouse::train
