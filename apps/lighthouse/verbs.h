@@ -15,6 +15,8 @@ inline constexpr int kUnusable = 2;
 
 void add_bench(CLI::App& app);
 void add_compare(CLI::App& app);
+void add_eval(CLI::App& app);
+void add_train(CLI::App& app);
 void add_verify(CLI::App& app);
 
 }  // namespace lighthouse::app

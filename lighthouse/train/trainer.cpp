@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <map>
@@ -150,7 +152,8 @@ void Trainer::resume(const fs::path& path) {
                  checkpoint.corpus, ": a run goes on with the text that it began with");
   restore(checkpoint.model, parameters_of(model_));
   restore(checkpoint.optimizer, optimizer_.state());
-  at::detail::getDefaultCPUGenerator().set_state(checkpoint.random);
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  generator.set_state(checkpoint.random);
   loader_.seek(checkpoint.position);
   step_ = checkpoint.step;
   seconds_ = checkpoint.seconds;

@@ -1,0 +1,140 @@
+#include "lighthouse/eval/eval.h"
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "apps/lighthouse/table.h"
+#include "apps/lighthouse/verbs.h"
+#include "lighthouse/core/check.h"
+#include "lighthouse/data/corpus.h"
+#include "lighthouse/io/file.h"
+#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/recipe.h"
+#include "lighthouse/train/run_folder.h"
+#include "lighthouse/train/stage.h"
+
+namespace lighthouse::app {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+struct Options {
+  std::string run;
+  std::string checkpoint;
+  int64_t sequences = 8;
+  int64_t cuts = 16;
+  std::string json;
+};
+
+fs::path checkpoint_of(const Options& options) {
+  if (!options.checkpoint.empty()) return options.checkpoint;
+  const fs::path folder = train::RunFolder(options.run).checkpoints();
+  const auto all = train::Checkpoints(folder).list();
+  check_argument(!all.empty(), "there is no checkpoint in '", folder.string(),
+                 "'; RUN must be the folder of a run that has made one");
+  return all.back();
+}
+
+/// The last stage with Lighthouse; the last of all where there is none.
+const train::StageRecipe& stage_to_measure(const train::Recipe& recipe) {
+  for (auto stage = recipe.stages.rbegin(); stage != recipe.stages.rend(); ++stage) {
+    if (stage->lighthouse) return *stage;
+  }
+  return recipe.stages.back();
+}
+
+ordered_json to_json(const std::vector<eval::LeakBin>& leak) {
+  ordered_json bins = ordered_json::array();
+  for (const eval::LeakBin& bin : leak) {
+    bins.push_back({{"first", bin.first_distance},
+                    {"last", bin.last_distance},
+                    {"mean", bin.mean},
+                    {"standard_error", bin.standard_error}});
+  }
+  return bins;
+}
+
+void print_leak(const std::vector<eval::LeakBin>& dense,
+                const std::vector<eval::LeakBin>& trained) {
+  const auto cell = [](const eval::LeakBin& bin) {
+    return fixed(bin.mean, 5) + " +- " + fixed(bin.standard_error, 5);
+  };
+  Table table{{"distance before the cut", "dense", "as trained"}};
+  for (size_t i = 0; i < dense.size(); ++i) {
+    table.push_back({message(dense[i].first_distance, " to ", dense[i].last_distance),
+                     cell(dense[i]), cell(trained[i])});
+  }
+  print_table(std::cout, table, 1);
+}
+
+void eval_run(const Options& options) {
+  const train::RunFolder folder(options.run);
+  check_argument(fs::exists(folder.recipe()), "RUN is '", options.run,
+                 "'; it must be the folder of a run, with a recipe.toml");
+  const auto recipe = train::Recipe::read(folder.recipe());
+  const fs::path path = checkpoint_of(options);
+  const train::Checkpoint checkpoint = train::read_checkpoint(path);
+  const auto corpus = data::Corpus::read(recipe.data.path, recipe.data.held_out_share);
+  check_argument(corpus.fingerprint() == checkpoint.corpus, "the text in '", recipe.data.path,
+                 "' has the fingerprint ", corpus.fingerprint(),
+                 "; that which the run was trained on has ", checkpoint.corpus);
+
+  model::Llama model(recipe.model);
+  train::restore(checkpoint.model, train::parameters_of(model));
+  const train::StageRecipe& stage = stage_to_measure(recipe);
+  model->set_attention(train::attention_plan(stage));
+  const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context);
+
+  const double dense = eval::held_out_loss(model, batches, false);
+  const double trained = eval::held_out_loss(model, batches, true);
+  const double bytes = eval::byte_frequency_loss(corpus.train(), corpus.held_out());
+  std::cout << "checkpoint " << path.string() << ", " << batches.size() << " held-out sequences of "
+            << stage.context << " tokens; as trained: stage " << stage.name << ", "
+            << train::attention_name(stage.lighthouse) << "\n\n";
+  print_table(std::cout,
+              {{"loss on held-out text", "nats per byte"},
+               {"dense", fixed(dense, 4)},
+               {"as trained", fixed(trained, 4)},
+               {"byte frequencies alone", fixed(bytes, 4)}},
+              1);
+  std::cout << "\nrise of the loss before a cut, after which all inputs are replaced:\n"
+            << std::flush;
+  const auto leak_dense =
+      eval::selection_leak(model, batches, options.cuts, recipe.run.seed, false);
+  const auto leak_trained =
+      eval::selection_leak(model, batches, options.cuts, recipe.run.seed, true);
+  print_leak(leak_dense, leak_trained);
+
+  if (options.json.empty()) return;
+  const ordered_json all{{"held_out_dense", dense},
+                         {"held_out_as_trained", trained},
+                         {"byte_frequency", bytes},
+                         {"leak_dense", to_json(leak_dense)},
+                         {"leak_as_trained", to_json(leak_trained)}};
+  io::write_atomically(options.json, all.dump(2) + '\n');
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand(
+      "eval", "Measures a run on held-out text: loss, and how much the selection leaks");
+  const auto options = std::make_shared<Options>();
+  verb->add_option("RUN", options->run, "folder of the run")->required();
+  verb->add_option("--checkpoint", options->checkpoint, "in place of the run's newest");
+  verb->add_option("--sequences", options->sequences, "held-out sequences")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb->add_option("--cuts", options->cuts, "of each sequence, to measure the leak")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb->add_option("--json", options->json, "also write all figures to this file");
+  verb->callback([options] { eval_run(*options); });
+}
+
+}  // namespace lighthouse::app

@@ -1,0 +1,153 @@
+#include "lighthouse/train/checkpoint.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "tests/train/support.h"
+
+namespace lighthouse::train {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::throws;
+
+Checkpoint checkpoint(int64_t step) {
+  Checkpoint c;
+  c.step = step;
+  c.position = uint64_t{1} << 40;
+  c.seconds = 0.1;
+  c.threads = 2;
+  c.corpus = ~uint64_t{0};
+  c.recipe = "seed = 1\n";
+  c.random = at::arange(5, at::kByte);
+  c.model = {{"a", at::arange(6, at::kFloat).view({2, 3})}};
+  c.optimizer = {{"step", at::full({}, static_cast<double>(step), at::kFloat)}};
+  return c;
+}
+
+TEST(Checkpoint, IsReadAsItWasWritten) {
+  const TemporaryFolder folder;
+  const Checkpoints checkpoints(folder / "checkpoints");
+  EXPECT_TRUE(checkpoints.list().empty());
+  checkpoints.write(checkpoint(123), 2);
+  ASSERT_EQ(checkpoints.list(), std::vector<fs::path>{folder / "checkpoints/step-00000123"});
+  const Checkpoint read = read_checkpoint(checkpoints.list()[0]);
+  const Checkpoint written = checkpoint(123);
+  EXPECT_EQ(read.step, written.step);
+  EXPECT_EQ(read.position, written.position);
+  EXPECT_EQ(read.seconds, written.seconds);
+  EXPECT_EQ(read.threads, written.threads);
+  EXPECT_EQ(read.corpus, written.corpus);
+  EXPECT_EQ(read.recipe, written.recipe);
+  EXPECT_TRUE(read.random.equal(written.random));
+  EXPECT_TRUE(read.model.at("a").equal(written.model.at("a")));
+  EXPECT_TRUE(read.optimizer.at("step").equal(written.optimizer.at("step")));
+}
+
+TEST(Checkpoint, TheNewestAreKept) {
+  const TemporaryFolder folder;
+  const Checkpoints checkpoints(folder / "");
+  for (const int64_t step : {8, 9, 10, 100000000}) checkpoints.write(checkpoint(step), 3);
+  const auto all = checkpoints.list();
+  ASSERT_EQ(all.size(), 3u);
+  EXPECT_EQ(all.front().filename(), "step-00000009");
+  EXPECT_EQ(all.back().filename(), "step-100000000");
+  checkpoints.remove_after(9);
+  EXPECT_EQ(checkpoints.list().size(), 1u);
+}
+
+TEST(Checkpoint, HalfWrittenOnesAreNone) {
+  const TemporaryFolder folder;
+  const Checkpoints checkpoints(folder / "");
+  const fs::path partial = folder / ".partial-step-00000005";
+  fs::create_directory(partial);
+  std::ofstream(partial / "model.safetensors") << "half";
+  EXPECT_TRUE(checkpoints.list().empty());
+  checkpoints.write(checkpoint(5), 2);
+  EXPECT_FALSE(fs::exists(partial));
+  EXPECT_EQ(read_checkpoint(checkpoints.list()[0]).step, 5);
+  fs::create_directory(partial);
+  checkpoints.remove_partial();
+  EXPECT_FALSE(fs::exists(partial));
+}
+
+class DamagedCheckpoint : public ::testing::TestWithParam<const char*> {
+ protected:
+  DamagedCheckpoint() {
+    checkpoints.write(checkpoint(1), 2);
+    checkpoints.write(checkpoint(2), 2);
+    bytes = io::read_file(path);
+  }
+
+  void expect_refused(const std::string& damaged) {
+    std::ofstream(path, std::ios::binary) << damaged;
+    EXPECT_TRUE(throws<std::runtime_error>(
+        [&] { read_checkpoint(newest); },
+        {"step-00000002", "--resume-from " + (folder / "step-00000001").string()}));
+  }
+
+  const TemporaryFolder folder;
+  const Checkpoints checkpoints{folder / ""};
+  const fs::path newest = folder / "step-00000002";
+  const fs::path path = newest / GetParam();
+  std::string bytes;
+};
+
+TEST_P(DamagedCheckpoint, IsRefusedWhereverABitIsFlipped) {
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    std::string damaged = bytes;
+    damaged[i] = static_cast<char>(damaged[i] ^ (1 << (i % 8)));
+    expect_refused(damaged);
+  }
+  EXPECT_EQ(read_checkpoint(folder / "step-00000001").step, 1);
+}
+
+TEST_P(DamagedCheckpoint, IsRefusedWhereverItIsCut) {
+  for (size_t length = 0; length < bytes.size(); ++length) expect_refused(bytes.substr(0, length));
+  expect_refused(bytes + '\0');
+  fs::remove(path);
+  EXPECT_TRUE(throws<std::runtime_error>([&] { read_checkpoint(newest); }, {path.string()}));
+}
+
+INSTANTIATE_TEST_SUITE_P(EachFile, DamagedCheckpoint,
+                         ::testing::Values("model.safetensors", "optimizer.safetensors",
+                                           "random.safetensors", "state.json", "checksums.txt"),
+                         [](const auto& test) {
+                           const std::string name = test.param;
+                           return name.substr(0, name.find('.'));
+                         });
+
+TEST(DamagedCheckpointAlone, SaysThatThereIsNoOther) {
+  const TemporaryFolder folder;
+  const Checkpoints checkpoints(folder / "");
+  checkpoints.write(checkpoint(1), 2);
+  fs::remove(folder / "step-00000001/state.json");
+  EXPECT_TRUE(throws<std::runtime_error>([&] { read_checkpoint(folder / "step-00000001"); },
+                                         {"state.json", "no checkpoint before it"}));
+}
+
+TEST(Restore, RefusesOtherTensors) {
+  const std::map<std::string, at::Tensor> into{{"a", at::zeros({2, 3})}, {"b", at::zeros({1})}};
+  const at::Tensor a = at::ones({2, 3}), b = at::ones({1});
+  EXPECT_TRUE(throws<std::runtime_error>([&] { restore({{"a", a}}, into); }, {"'b'"}));
+  EXPECT_TRUE(throws<std::runtime_error>(
+      [&] {
+        restore({{"a", a}, {"b", b}, {"c", b}}, into);
+      },
+      {"'c'"}));
+  EXPECT_TRUE(throws<std::runtime_error>(
+      [&] {
+        restore({{"a", b}, {"b", b}}, into);
+      },
+      {"'a'", "[1]", "[2, 3]"}));
+  EXPECT_TRUE(throws<std::runtime_error>(
+      [&] {
+        restore({{"a", a.to(at::kDouble)}, {"b", b}}, into);
+      },
+      {"'a'", "Double", "Float"}));
+  restore({{"a", a}, {"b", b}}, into);
+  EXPECT_TRUE(into.at("a").equal(a));
+}
+
+}  // namespace
+}  // namespace lighthouse::train

@@ -1,0 +1,193 @@
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/run_folder.h"
+#include "tests/train/support.h"
+
+namespace lighthouse::train {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::microseconds;
+
+/// `lighthouse train` as a process of its own; what it says goes to a file.
+class Training {
+ public:
+  Training(const std::vector<std::string>& arguments, const fs::path& output) {
+    std::vector<std::string> all{LIGHTHOUSE_PROGRAM, "train"};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    std::vector<char*> argv;
+    for (std::string& argument : all) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      const int fd = ::open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
+      ::dup2(fd, STDOUT_FILENO);
+      ::dup2(fd, STDERR_FILENO);
+      ::execv(argv[0], argv.data());
+      ::_exit(127);
+    }
+  }
+  ~Training() {
+    kill(SIGKILL);
+    wait();
+  }
+  Training(const Training&) = delete;
+  Training& operator=(const Training&) = delete;
+
+  void kill(int signal) const {
+    if (running_) ::kill(pid_, signal);
+  }
+  bool running() {
+    if (running_ && ::waitpid(pid_, &status_, WNOHANG) == pid_) running_ = false;
+    return running_;
+  }
+  /// The status that it exits with; -1 where a signal ended it.
+  int wait() {
+    if (running_) ::waitpid(pid_, &status_, 0);
+    running_ = false;
+    return WIFEXITED(status_) ? WEXITSTATUS(status_) : -1;
+  }
+
+ private:
+  pid_t pid_ = -1;
+  int status_ = 0;
+  bool running_ = true;
+};
+
+class ProcessTest : public ::testing::Test {
+ protected:
+  ProcessTest() {
+    write_text(folder / "text");
+    std::ofstream(folder / "recipe.toml")
+        << recipe_head(folder / "text") << kLighthouseStage << dense_stage("dense", 12);
+  }
+
+  std::vector<std::string> arguments(const std::string& out, bool resume) const {
+    std::vector<std::string> all{folder / "recipe.toml", "--threads", "2", "--out", folder / out};
+    if (resume) all.emplace_back("--resume");
+    return all;
+  }
+
+  /// Trains to the end.
+  void finish(const std::string& out, bool resume) {
+    Training training(arguments(out, resume), folder / "output");
+    ASSERT_EQ(training.wait(), 0) << io::read_file(folder / "output");
+  }
+
+  /// Waits until the run has written that many lines of metrics, or has ended.
+  void wait_for_lines(Training& training, const std::string& out, int64_t lines) const {
+    const fs::path path = RunFolder(folder / out).metrics();
+    while (training.running()) {
+      if (fs::exists(path)) {
+        const std::string text = io::read_file(path);
+        if (std::count(text.begin(), text.end(), '\n') >= lines) return;
+      }
+      std::this_thread::sleep_for(microseconds(200));
+    }
+  }
+
+  /// All files of the last checkpoint but the sum of the state, and the state without its times.
+  std::vector<std::string> last_checkpoint(const std::string& out) const {
+    const fs::path path = Checkpoints(RunFolder(folder / out).checkpoints()).list().back();
+    std::vector<std::string> contents{path.filename()};
+    for (const char* name : {"model.safetensors", "optimizer.safetensors", "random.safetensors"}) {
+      contents.push_back(io::read_file(path / name));
+    }
+    auto state = nlohmann::json::parse(io::read_file(path / "state.json"));
+    state.erase("seconds");
+    contents.push_back(state.dump());
+    return contents;
+  }
+
+  /// The lines of the metrics without their times.
+  std::vector<std::string> metrics(const std::string& out) const {
+    std::ifstream file(RunFolder(folder / out).metrics());
+    std::vector<std::string> lines;
+    for (std::string line; std::getline(file, line);) {
+      auto json = nlohmann::ordered_json::parse(line);
+      json.erase("seconds");
+      json.erase("tokens_per_second");
+      lines.push_back(json.dump());
+    }
+    return lines;
+  }
+
+  void expect_same_runs(const std::string& a, const std::string& b) const {
+    EXPECT_TRUE(last_checkpoint(a) == last_checkpoint(b));
+    EXPECT_EQ(metrics(a), metrics(b));
+    EXPECT_TRUE(fs::exists(RunFolder(folder / b).summary()));
+    for (const auto& entry : fs::directory_iterator(RunFolder(folder / b).checkpoints())) {
+      EXPECT_TRUE(entry.path().filename().string().starts_with("step-")) << entry.path();
+    }
+  }
+
+  const TemporaryFolder folder;
+};
+
+TEST_F(ProcessTest, KilledAtAnyMomentAndResumedItGivesTheSameBits) {
+  finish("whole", false);
+  std::random_device random;
+  std::string moments;
+  for (const int64_t from : {0, 3, 9, 15}) {
+    const auto lines = from + static_cast<int64_t>(random() % 6);
+    const auto wait = microseconds(random() % 8000);
+    moments += ' ' + std::to_string(wait.count()) + " us after line " + std::to_string(lines);
+    Training training(arguments("killed", fs::exists(folder / "killed")), folder / "output");
+    wait_for_lines(training, "killed", lines);
+    std::this_thread::sleep_for(wait);
+    training.kill(SIGKILL);
+    training.wait();
+  }
+  SCOPED_TRACE("killed" + moments);
+  finish("killed", true);
+  expect_same_runs("whole", "killed");
+}
+
+TEST_F(ProcessTest, ASignalEndsTheRunAfterTheStepWithACheckpoint) {
+  // So long that it cannot end before the signal comes, nor make a checkpoint for another reason.
+  int64_t lines = 0;
+  for (const int signal : {SIGTERM, SIGINT}) {
+    auto all = arguments("run", lines > 0);
+    all.insert(all.end(), {"--set", "stage.1.steps=1000000", "--set", "stage.0.steps=100000",
+                           "--set", "run.checkpoint_every_steps=1000000"});
+    Training training(all, folder / "output");
+    wait_for_lines(training, "run", lines + 3);
+    training.kill(signal);
+    const int status = training.wait();
+    const std::string said = io::read_file(folder / "output");
+    EXPECT_EQ(status, 128 + signal) << said;
+    EXPECT_NE(said.find("--resume --out " + (folder / "run").string()), std::string::npos) << said;
+
+    const auto written = metrics("run");
+    EXPECT_GE(static_cast<int64_t>(written.size()), lines + 3);
+    lines = static_cast<int64_t>(written.size());
+    const auto checkpoints = Checkpoints(RunFolder(folder / "run").checkpoints()).list();
+    ASSERT_FALSE(checkpoints.empty()) << said;
+    const int64_t step = read_checkpoint(checkpoints.back()).step;
+    EXPECT_EQ(nlohmann::json::parse(written.back()).at("step"), step);
+  }
+}
+
+TEST_F(ProcessTest, ADryRunLeavesNothing) {
+  auto all = arguments("dry", false);
+  all.emplace_back("--dry-run");
+  Training training(all, folder / "output");
+  EXPECT_EQ(training.wait(), 0);
+  EXPECT_FALSE(fs::exists(folder / "dry"));
+  EXPECT_NE(io::read_file(folder / "output").find("lighthouse"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace lighthouse::train

@@ -1,0 +1,223 @@
+#include "lighthouse/train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/metrics.h"
+#include "lighthouse/train/run_folder.h"
+#include "tests/train/support.h"
+
+namespace lighthouse::train {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::throws;
+
+class TrainerTest : public ::testing::Test {
+ protected:
+  TrainerTest() { write_text(folder / "text"); }
+
+  Recipe recipe(const std::string& stages, const std::string& out = "run") {
+    std::ofstream(folder / "recipe.toml") << recipe_head(folder / "text") << stages;
+    Recipe read = Recipe::read(folder / "recipe.toml");
+    read.run.out = (folder / out).string();
+    return read;
+  }
+
+  /// Trains, and returns what was said.
+  std::string train(const Recipe& recipe, const Start& start = {}) {
+    std::ostringstream out;
+    EXPECT_EQ(train::train(recipe, start, out, false), 0);
+    return out.str();
+  }
+
+  MetricsHistory metrics(const std::string& out = "run") const {
+    return read_metrics(RunFolder(folder / out).metrics());
+  }
+
+  fs::path checkpoint(int64_t step, const std::string& out = "run") const {
+    const auto all = Checkpoints(RunFolder(folder / out).checkpoints()).list();
+    for (const fs::path& path : all) {
+      if (read_checkpoint(path).step == step) return path;
+    }
+    return {};
+  }
+
+  const TemporaryFolder folder;
+};
+
+bool same_tensors(const fs::path& a, const fs::path& b) {
+  return io::read_file(a / "model.safetensors") == io::read_file(b / "model.safetensors") &&
+         io::read_file(a / "optimizer.safetensors") == io::read_file(b / "optimizer.safetensors");
+}
+
+TEST_F(TrainerTest, LearnsAndLeavesItsFiles) {
+  const std::string said = train(recipe(kLighthouseStage + dense_stage("dense", 12)));
+  EXPECT_NE(said.find("byte frequencies alone"), std::string::npos) << said;
+
+  const MetricsHistory history = metrics();
+  ASSERT_EQ(history.steps.size(), 22u);
+  EXPECT_LT(history.steps.back().loss, history.steps.front().loss - 0.5);
+  int64_t tokens = 0;
+  for (size_t i = 0; i < history.steps.size(); ++i) {
+    const StepMetrics& step = history.steps[i];
+    const bool first_stage = i < 10;
+    EXPECT_EQ(step.step, static_cast<int64_t>(i) + 1);
+    EXPECT_EQ(step.stage, first_stage ? "lighthouse" : "dense");
+    EXPECT_EQ(step.attention, first_stage && i % 4 != 3 ? "lighthouse" : "dense");
+    EXPECT_EQ(step.tokens, tokens += first_stage ? 512 : 256);
+    EXPECT_GT(step.seconds, i == 0 ? 0 : history.steps[i - 1].seconds);
+  }
+  std::vector<std::pair<int64_t, std::string>> evals;
+  for (const EvalMetrics& eval : history.evals) {
+    evals.emplace_back(eval.step, eval.when);
+    EXPECT_EQ(eval.dense_loss == eval.trained_loss, eval.stage == "dense") << eval.step;
+  }
+  EXPECT_EQ(evals, (std::vector<std::pair<int64_t, std::string>>{{0, "before"},
+                                                                 {5, "during"},
+                                                                 {10, "after"},
+                                                                 {10, "before"},
+                                                                 {15, "during"},
+                                                                 {20, "during"},
+                                                                 {22, "after"}}));
+
+  const RunFolder run(folder / "run");
+  EXPECT_EQ(Recipe::read(run.recipe()).to_toml(),
+            recipe(kLighthouseStage + dense_stage("dense", 12)).to_toml());
+  EXPECT_EQ(Checkpoints(run.checkpoints()).list().size(), 2u);
+  const auto summary = nlohmann::json::parse(io::read_file(run.summary()));
+  ASSERT_EQ(summary.at("stages").size(), 2u);
+  const auto& stage = summary.at("stages")[0];
+  EXPECT_EQ(stage.at("attention"), "lighthouse");
+  EXPECT_EQ(stage.at("steps"), 10);
+  EXPECT_EQ(stage.at("tokens"), 5120);
+  EXPECT_EQ(stage.at("seconds"), history.steps[9].seconds);
+  EXPECT_EQ(stage.at("train_loss"), history.steps[9].loss);
+  EXPECT_EQ(stage.at("dense_loss_before"), history.evals[0].dense_loss);
+  EXPECT_EQ(stage.at("trained_loss_after"), history.evals[2].trained_loss);
+}
+
+TEST_F(TrainerTest, AStageSwitchKeepsOptimizerAndPosition) {
+  train(recipe(dense_stage("whole", 8), "whole"));
+  train(recipe(dense_stage("first", 3) + dense_stage("second", 5), "split"));
+  EXPECT_TRUE(same_tensors(checkpoint(8, "whole"), checkpoint(8, "split")));
+  EXPECT_EQ(read_checkpoint(checkpoint(8, "split")).position, 8u * 256);
+  const auto whole = metrics("whole"), split = metrics("split");
+  for (size_t i = 0; i < 8; ++i) EXPECT_EQ(whole.steps[i].loss, split.steps[i].loss);
+}
+
+TEST_F(TrainerTest, MicroBatchesAddUpToTheBatch) {
+  Recipe whole = recipe(dense_stage("s", 1), "whole");
+  Recipe parts = recipe(dense_stage("s", 1), "parts");
+  whole.stages[0].batch = parts.stages[0].batch = 3;
+  parts.stages[0].micro_batch = 2;
+  whole.optimizer.warmup_steps = parts.optimizer.warmup_steps = 0;
+  train(whole);
+  train(parts);
+  // The sums are the same, in another order.
+  const StepMetrics a = metrics("whole").steps[0], b = metrics("parts").steps[0];
+  EXPECT_NEAR(b.loss / a.loss, 1, 1e-5);
+  EXPECT_NEAR(b.grad_norm / a.grad_norm, 1, 1e-4);
+}
+
+TEST_F(TrainerTest, TheSeedDecidesTheBits) {
+  Recipe one = recipe(dense_stage("s", 4), "one");
+  train(one);
+  one.run.out = (folder / "two").string();
+  train(one);
+  EXPECT_TRUE(same_tensors(checkpoint(4, "one"), checkpoint(4, "two")));
+  one.run.out = (folder / "three").string();
+  one.run.seed = 4;
+  train(one);
+  EXPECT_FALSE(same_tensors(checkpoint(4, "one"), checkpoint(4, "three")));
+}
+
+TEST_F(TrainerTest, RefusesToOverwriteARun) {
+  const Recipe r = recipe(dense_stage("s", 4));
+  train(r);
+  EXPECT_TRUE(throws<std::invalid_argument>([&] { train(r); },
+                                            {(folder / "run").string(), "--resume", "--out"}));
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [&] {
+        train(recipe(dense_stage("s", 4), "none"), {true, {}});
+      },
+      {(folder / "none").string()}));
+  EXPECT_FALSE(fs::exists(folder / "none"));
+  const io::Lock lock(RunFolder(folder / "run").lock());
+  EXPECT_TRUE(throws<std::runtime_error>([&] { train(r, {true, {}}); }, {"lock"}));
+}
+
+TEST_F(TrainerTest, GoesOnFromAnEarlierCheckpoint) {
+  Recipe r = recipe(kLighthouseStage + dense_stage("dense", 6));
+  r.run.keep_checkpoints = 10;
+  train(r);
+  const auto before = metrics();
+  const fs::path last = folder / "last";
+  fs::copy(checkpoint(16), last, fs::copy_options::recursive);
+  fs::resize_file(checkpoint(16) / "model.safetensors", 100);
+
+  EXPECT_TRUE(throws<std::runtime_error>(
+      [&] {
+        train(r, {true, {}});
+      },
+      {"model.safetensors", "--resume-from", "step-00000015"}));
+  // The middle of the second stage, then of the first; the end of the first is where they meet.
+  for (const int64_t step : {13, 10, 7}) {
+    train(r, {false, checkpoint(step)});
+    EXPECT_TRUE(same_tensors(checkpoint(16), last)) << step;
+    const auto after = metrics();
+    ASSERT_EQ(after.steps.size(), before.steps.size());
+    ASSERT_EQ(after.evals.size(), before.evals.size());
+    for (size_t i = 0; i < 16; ++i) EXPECT_EQ(after.steps[i].loss, before.steps[i].loss);
+    for (size_t i = 0; i < before.evals.size(); ++i) {
+      EXPECT_EQ(after.evals[i].when, before.evals[i].when);
+      EXPECT_EQ(after.evals[i].trained_loss, before.evals[i].trained_loss);
+    }
+  }
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [&] {
+        train(r, {false, last});
+      },
+      {"--resume-from", last.string()}));
+}
+
+TEST_F(TrainerTest, RefusesToGoOnWithAnotherRecipeOrText) {
+  const Recipe r = recipe(dense_stage("s", 4));
+  train(r);
+  Recipe other = r;
+  other.optimizer.beta1 = 0.5;
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [&] {
+        train(other, {true, {}});
+      },
+      {"beta1 = 0.5", "beta1 = 0.9"}));
+  write_text(folder / "text", 2);
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [&] {
+        train(r, {true, {}});
+      },
+      {(folder / "text").string(), "fingerprint"}));
+  write_text(folder / "text");
+  fs::rename(folder / "run", folder / "moved");
+  other = r;
+  other.run.out = (folder / "moved").string();
+  train(other, {true, {}});
+}
+
+TEST_F(TrainerTest, StopsBeforeAStepThatIsNotFinite) {
+  Recipe r = recipe(dense_stage("s", 8));
+  r.optimizer.lr = 1e30;
+  r.optimizer.weight_decay = 0;
+  EXPECT_TRUE(throws<std::runtime_error>([&] { train(r); }, {"the loss", "optimizer.lr"}));
+  const auto newest = Checkpoints(RunFolder(folder / "run").checkpoints()).list();
+  ASSERT_FALSE(newest.empty());
+  EXPECT_EQ(read_checkpoint(newest.back()).step, static_cast<int64_t>(metrics().steps.size()));
+}
+
+}  // namespace
+}  // namespace lighthouse::train
