@@ -4,7 +4,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <map>
@@ -242,12 +241,11 @@ StepMetrics Trainer::train_step(const Stage& stage) {
 
   double loss = 0;
   for (int64_t begin = 0; begin < plan.sequences; begin += plan.micro_batch) {
-    const int64_t count = std::min(plan.micro_batch, plan.sequences - begin);
-    const at::Tensor part = model_
-                                ->token_losses(batch.tokens.narrow(0, begin, count),
-                                               batch.targets.narrow(0, begin, count))
-                                .sum()
-                                .div(step_tokens);
+    const auto part_of = [&](const at::Tensor& all) {
+      return all.narrow(0, begin, plan.micro_batch);
+    };
+    const at::Tensor part =
+        model_->token_losses(part_of(batch.tokens), part_of(batch.targets)).sum().div(step_tokens);
     part.backward();
     loss += part.item<double>();
   }
