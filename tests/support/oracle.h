@@ -33,7 +33,7 @@ Scores norm_scores(const Array& q, const Array& k);
 Scores dilated_scores(const Qkv& x, int64_t dilation, double scale);
 /// Scores of coarse entries from those of tokens.
 Scores pool(const Scores& tokens, const Config& config);
-Maps select(const Scores& entries, int64_t tokens, const Config& config);
+Maps select(const Scores& scores, int64_t tokens, const Config& config);
 /// The length of the gathered sequence, from the formula alone.
 int64_t length(int64_t tokens, const Config& config);
 /// The entries of all levels.
