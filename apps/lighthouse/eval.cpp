@@ -27,7 +27,7 @@ struct Options {
   std::string run;
   std::string checkpoint;
   int64_t sequences = 8;
-  int64_t cuts = 16;
+  int64_t cuts = 4;
   std::string json;
 };
 
@@ -90,8 +90,11 @@ void eval_run(const Options& options) {
   model->set_attention(train::attention_plan(stage));
   const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context);
 
-  const double dense = eval::held_out_loss(model, batches, false);
-  const double trained = eval::held_out_loss(model, batches, true);
+  const auto loss = [&](bool as_trained) {
+    return eval::held_out_loss(model, batches, as_trained);
+  };
+  const double dense = loss(false);
+  const double trained = stage.lighthouse ? loss(true) : dense;
   const double bytes = eval::byte_frequency_loss(corpus.train(), corpus.held_out());
   std::cout << "checkpoint " << path.string() << ", " << batches.size() << " held-out sequences of "
             << stage.context << " tokens; as trained: stage " << stage.name << ", "
@@ -104,10 +107,11 @@ void eval_run(const Options& options) {
               1);
   std::cout << "\nrise of the loss before a cut, after which all inputs are replaced:\n"
             << std::flush;
-  const auto leak_dense =
-      eval::selection_leak(model, batches, options.cuts, recipe.run.seed, false);
-  const auto leak_trained =
-      eval::selection_leak(model, batches, options.cuts, recipe.run.seed, true);
+  const auto leak = [&](bool as_trained) {
+    return eval::selection_leak(model, batches, options.cuts, recipe.run.seed, as_trained);
+  };
+  const auto leak_dense = leak(false);
+  const auto leak_trained = stage.lighthouse ? leak(true) : leak_dense;
   print_leak(leak_dense, leak_trained);
 
   if (options.json.empty()) return;

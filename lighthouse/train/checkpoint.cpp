@@ -183,7 +183,8 @@ void Checkpoints::remove(const fs::path& path) const {
   fs::remove_all(partial);
 }
 
-Checkpoint read_checkpoint(const fs::path& path) {
+Checkpoint read_checkpoint(const fs::path& folder) {
+  const fs::path path = (folder / "").parent_path();  // without a slash at its end
   try {
     return read_verified(path);
   } catch (const std::exception& error) {

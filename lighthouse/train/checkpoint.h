@@ -54,7 +54,7 @@ class Checkpoints {
 
 /// Throws std::runtime_error, naming the file and the checkpoint before it, where a file is missing
 /// or any byte of one is not what was written.
-Checkpoint read_checkpoint(const std::filesystem::path& path);
+Checkpoint read_checkpoint(const std::filesystem::path& folder);
 
 /// The parameters themselves, not copies.
 std::map<std::string, at::Tensor> parameters_of(const model::Llama& model);

@@ -37,7 +37,8 @@ void Progress::step(const StepMetrics& m, bool edge_of_stage) {
        << ")  loss " << std::setprecision(4) << m.loss << "  " << std::setprecision(0) << rate_
        << " tokens/s  " << clock(static_cast<double>(tokens_ - m.tokens) / rate_) << " left";
   if (terminal_) {
-    out_ << "\r\033[K" << line.str() << std::flush;
+    // Without wrapping: what a narrow terminal has no room for is left out.
+    out_ << "\r\033[K\033[?7l" << line.str() << "\033[?7h" << std::flush;
     drawn_ = true;
   } else {
     out_ << line.str() << std::endl;

@@ -166,6 +166,7 @@ void Trainer::resume(const fs::path& path) {
 
 int Trainer::run() {
   checkpoints_.remove_partial();
+  fs::remove(folder_.summary());
   MetricsFile metrics(folder_.metrics(), step_);
   int64_t first = 0;
   for (const StageRecipe& recipe : recipe_.stages) {

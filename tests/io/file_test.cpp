@@ -92,5 +92,41 @@ TEST(File, AKilledWriterLeavesAWholeFile) {
   }
 }
 
+TEST(RenameDurably, ReplacesWhatIsThere) {
+  const Folder folder;
+  write_atomically(folder / "old", "old");
+  write_atomically(folder / "new", "new");
+  rename_durably(folder / "new", folder / "old");
+  EXPECT_EQ(read_file(folder / "old"), "new");
+  EXPECT_EQ(files_in(folder), 1U);
+  EXPECT_TRUE(throws<std::runtime_error>([&] { rename_durably(folder / "none", folder / "old"); },
+                                         {(folder / "old").string()}));
+}
+
+TEST(Appender, AddsToWhatIsThere) {
+  const Folder folder;
+  write_atomically(folder / "file", "one ");
+  Appender file(folder / "file");
+  file.append("two ");
+  EXPECT_EQ(read_file(folder / "file"), "one two ");
+  file.append("three");
+  file.sync();
+  EXPECT_EQ(read_file(folder / "file"), "one two three");
+  Appender(folder / "other").append("made");
+  EXPECT_EQ(read_file(folder / "other"), "made");
+  EXPECT_TRUE(
+      throws<std::runtime_error>([&] { Appender("/does/not/exist"); }, {"/does/not/exist"}));
+}
+
+TEST(Lock, IsHeldByOneAtATime) {
+  const Folder folder;
+  {
+    const Lock lock(folder / "lock");
+    EXPECT_TRUE(throws<std::runtime_error>([&] { Lock other(folder / "lock"); },
+                                           {(folder / "lock").string()}));
+  }
+  const Lock again(folder / "lock");
+}
+
 }  // namespace
 }  // namespace lighthouse::io

@@ -26,7 +26,7 @@ Checkpoint checkpoint(int64_t step) {
 }
 
 TEST(Checkpoint, IsReadAsItWasWritten) {
-  const TemporaryFolder folder;
+  const Folder folder;
   const Checkpoints checkpoints(folder / "checkpoints");
   EXPECT_TRUE(checkpoints.list().empty());
   checkpoints.write(checkpoint(123), 2);
@@ -45,7 +45,7 @@ TEST(Checkpoint, IsReadAsItWasWritten) {
 }
 
 TEST(Checkpoint, TheNewestAreKept) {
-  const TemporaryFolder folder;
+  const Folder folder;
   const Checkpoints checkpoints(folder / "");
   for (const int64_t step : {8, 9, 10, 100000000}) checkpoints.write(checkpoint(step), 3);
   const auto all = checkpoints.list();
@@ -57,7 +57,7 @@ TEST(Checkpoint, TheNewestAreKept) {
 }
 
 TEST(Checkpoint, HalfWrittenOnesAreNone) {
-  const TemporaryFolder folder;
+  const Folder folder;
   const Checkpoints checkpoints(folder / "");
   const fs::path partial = folder / ".partial-step-00000005";
   fs::create_directory(partial);
@@ -86,7 +86,7 @@ class DamagedCheckpoint : public ::testing::TestWithParam<const char*> {
         {"step-00000002", "--resume-from " + (folder / "step-00000001").string()}));
   }
 
-  const TemporaryFolder folder;
+  const Folder folder;
   const Checkpoints checkpoints{folder / ""};
   const fs::path newest = folder / "step-00000002";
   const fs::path path = newest / GetParam();
@@ -118,7 +118,7 @@ INSTANTIATE_TEST_SUITE_P(EachFile, DamagedCheckpoint,
                          });
 
 TEST(DamagedCheckpointAlone, SaysThatThereIsNoOther) {
-  const TemporaryFolder folder;
+  const Folder folder;
   const Checkpoints checkpoints(folder / "");
   checkpoints.write(checkpoint(1), 2);
   fs::remove(folder / "step-00000001/state.json");

@@ -16,7 +16,7 @@ EvalMetrics eval(int64_t number, const char* when) {
 }
 
 TEST(Metrics, AreWhatWasWritten) {
-  const TemporaryFolder folder;
+  const Folder folder;
   MetricsFile file(folder / "metrics.jsonl", 0);
   file.write(eval(0, "before"));
   file.write(step(1));
@@ -36,7 +36,7 @@ TEST(Metrics, AreWhatWasWritten) {
 }
 
 TEST(Metrics, AreCutWhereARunGoesOn) {
-  const TemporaryFolder folder;
+  const Folder folder;
   const auto path = folder / "metrics.jsonl";
   {
     MetricsFile file(path, 0);
@@ -62,7 +62,7 @@ TEST(Metrics, AreCutWhereARunGoesOn) {
 }
 
 TEST(Metrics, NameALineThatIsNone) {
-  const TemporaryFolder folder;
+  const Folder folder;
   std::ofstream(folder / "metrics.jsonl") << "{\"kind\":\"step\"}\n";
   EXPECT_TRUE(testing::throws<std::runtime_error>([&] { read_metrics(folder / "metrics.jsonl"); },
                                                   {"metrics.jsonl', line 1"}));

@@ -21,11 +21,11 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::microseconds;
 
-/// `lighthouse train` as a process of its own; what it says goes to a file.
-class Training {
+/// The program as a process of its own; what it says goes to a file.
+class Program {
  public:
-  Training(const std::vector<std::string>& arguments, const fs::path& output) {
-    std::vector<std::string> all{LIGHTHOUSE_PROGRAM, "train"};
+  Program(const std::vector<std::string>& arguments, const fs::path& output) {
+    std::vector<std::string> all{LIGHTHOUSE_PROGRAM};
     all.insert(all.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (std::string& argument : all) argv.push_back(argument.data());
@@ -39,12 +39,12 @@ class Training {
       ::_exit(127);
     }
   }
-  ~Training() {
+  ~Program() {
     kill(SIGKILL);
     wait();
   }
-  Training(const Training&) = delete;
-  Training& operator=(const Training&) = delete;
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
 
   void kill(int signal) const {
     if (running_) ::kill(pid_, signal);
@@ -69,25 +69,28 @@ class Training {
 class ProcessTest : public ::testing::Test {
  protected:
   ProcessTest() {
+    // Threads that spin while they wait take the cores from those of other tests.
+    ::setenv("OMP_WAIT_POLICY", "passive", 1);
     write_text(folder / "text");
     std::ofstream(folder / "recipe.toml")
         << recipe_head(folder / "text") << kLighthouseStage << dense_stage("dense", 12);
   }
 
   std::vector<std::string> arguments(const std::string& out, bool resume) const {
-    std::vector<std::string> all{folder / "recipe.toml", "--threads", "2", "--out", folder / out};
+    std::vector<std::string> all{"train",     folder / "recipe.toml", "--threads", "2", "--out",
+                                 folder / out};
     if (resume) all.emplace_back("--resume");
     return all;
   }
 
   /// Trains to the end.
   void finish(const std::string& out, bool resume) {
-    Training training(arguments(out, resume), folder / "output");
+    Program training(arguments(out, resume), folder / "output");
     ASSERT_EQ(training.wait(), 0) << io::read_file(folder / "output");
   }
 
   /// Waits until the run has written that many lines of metrics, or has ended.
-  void wait_for_lines(Training& training, const std::string& out, int64_t lines) const {
+  void wait_for_lines(Program& training, const std::string& out, int64_t lines) const {
     const fs::path path = RunFolder(folder / out).metrics();
     while (training.running()) {
       if (fs::exists(path)) {
@@ -133,7 +136,7 @@ class ProcessTest : public ::testing::Test {
     }
   }
 
-  const TemporaryFolder folder;
+  const Folder folder;
 };
 
 TEST_F(ProcessTest, KilledAtAnyMomentAndResumedItGivesTheSameBits) {
@@ -144,7 +147,7 @@ TEST_F(ProcessTest, KilledAtAnyMomentAndResumedItGivesTheSameBits) {
     const auto lines = from + static_cast<int64_t>(random() % 6);
     const auto wait = microseconds(random() % 8000);
     moments += ' ' + std::to_string(wait.count()) + " us after line " + std::to_string(lines);
-    Training training(arguments("killed", fs::exists(folder / "killed")), folder / "output");
+    Program training(arguments("killed", fs::exists(folder / "killed")), folder / "output");
     wait_for_lines(training, "killed", lines);
     std::this_thread::sleep_for(wait);
     training.kill(SIGKILL);
@@ -162,7 +165,7 @@ TEST_F(ProcessTest, ASignalEndsTheRunAfterTheStepWithACheckpoint) {
     auto all = arguments("run", lines > 0);
     all.insert(all.end(), {"--set", "stage.1.steps=1000000", "--set", "stage.0.steps=100000",
                            "--set", "run.checkpoint_every_steps=1000000"});
-    Training training(all, folder / "output");
+    Program training(all, folder / "output");
     wait_for_lines(training, "run", lines + 3);
     training.kill(signal);
     const int status = training.wait();
@@ -180,10 +183,37 @@ TEST_F(ProcessTest, ASignalEndsTheRunAfterTheStepWithACheckpoint) {
   }
 }
 
+TEST_F(ProcessTest, EvalMeasuresARun) {
+  finish("run", false);
+  const auto eval = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all{"eval", folder / "run"};
+    all.insert(all.end(), more.begin(), more.end());
+    return Program(all, folder / "output").wait();
+  };
+  ASSERT_EQ(eval({"--sequences", "1", "--json", folder / "eval.json"}), 0)
+      << io::read_file(folder / "output");
+  const auto json = nlohmann::json::parse(io::read_file(folder / "eval.json"));
+  // The context of the Lighthouse stage: longer than that of the last stage.
+  EXPECT_NE(json.at("held_out_dense"), json.at("held_out_as_trained"));
+  EXPECT_LT(json.at("held_out_dense"), 5);
+  EXPECT_GT(json.at("byte_frequency"), 2);
+  ASSERT_EQ(json.at("leak_dense").size(), 5u);
+  ASSERT_EQ(json.at("leak_as_trained").size(), 5u);
+  for (const auto& bin : json.at("leak_dense")) EXPECT_EQ(bin.at("mean"), 0);
+  EXPECT_NE(json.at("leak_as_trained")[0].at("mean"), 0);
+  EXPECT_EQ(json.at("leak_as_trained")[1].at("first"), 2);
+  EXPECT_EQ(json.at("leak_as_trained")[1].at("last"), 4);
+
+  EXPECT_EQ(eval({"--checkpoint", folder / "text"}), 2);
+  write_text(folder / "text", 2);
+  EXPECT_EQ(eval({}), 2);
+  EXPECT_NE(io::read_file(folder / "output").find("fingerprint"), std::string::npos);
+}
+
 TEST_F(ProcessTest, ADryRunLeavesNothing) {
   auto all = arguments("dry", false);
   all.emplace_back("--dry-run");
-  Training training(all, folder / "output");
+  Program training(all, folder / "output");
   EXPECT_EQ(training.wait(), 0);
   EXPECT_FALSE(fs::exists(folder / "dry"));
   EXPECT_NE(io::read_file(folder / "output").find("lighthouse"), std::string::npos);

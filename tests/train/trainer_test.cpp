@@ -53,7 +53,7 @@ class TrainerTest : public ::testing::Test {
     return {};
   }
 
-  const TemporaryFolder folder;
+  const Folder folder;
 };
 
 bool same_tensors(const fs::path& a, const fs::path& b) {
