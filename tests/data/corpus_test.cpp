@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <set>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace lighthouse::data {
 namespace {
@@ -35,7 +38,7 @@ class CorpusTest : public testing::Test {
   ~CorpusTest() override { fs::remove_all(root_); }
 
   fs::path write(const std::string& name, const std::string& text) {
-    const fs::path path = root_ / name;
+    fs::path path = root_ / name;
     fs::create_directories(path.parent_path());
     std::ofstream(path, std::ios::binary) << text;
     return path;

@@ -4,7 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <string>
+#include <utility>
+#include <vector>
 
 namespace lighthouse::data {
 namespace {

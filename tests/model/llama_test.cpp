@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 #include <torch/optim/adamw.h>
 
+#include <cmath>
+#include <functional>
 #include <map>
-#include <set>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "lighthouse/io/safetensors.h"
 
@@ -120,7 +123,7 @@ TEST(Llama, TiedEmbeddingsAreOneParameterWithBothGradients) {
   Llama untied(config);
   config.tie_word_embeddings = true;
   Llama tied(config);
-  EXPECT_EQ(tied->num_parameters(), untied->num_parameters() - 256 * 32);
+  EXPECT_EQ(tied->num_parameters(), untied->num_parameters() - int64_t{256} * 32);
   {
     const at::NoGradGuard no_grad;
     for (auto& parameter : untied->named_parameters()) {
