@@ -22,6 +22,7 @@ namespace lighthouse::train {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kMostTokens = 1e15;  ///< of a stage: sums over stages stay far from overflow
 
 /// The numbers that a field may be.
 struct Range {
@@ -361,7 +362,8 @@ struct Override {
   std::string text;
   std::string section;  ///< "stage.NAME" for a stage
   std::string key;
-  toml::table value;  ///< under the key "value"
+  toml::table value;              ///< under the key "value"
+  toml::value<std::string> bare;  ///< as it stands: a string need not be quoted here
 
   explicit Override(const std::string& given) : text(given) {
     const size_t equals = text.find('=');
@@ -370,14 +372,22 @@ struct Override {
                    ": it must be section.key=value, like optimizer.lr=1e-3 or stage.0.steps=10");
     section = text.substr(0, dot);
     key = text.substr(dot + 1, equals - dot - 1);
-    const std::string right = text.substr(equals + 1);
+    bare = text.substr(equals + 1);
     try {
-      value = toml::parse("value = " + right);
+      value = toml::parse("value = " + *bare);
     } catch (const toml::parse_error&) {
-      value.insert("value", right);  // a string need not be quoted here
+      value.insert("value", *bare);
     }
   }
   const toml::node& node() const { return *value.get("value"); }
+  /// For a field of the section: run.out=2026 is a string, though 2026 is a number.
+  const toml::node& node(const Section& of) const {
+    const bool is_text = std::ranges::any_of(of.fields, [&](const Field& field) {
+      return field.key == key && (std::holds_alternative<std::string*>(field.value) ||
+                                  std::holds_alternative<Word>(field.value));
+    });
+    return is_text && node().is_value() && !node().is_string() ? bare : node();
+  }
   std::string where() const { return "--set " + text + ": "; }
 };
 
@@ -440,6 +450,10 @@ void validate_stage(const StageRecipe& stage, int64_t layers) {
                  stage.name, "'; it must be of letters, digits, - and _");
   check_argument(stage.micro_batch == 0 || stage.batch % stage.micro_batch == 0, "micro_batch is ",
                  stage.micro_batch, "; it must divide batch, which is ", stage.batch);
+  const double tokens = static_cast<double>(stage.steps) * static_cast<double>(stage.batch) *
+                        static_cast<double>(stage.context);
+  check_argument(tokens <= kMostTokens, "steps * batch * context is ", tokens,
+                 "; it must be at most ", kMostTokens);
   check_argument(stage.dense_share == 0 ||
                      (stage.dense_context > 0 && stage.context % stage.dense_context == 0),
                  "dense_context is ", stage.dense_context, "; with a dense_share of ",
@@ -515,7 +529,8 @@ Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::st
   }
   for (const Override& one : given) {
     if (one.section == "model" && one.key == kPreset) continue;
-    set_field(find_section(one, all), one.key, one.node(), one.where(), one.where());
+    const Section& section = find_section(one, all);
+    set_field(section, one.key, one.node(section), one.where(), one.where());
   }
   check_part(file.string(), [&] { recipe.validate(); });
   return recipe;

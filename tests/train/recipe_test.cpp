@@ -187,7 +187,7 @@ TEST_F(RecipeTest, TakesOverridesOfEveryKind) {
   const Recipe recipe = read(
       kRecipe, {"optimizer.lr=2", "stage.0.steps=7", "stage.long.steps=8", "data.path=other/text",
                 "data.path=a=b.c", "run.log_every_steps=3", "stage.0.name=first",
-                "stage.first.batch=5", "model.tie_word_embeddings=true"});
+                "stage.first.batch=5", "model.tie_word_embeddings=true", "run.out=2026"});
   EXPECT_EQ(recipe.optimizer.lr, 2);
   EXPECT_EQ(recipe.stages[0].steps, 7);
   EXPECT_EQ(recipe.stages[1].steps, 8);
@@ -196,6 +196,7 @@ TEST_F(RecipeTest, TakesOverridesOfEveryKind) {
   EXPECT_EQ(recipe.stages[0].name, "first");
   EXPECT_EQ(recipe.stages[0].batch, 5);
   EXPECT_TRUE(recipe.model.tie_word_embeddings);
+  EXPECT_EQ(recipe.run.out, "2026");  // bare, and a string all the same
 }
 
 TEST_F(RecipeTest, NamesOverridesThatAreWrong) {
@@ -211,6 +212,10 @@ TEST_F(RecipeTest, NamesOverridesThatAreWrong) {
       with("optimizer.lr=fast"), {"--set optimizer.lr=fast: ", "string", "must be a number"}));
   EXPECT_TRUE(
       throws<invalid_argument>(with("optimizer.lr=0"), {"--set optimizer.lr=0: ", "above"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("data.path=[1]"),
+                                       {"--set data.path=[1]: ", "array", "must be a string"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.0.attention=true"),
+                                       {"--set", "attention is 'true'", "'dense' or"}));
   for (const char* text : {"optimizer.lr", "lr=1", "=1", ""}) {
     EXPECT_TRUE(throws<invalid_argument>(with(text), {"section.key=value"})) << text;
   }
@@ -254,6 +259,9 @@ TEST_F(RecipeTest, RefusesRunsThatCannotBeRun) {
   EXPECT_TRUE(throws<invalid_argument>(with("stage.0.name=long"), {file, "the name 'long'"}));
   EXPECT_TRUE(throws<invalid_argument>(with("stage.1.micro_batch=3"),
                                        {file, "stage 'long'", "micro_batch is 3", "batch", "2"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      with("stage.1.steps=1000000000000"),
+      {file, "stage 'long'", "steps * batch * context is 8.192e+15", "at most 1e+15"}));
   EXPECT_TRUE(throws<invalid_argument>(with("stage.1.dense_share=0.5"),
                                        {file, "stage 'long'", "dense_context is 0", "4096"}));
   EXPECT_TRUE(throws<invalid_argument>(with("stage.1.dense_layers=[6]"),
