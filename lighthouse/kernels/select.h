@@ -10,7 +10,7 @@ namespace lighthouse {
 /// In each tile and at each level the m/2 candidates (rounded down) with the highest scores by Q
 /// are refined, then of the others the m - m/2 with the highest by K; all where there are m or
 /// fewer. A tie goes to the lower index; -0 equals +0. Entry 0 of every level comes before every
-/// other. Scores must not be NaN (the score stage writes none).
+/// other. NaN counts as -infinity.
 struct Select {
   Geometry geometry;
   Shape shape;  ///< only the batch and the groups are used

@@ -2,11 +2,25 @@
 
 #include <c10/util/Exception.h>
 
+#include <mutex>
+#include <set>
+
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/ops/attention.h"
 
 namespace lighthouse::nn {
+namespace {
+
+/// All layers of a model have the same to say: it is said once for the whole process.
+void say_once(const std::string& reason) {
+  static std::mutex mutex;
+  static std::set<std::string> said;
+  const std::lock_guard lock(mutex);
+  if (said.insert(reason).second) TORCH_WARN("lighthouse: attention is dense, because ", reason);
+}
+
+}  // namespace
 
 AttentionImpl::AttentionImpl(AttentionOptions options) : options_(std::move(options)) {
   options_.config.validate();
@@ -45,7 +59,7 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& q, const torch::Tensor
   }
   const std::string reason = dense_because(q.size(2));
   if (reason.empty()) return attention(q, k, v, options_.config);
-  if (!said_dense_) TORCH_WARN("lighthouse: attention is dense, because ", reason);
+  if (!said_dense_) say_once(reason);
   said_dense_ = true;
   return dense_attention(q, k, v, options_.config.scale);
 }

@@ -1,6 +1,7 @@
 #include "lighthouse/ops/attention.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -57,6 +58,24 @@ TokenScores dilated_scores(const Tensor& q, const Tensor& k, const Tensor& v,
   // Selection is per key/value head: a group is as important as its most important query head.
   scores.k = scores.k.unflatten(1, {groups, heads / groups}).amax(2);
   return scores;
+}
+
+/// Maps that a caller brings are used as offsets: on the CPU, where looking costs next to nothing,
+/// they are held to their ranges.
+void check_selection(const Selection& selection, const Geometry& geometry, const Shape& shape,
+                     at::Device device) {
+  ops::check_rows(selection.rows, geometry, shape, device);
+  ops::check_slots(selection.slots, geometry, shape, device);
+  const auto check_range = [](const Tensor& map, const char* name, int64_t least, int64_t most) {
+    if (!map.is_cpu() || map.numel() == 0) return;
+    const auto [lowest, highest] = at::aminmax(map);
+    TORCH_CHECK_VALUE(lowest.item<int64_t>() >= least && highest.item<int64_t>() <= most, name,
+                      " holds values from ", lowest.item<int64_t>(), " to ",
+                      highest.item<int64_t>(), "; they must be from ", least, " to ", most,
+                      ", as lighthouse::select gives them");
+  };
+  check_range(selection.rows, "selection.rows", 0, geometry.first[geometry.levels] - 1);
+  check_range(selection.slots, "selection.slots", kNoSlot, make_slot(geometry.rows - 1, true));
 }
 
 }  // namespace
@@ -118,6 +137,10 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config
   Config scoring = config;
   if (given) scoring.scorer = Scorer::kNorm;  // only the roots are needed: the cheaper scorer
   const Scored scored = score(q, k, v, scoring);
+  if (given) {
+    const Geometry geometry = ops::make_geometry(ops::geometry_list(q.size(2), config));
+    check_selection(*given, geometry, ops::check_qkv(q, k, v), q.device());
+  }
   const Selection selection = given ? *given : select(scored, q.size(2), config);
   const Gathered gathered = gather(q, k, v, scored.roots, selection, config);
   return scatter(attend(gathered, config), selection, q.size(2), config);

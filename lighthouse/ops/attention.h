@@ -27,7 +27,8 @@ struct TokenScores {
 /// @param k (B, G, N, D), H a multiple of G
 /// @param v like k; read by the dilated scorer only
 /// @param scores taken in place of those of `config.scorer`
-/// @throws c10::ValueError (Python: ValueError) naming the argument, its value and what it must be
+/// @throws c10::ValueError, or c10::TypeError for a wrong type (Python: ValueError, TypeError),
+///         naming the argument, its value and what it must be
 Selection select(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                  const Config& config = {}, const std::optional<TokenScores>& scores = {});
 
@@ -38,7 +39,8 @@ Selection select(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 ///          device for all, any strides with a contiguous last dimension without a copy
 /// @param selection taken in place of selecting
 /// @return (B, H, N, D), stored as (B, N, H, D), in the type of q
-/// @throws c10::ValueError (Python: ValueError) naming the argument, its value and what it must be
+/// @throws c10::ValueError, or c10::TypeError for a wrong type (Python: ValueError, TypeError),
+///         naming the argument, its value and what it must be
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const Config& config = {}, const std::optional<Selection>& selection = {});
 

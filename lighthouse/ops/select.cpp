@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <array>
+
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse::ops {

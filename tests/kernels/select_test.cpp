@@ -83,6 +83,24 @@ TEST(Select, RefinesEntryZeroOfEveryLevelAgainstAnyScores) {
   }
 }
 
+TEST(Select, TakesNanForMinusInfinity) {
+  Random random(24);
+  for (int i = 0; i < 100; ++i) {
+    const Case c = random_case(random);
+    SCOPED_TRACE(::testing::PrintToString(c));
+    const Geometry g(c.tokens, c.config);
+    Array with_nan = rounded<float>(normals(random, {c.batch, c.groups, g.coarse_entries()}));
+    Array without = with_nan;
+    for (int64_t j = 0; j < g.coarse_entries(); ++j) {
+      if (draw(random, 0, 1) == 0) continue;
+      with_nan(0, 0, j) = std::numeric_limits<double>::quiet_NaN();
+      without(0, 0, j) = -std::numeric_limits<double>::infinity();
+    }
+    EXPECT_TRUE(equal(select(random, {with_nan, with_nan}, c).slots,
+                      select(random, {without, without}, c).slots));
+  }
+}
+
 TEST(Select, TheCausalRuleDoesNotSeeTheWindowItself) {
   Random random(23);
   for (int i = 0; i < 100; ++i) {

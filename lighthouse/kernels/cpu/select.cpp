@@ -1,6 +1,7 @@
 #include "lighthouse/kernels/select.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -67,8 +68,11 @@ class Tile {
   /// The score that decides about an entry. Entry 0 has the lowest index, so +infinity puts it
   /// before every other.
   float judged_by(const float* scores, int64_t level, int64_t index) const {
-    if (index == 0) return std::numeric_limits<float>::infinity();
-    return scores[g_.coarse(level, index - (rule_ == SelectionRule::kCausal ? 1 : 0))];
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    if (index == 0) return kInfinity;
+    const float score = scores[g_.coarse(level, index - (rule_ == SelectionRule::kCausal ? 1 : 0))];
+    return std::isnan(score) ? -kInfinity
+                             : score;  // NaN would leave the candidates without an order
   }
 
   /// Post-order: an entry's children, then the entry.
