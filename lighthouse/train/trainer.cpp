@@ -68,7 +68,7 @@ void check_same_recipe(const std::string& ours, const std::string& theirs) {
 /// The folder's checkpoint to start from; an empty path for the first step.
 fs::path starting_point(const RunFolder& folder, const Start& start) {
   if (start.from) {
-    const fs::path path = fs::absolute(*start.from / "").parent_path().lexically_normal();
+    fs::path path = fs::absolute(*start.from / "").parent_path().lexically_normal();
     check_argument(fs::is_directory(path) && fs::exists(folder.checkpoints()) &&
                        fs::equivalent(path.parent_path(), folder.checkpoints()),
                    "--resume-from is '", start.from->string(),
@@ -288,7 +288,7 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
   starting_point(folder, start);
   Trainer trainer(recipe, folder, out, terminal);
 
-  fs::create_directories(folder.path());
+  fs::create_directories(folder.checkpoints());
   const io::Lock lock(folder.lock());
   if (start.resume || start.from) {
     // Another process may have gone on with the run until the folder was locked.
