@@ -124,12 +124,14 @@ TEST_P(Determinism, FromRunToRunAndForAnyNumberOfThreads) {
 /// threads that PyTorch itself uses.
 TEST(ThreadPool, IsThatOfPyTorch) {
   const Large large(at::kFloat, 16384);
-  const auto& [q, k, v] = large.x;
+  const Tensor& q = large.x.q;
+  const Tensor& k = large.x.k;
+  const Tensor& v = large.x.v;
   const std::vector<int64_t> geometry = ops::geometry_list(q.size(2), large.config);
-  const auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry);
-  const auto [rows, slots] = ops::select(scores_q, scores_k, "published", geometry);
-  const auto [gathered_q, gathered_k, gathered_v] =
-      ops::gather(q, k, v, roots, rows, slots, geometry);
+  Tensor scores_q, scores_k, roots, rows, slots, gathered_q, gathered_k, gathered_v;
+  std::tie(scores_q, scores_k, roots) = ops::score(q, k, v, geometry);
+  std::tie(rows, slots) = ops::select(scores_q, scores_k, "published", geometry);
+  std::tie(gathered_q, gathered_k, gathered_v) = ops::gather(q, k, v, roots, rows, slots, geometry);
   const Tensor tokens_q = at::randn({2, 4, 16384});
   const Tensor tokens_k = at::randn({2, 2, 16384});
   for (const int count : {1, 2, 3}) {
