@@ -110,14 +110,20 @@ void print_runs(const std::vector<Run>& runs) {
   print_table(std::cout, table, 1);
 }
 
-/// The held-out loss that a run had after that many seconds, from its evaluations with dense
-/// attention: that of the last one before, or NaN.
+/// The held-out loss that a run had after that many seconds, with dense attention: on the line
+/// between the evaluations around it; NaN where there is none on one side.
 double loss_at(const Run& run, double seconds) {
-  double last = std::nan("");
-  for (const json& record : run.evaluations) {
-    if (record.at("seconds").get<double>() <= seconds) last = record.at("dense_loss").get<double>();
+  for (size_t i = 1; i < run.evaluations.size(); ++i) {
+    const auto at = [&](size_t j, const char* field) {
+      return run.evaluations[j].at(field).get<double>();
+    };
+    const double before = at(i - 1, "seconds");
+    const double after = at(i, "seconds");
+    if (seconds < before || seconds > after || before == after) continue;
+    const double share = (seconds - before) / (after - before);
+    return (1 - share) * at(i - 1, "dense_loss") + share * at(i, "dense_loss");
   }
-  return last;
+  return std::nan("");
 }
 
 /// Says in words which run is better: no figure is left to the reader's goodwill.
@@ -140,10 +146,8 @@ void print_verdict(const std::vector<Run>& runs) {
     }
     const double then = loss_at(first, run.seconds());
     if (run.seconds() < first.seconds() && std::isfinite(then)) {
-      std::cout << " In the same time " << first.name << " had reached " << fixed(then, 3)
-                << " at its last evaluation, against " << fixed(run.final_loss(), 3) << ": "
-                << (then < run.final_loss() ? first.name : run.name)
-                << " is better after equal time.";
+      std::cout << " After the same time " << first.name << " stood at about " << fixed(then, 3)
+                << ", still on its way: its learning rate falls with the steps.";
     }
     std::cout << '\n';
   }
