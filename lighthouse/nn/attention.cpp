@@ -22,7 +22,7 @@ void say_once(const std::string& reason) {
 
 }  // namespace
 
-AttentionImpl::AttentionImpl(AttentionOptions options) : options_(std::move(options)) {
+AttentionImpl::AttentionImpl(AttentionOptions options) : options_(options) {
   options_.config.validate();
 }
 

@@ -28,7 +28,8 @@ std::tuple<Tensor, Tensor, Tensor> score(const Tensor& q_any, const Tensor& k_an
   const Tensor k = with_contiguous_rows(k_any);
   const Tensor v = with_contiguous_rows(v_any);
 
-  const auto [scores_q, scores_k] = empty_scores(g, shape, q.options());
+  Tensor scores_q, scores_k;  // clang 14 refuses structured bindings in lambdas
+  std::tie(scores_q, scores_k) = empty_scores(g, shape, q.options());
   const int64_t columns = shape.heads + 2 * shape.groups;
   // The roots of a pyramid of one level are the tokens themselves.
   const int64_t roots_kept = g.levels > 1 ? g.roots : 0;
