@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <sstream>
 
@@ -28,14 +29,19 @@ struct Range {
   double share(double value) const { return (value - low) / (high - low); }
 };
 
-/// A step of 1, 2 or 5 times a power of ten that gives about five ticks.
-double tick_step(const Range& range) {
+/// About five values in the range, a step of 1, 2 or 5 times a power of ten apart.
+std::vector<double> ticks(const Range& range) {
   const double rough = (range.high - range.low) / 5;
-  const double power = std::pow(10.0, std::floor(std::log10(rough)));
-  for (const double factor : {1.0, 2.0, 5.0}) {
-    if (rough <= factor * power) return factor * power;
+  double step = std::pow(10.0, std::floor(std::log10(rough)));
+  for (const double factor : {2.0, 2.5, 2.0}) {
+    if (step < rough) step *= factor;
   }
-  return 10 * power;
+  std::vector<double> values;
+  const auto last = static_cast<int64_t>(std::floor(range.high / step));
+  for (auto i = static_cast<int64_t>(std::ceil(range.low / step)); i <= last; ++i) {
+    values.push_back(static_cast<double>(i) * step);
+  }
+  return values;
 }
 
 std::string escaped(const std::string& text) {
@@ -109,12 +115,11 @@ void draw(Picture& picture, const Panel& panel, double left, const Range& y_rang
   const auto at_y = [&](double y) { return kTop + kHeight * (1 - y_range.share(y)); };
 
   const std::string grid = "stroke=\"#dddddd\"";
-  for (double y = std::ceil(y_range.low / tick_step(y_range)) * tick_step(y_range);
-       y <= y_range.high; y += tick_step(y_range)) {
+  for (const double y : ticks(y_range)) {
     picture.line(left, at_y(y), left + kWidth, at_y(y), grid);
     picture.write(left - 6, at_y(y) + 4, number(y), "text-anchor=\"end\"");
   }
-  for (double x = 0; x <= x_range.high; x += tick_step(x_range)) {
+  for (const double x : ticks(x_range)) {
     picture.line(at_x(x), kTop, at_x(x), kTop + kHeight, grid);
     picture.write(at_x(x), kTop + kHeight + 16, number(x), "text-anchor=\"middle\"");
   }

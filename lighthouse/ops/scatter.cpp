@@ -29,7 +29,7 @@ Tensor scatter_forward(const Tensor& gathered_out, const Tensor& rows, const Ten
   check_rows(rows, g, shape, gathered_out.device());
   check_slots(slots, g, shape, gathered_out.device());
   const Tensor gathered = with_contiguous_rows(gathered_out);
-  const Tensor out =
+  Tensor out =
       empty_tokens_major(shape.batch, shape.heads, g.tokens, shape.dim, gathered.options());
   if (gathered.is_cpu()) {
     const Tensor contiguous_slots = slots.contiguous();
@@ -48,7 +48,7 @@ Tensor scatter_adjoint(const Tensor& grad_out_any, const Tensor& rows, IntArrayR
   const Shape shape = check_heads(grad_out_any, "grad_out", g.tokens, rows);
   check_rows(rows, g, shape, grad_out_any.device());
   const Tensor grad_out = with_contiguous_rows(grad_out_any);
-  const Tensor grad_gathered_out =
+  Tensor grad_gathered_out =
       at::empty({shape.batch, shape.heads, g.rows, shape.dim}, grad_out.options());
   if (grad_out.is_cpu()) {
     const Tensor contiguous_rows = rows.contiguous();

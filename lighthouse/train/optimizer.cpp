@@ -7,6 +7,7 @@ namespace {
 
 std::vector<at::Tensor> gradients(const std::vector<at::Tensor>& parameters) {
   std::vector<at::Tensor> all;
+  all.reserve(parameters.size());
   for (const at::Tensor& parameter : parameters) all.push_back(parameter.grad());
   return all;
 }

@@ -67,17 +67,18 @@ void store_row(const Acc* __restrict__ sum, int64_t dim, T* __restrict__ out) {
 /// sum += row, and the Euclidean norm of the row.
 template <class T, class Acc>
 float add_row_and_norm(const T* __restrict__ row, int64_t dim, Acc* __restrict__ sum) {
-  constexpr int kLanes = 8;  // a single sum of squares would be one chain of dependent additions
+  // A single sum of squares would be one chain of dependent additions.
+  constexpr int64_t kLanes = 8;
   Acc even[kLanes] = {};
   Acc odd[kLanes] = {};
   int64_t d = 0;
   for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
-    for (int i = 0; i < kLanes; ++i) {
+    for (int64_t i = 0; i < kLanes; ++i) {
       const Acc x = static_cast<Acc>(row[d + i]);
       sum[d + i] += x;
       even[i] += x * x;
     }
-    for (int i = 0; i < kLanes; ++i) {
+    for (int64_t i = 0; i < kLanes; ++i) {
       const Acc x = static_cast<Acc>(row[d + kLanes + i]);
       sum[d + kLanes + i] += x;
       odd[i] += x * x;
@@ -88,7 +89,7 @@ float add_row_and_norm(const T* __restrict__ row, int64_t dim, Acc* __restrict__
     sum[d] += x;
     even[d % kLanes] += x * x;
   }
-  for (int i = 0; i < kLanes; ++i) even[i] += odd[i];
+  for (int64_t i = 0; i < kLanes; ++i) even[i] += odd[i];
   return static_cast<float>(std::sqrt(((even[0] + even[4]) + (even[1] + even[5])) +
                                       ((even[2] + even[6]) + (even[3] + even[7]))));
 }
