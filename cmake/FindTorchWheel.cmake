@@ -4,7 +4,9 @@
 # built, and sets architectures and standards of its own.
 #
 # Input:  Torch_ROOT, the folder of the torch package, or Python3_EXECUTABLE, whose torch is taken.
-# Output: TorchWheel::torch, TorchWheel_VERSION, Torch_ROOT.
+# Output: TorchWheel::torch, TorchWheel_VERSION, Torch_ROOT, TorchWheel_CUDA (whether it is a CUDA wheel); of one also
+#         TorchWheel::torch_cuda, TorchWheel::cudart, TorchWheel_CUDA_ROOT, the folder of the CUDA packages of PyPI,
+#         which has a whole nvcc in bin where "cuda-toolkit[nvcc,nvvm,cccl,crt,cudart]" is installed.
 
 if(NOT Torch_ROOT)
   if(NOT Python3_EXECUTABLE)
@@ -26,7 +28,7 @@ if(EXISTS ${_header})
   set(TorchWheel_VERSION ${_MAJOR}.${_MINOR}.${_PATCH})
 endif()
 
-foreach(_name IN ITEMS torch_cpu c10)
+foreach(_name IN ITEMS torch_cpu c10 torch_cuda c10_cuda)
   find_library(TorchWheel_${_name}_LIBRARY ${_name} PATHS ${Torch_ROOT}/lib NO_DEFAULT_PATH)
 endforeach()
 
@@ -51,4 +53,23 @@ if(TorchWheel_FOUND AND NOT TARGET TorchWheel::torch)
   target_link_libraries(TorchWheel::torch INTERFACE TorchWheel::c10 ${Torch_ROOT}/lib/libgomp.so.1)
   # libtorch_cpu.so names libraries of sibling packages, which it finds at run time through its own run path.
   target_link_options(TorchWheel::torch INTERFACE -Wl,--allow-shlib-undefined)
+endif()
+
+set(TorchWheel_CUDA OFF)
+if(TorchWheel_torch_cuda_LIBRARY)
+  set(TorchWheel_CUDA ON)
+endif()
+if(TorchWheel_CUDA AND NOT TARGET TorchWheel::torch_cuda)
+  file(GLOB TorchWheel_CUDA_ROOT ${Torch_ROOT}/../nvidia/cu[0-9]*)
+  file(GLOB _cudart ${TorchWheel_CUDA_ROOT}/lib/libcudart.so.*)
+  add_library(TorchWheel::cudart SHARED IMPORTED)
+  set_target_properties(TorchWheel::cudart PROPERTIES IMPORTED_LOCATION "${_cudart}")
+  target_include_directories(TorchWheel::cudart SYSTEM INTERFACE ${TorchWheel_CUDA_ROOT}/include)
+  add_library(TorchWheel::c10_cuda SHARED IMPORTED)
+  set_target_properties(TorchWheel::c10_cuda PROPERTIES IMPORTED_LOCATION ${TorchWheel_c10_cuda_LIBRARY})
+  target_link_libraries(TorchWheel::c10_cuda INTERFACE TorchWheel::torch TorchWheel::cudart)
+  # A program calls none of its functions: PyTorch's CUDA kernels register themselves when it is loaded.
+  add_library(TorchWheel::torch_cuda INTERFACE IMPORTED)
+  target_link_libraries(TorchWheel::torch_cuda INTERFACE
+    -Wl,--push-state,--no-as-needed ${TorchWheel_torch_cuda_LIBRARY} -Wl,--pop-state TorchWheel::c10_cuda)
 endif()

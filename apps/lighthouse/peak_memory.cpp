@@ -2,6 +2,7 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
 
 #include <atomic>
 
@@ -44,16 +45,31 @@ class CountingAllocator final : public c10::Allocator {
 
 CountingAllocator counting;
 
+/// PyTorch keeps its statistics for all pools together, and for each.
+constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+
 }  // namespace
 
-PeakMemory::PeakMemory() {
-  live = 0;
-  peak = 0;
-  c10::SetCPUAllocator(&counting, /*priority=*/1);
+PeakMemory::PeakMemory(c10::Device device) : device_(device) {
+  if (device.is_cpu()) {
+    live = 0;
+    peak = 0;
+    c10::SetCPUAllocator(&counting, /*priority=*/1);
+  } else {
+    c10::DeviceAllocator* allocator = c10::getDeviceAllocator(device.type());
+    allocator->resetPeakStats(device.index());
+    before_ = allocator->getDeviceStats(device.index()).allocated_bytes[kAll].current;
+  }
 }
 
-PeakMemory::~PeakMemory() { c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), /*priority=*/1); }
+PeakMemory::~PeakMemory() {
+  if (device_.is_cpu()) c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), /*priority=*/1);
+}
 
-int64_t PeakMemory::peak_bytes() const { return peak; }
+int64_t PeakMemory::peak_bytes() const {
+  if (device_.is_cpu()) return peak;
+  c10::DeviceAllocator* allocator = c10::getDeviceAllocator(device_.type());
+  return allocator->getDeviceStats(device_.index()).allocated_bytes[kAll].peak - before_;
+}
 
 }  // namespace lighthouse::app

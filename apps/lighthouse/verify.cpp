@@ -13,6 +13,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "apps/lighthouse/device.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/ops/attention.h"
@@ -52,7 +53,7 @@ Comparison compare(const std::string& name, const Tensor& ours, const Tensor& th
   require(at::isFloatingType(theirs.scalar_type()), "tensor '", name, "' is of type ",
           theirs.scalar_type(), "; it must be a floating-point type");
   const Tensor reference = theirs.to(at::kDouble);
-  const double difference = (ours.to(at::kDouble) - reference).abs().max().item<double>();
+  const double difference = (ours.cpu().to(at::kDouble) - reference).abs().max().item<double>();
   const double largest = reference.abs().max().item<double>();
   const double error = difference == 0 ? 0 : difference / largest;
   const bool within = error <= tolerance;
@@ -75,7 +76,7 @@ Comparison compare_index(const Tensor& ours, const Tensor& theirs) {
 
 }  // namespace
 
-std::vector<Comparison> verify(const io::SafeTensors& file, double tolerance) {
+std::vector<Comparison> verify(const io::SafeTensors& file, double tolerance, at::Device device) {
   static const std::set<std::string> kNames = {"q",   "k",      "v",      "grad_out", "index",
                                                "out", "grad_q", "grad_k", "grad_v"};
   for (const auto& [name, tensor] : file.tensors)
@@ -92,8 +93,8 @@ std::vector<Comparison> verify(const io::SafeTensors& file, double tolerance) {
   config.budget = number(file, "top_k");
   config.tile_budget = number(file, "tile_budget");
 
-  const auto leaf = [](const Tensor& tensor) {
-    return tensor.transpose(1, 2).detach().requires_grad_();
+  const auto leaf = [device](const Tensor& tensor) {
+    return tensor.to(device).transpose(1, 2).detach().requires_grad_();
   };
   const Tensor q_file = find(file, "q", {batch, tokens, heads, dim});
   const Tensor& k_any = file.tensors.at("k");
@@ -109,14 +110,14 @@ std::vector<Comparison> verify(const io::SafeTensors& file, double tolerance) {
   const Tensor out = attention(q, k, v, config, selection);
   std::vector<Comparison> results;
   if (const Tensor index = find(file, "index", selection.rows.sizes()); index.defined())
-    results.push_back(compare_index(selection.rows, index));
+    results.push_back(compare_index(selection.rows.cpu(), index));
   if (const Tensor reference = find(file, "out", out.sizes()); reference.defined())
     results.push_back(compare("out", out.detach(), reference, tolerance));
 
   const Tensor grad_out = find(file, "grad_out", out.sizes());
   std::vector<Tensor> grads(3);
   if (grad_out.defined())
-    grads = torch::autograd::grad({out}, {q, k, v}, {grad_out.to(out.scalar_type())});
+    grads = torch::autograd::grad({out}, {q, k, v}, {grad_out.to(device, out.scalar_type())});
   const Tensor* grad = grads.data();
   for (const char* name : {"grad_q", "grad_k", "grad_v"}) {
     const Tensor& ours = *grad++;
@@ -131,7 +132,7 @@ std::vector<Comparison> verify(const io::SafeTensors& file, double tolerance) {
 }
 
 int verify_files(const std::vector<std::filesystem::path>& files, double tolerance,
-                 std::ostream& out, std::ostream& err) {
+                 at::Device device, std::ostream& out, std::ostream& err) {
   bool unusable = false;
   bool failed = false;
   for (const auto& path : files) {
@@ -140,7 +141,7 @@ int verify_files(const std::vector<std::filesystem::path>& files, double toleran
       unusable = true;
     };
     try {
-      for (const Comparison& c : verify(io::read_safetensors(path), tolerance)) {
+      for (const Comparison& c : verify(io::read_safetensors(path), tolerance, device)) {
         out << path.string() << "  " << std::left << std::setw(6) << c.tensor << "  "
             << std::scientific << std::setprecision(2) << c.error << "  "
             << (c.within ? "ok" : "FAILED: " + c.remark) << '\n';
@@ -167,6 +168,7 @@ void add_verify(CLI::App& app) {
   struct Options {
     std::vector<std::string> files;
     double tolerance = 1e-5;
+    std::string device = "cpu";
   };
   auto options = std::make_shared<Options>();
   verb->add_option("FILE", options->files, "Files to verify")->required();
@@ -174,9 +176,11 @@ void add_verify(CLI::App& app) {
                    "Largest max|ours - theirs| / max|theirs| of a tensor; index must be equal")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:N")->capture_default_str();
   verb->callback([options] {
-    const int status = verify_files({options->files.begin(), options->files.end()},
-                                    options->tolerance, std::cout, std::cerr);
+    const int status =
+        verify_files({options->files.begin(), options->files.end()}, options->tolerance,
+                     parse_device(options->device), std::cout, std::cerr);
     if (status != 0) throw CLI::RuntimeError(status);
   });
 }

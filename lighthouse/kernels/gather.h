@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lighthouse/kernels/stream.h"
 #include "lighthouse/kernels/tensor_view.h"
 
 namespace lighthouse {
@@ -48,4 +49,13 @@ template <class T>
 void gather_backward(const GatherBackward<T>& args, int64_t begin, int64_t end);
 
 }  // namespace cpu
+
+namespace cuda {
+
+template <class T>
+void gather(const Gather<T>& args, Stream stream);
+template <class T>
+void gather_backward(const GatherBackward<T>& args, Stream stream);
+
+}  // namespace cuda
 }  // namespace lighthouse

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lighthouse/kernels/stream.h"
 #include "lighthouse/kernels/tensor_view.h"
 
 namespace lighthouse {
@@ -40,4 +41,13 @@ template <class T>
 void scatter_backward(const ScatterBackward<T>& args, int64_t begin, int64_t end);
 
 }  // namespace cpu
+
+namespace cuda {
+
+template <class T>
+void scatter(const Scatter<T>& args, Stream stream);
+template <class T>
+void scatter_backward(const ScatterBackward<T>& args, Stream stream);
+
+}  // namespace cuda
 }  // namespace lighthouse

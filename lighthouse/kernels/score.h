@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lighthouse/kernels/stream.h"
 #include "lighthouse/kernels/tensor_view.h"
 
 namespace lighthouse {
@@ -40,4 +41,16 @@ void score(const Score<T>& args, int64_t begin, int64_t end);
 void pool_scores(const PoolScores& args, int64_t begin, int64_t end);
 
 }  // namespace cpu
+
+namespace cuda {
+
+/// Bytes that `score` needs room for.
+template <class T>
+int64_t score_workspace_bytes(const Score<T>& args);
+
+template <class T>
+void score(const Score<T>& args, void* workspace, Stream stream);
+void pool_scores(const PoolScores& args, Stream stream);
+
+}  // namespace cuda
 }  // namespace lighthouse

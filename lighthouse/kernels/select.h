@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lighthouse/kernels/stream.h"
 #include "lighthouse/kernels/tensor_view.h"
 
 namespace lighthouse {
@@ -28,4 +29,13 @@ namespace cpu {
 void select(const Select& args, int64_t begin, int64_t end);
 
 }  // namespace cpu
+
+namespace cuda {
+
+/// Bytes that `select` needs room for; 0 where a tile fits into a block's shared memory.
+int64_t select_workspace_bytes(const Geometry& geometry, const Shape& shape);
+
+void select(const Select& args, void* workspace, Stream stream);
+
+}  // namespace cuda
 }  // namespace lighthouse

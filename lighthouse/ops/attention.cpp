@@ -2,7 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/aminmax.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 
@@ -25,7 +25,7 @@ void check_config(const Config& config) {
 
 /// k or v with one head for each query head.
 Tensor expand_heads(const Tensor& tensor, int64_t heads) {
-  return tensor.repeat_interleave(heads / tensor.size(1), 1);
+  return heads == tensor.size(1) ? tensor : tensor.repeat_interleave(heads / tensor.size(1), 1);
 }
 
 /// Two scores a token from two attentions over each of the interleaved sub-sequences
@@ -33,28 +33,34 @@ Tensor expand_heads(const Tensor& tensor, int64_t heads) {
 /// of attn(k, q, v). The second has no grouped form, so key/value heads are expanded first.
 TokenScores dilated_scores(const Tensor& q, const Tensor& k, const Tensor& v,
                            const Config& config) {
+  const int64_t batch = q.size(0);
   const int64_t heads = q.size(1);
   const int64_t tokens = q.size(2);
   const int64_t groups = k.size(1);
-  const auto empty = [&] {
-    return at::empty({q.size(0), heads, tokens}, q.options().dtype(at::kFloat));
+  const int64_t dilation = std::min(config.dilation, tokens);
+  const int64_t length = (tokens + dilation - 1) / dilation;
+  // The sub-sequences side by side in the batch; zeros after the end, which no token attends to,
+  // make them equally long.
+  const auto interleaved = [&](const Tensor& tensor) {
+    const int64_t missing = length * dilation - tokens;
+    const Tensor whole = missing == 0 ? tensor : at::constant_pad_nd(tensor, {0, 0, 0, missing});
+    return whole.unflatten(2, {length, dilation}).movedim(3, 1).flatten(0, 1);
   };
-  TokenScores scores{empty(), empty()};
-  for (int64_t r = 0; r < std::min(config.dilation, tokens); ++r) {
-    const auto every = [&](const Tensor& tensor) {
-      return tensor.slice(2, r, tokens, config.dilation);
-    };
-    const Tensor sub_q = every(q);
-    const Tensor sub_k = expand_heads(every(k), heads);
-    const Tensor sub_v = expand_heads(every(v), heads);
-    const auto norm = [](const Tensor& out) {
-      // The norm of a float64 row is taken in float64, that of a 16-bit one in float32.
-      const auto type = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-      return at::linalg_vector_norm(out, 2, at::IntArrayRef{-1}, false, type);
-    };
-    every(scores.q).copy_(norm(dense_attention(sub_q, sub_k, sub_v, config.scale)));
-    every(scores.k).copy_(norm(dense_attention(sub_k, sub_q, sub_v, config.scale)));
-  }
+  const auto norms = [&](const Tensor& out) {
+    // The norm of a float64 row is taken in float64, that of a 16-bit one in float32.
+    const auto type = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    return at::linalg_vector_norm(out, 2, at::IntArrayRef{-1}, false, type)
+        .unflatten(0, {batch, dilation})
+        .movedim(1, 3)
+        .flatten(2, 3)
+        .slice(2, 0, tokens)
+        .to(at::kFloat);
+  };
+  const Tensor sub_q = interleaved(q);
+  const Tensor sub_k = interleaved(expand_heads(k, heads));
+  const Tensor sub_v = interleaved(expand_heads(v, heads));
+  TokenScores scores{norms(dense_attention(sub_q, sub_k, sub_v, config.scale)),
+                     norms(dense_attention(sub_k, sub_q, sub_v, config.scale))};
   // Selection is per key/value head: a group is as important as its most important query head.
   scores.k = scores.k.unflatten(1, {groups, heads / groups}).amax(2);
   return scores;

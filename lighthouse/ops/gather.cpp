@@ -32,7 +32,7 @@ Tensors3 gather_forward(const Tensor& q_any, const Tensor& k_any, const Tensor& 
   const Tensor gathered_q = empty(shape.heads);
   const Tensor gathered_k = empty(shape.groups);
   const Tensor gathered_v = empty(shape.groups);
-  if (q.is_cpu()) {
+  if (!q.is_meta()) {
     const Tensor contiguous_roots = roots.contiguous();
     const Tensor contiguous_rows = rows.contiguous();
     dispatch(q.scalar_type(), [&]<class T>() {
@@ -46,8 +46,10 @@ Tensors3 gather_forward(const Tensor& q_any, const Tensor& k_any, const Tensor& 
                            mutable_rows_of<T>(gathered_q),
                            mutable_rows_of<T>(gathered_k),
                            mutable_rows_of<T>(gathered_v)};
-      parallel(shape.batch * g.rows, (shape.heads + 2 * shape.groups) * shape.dim,
-               [&](int64_t begin, int64_t end) { cpu::gather(args, begin, end); });
+      run(
+          q.device(), shape.batch * g.rows, (shape.heads + 2 * shape.groups) * shape.dim,
+          [&](int64_t begin, int64_t end) { cpu::gather(args, begin, end); },
+          [&](auto stream) { cuda::gather(args, stream); });
     });
   }
   return {gathered_q, gathered_k, gathered_v};
@@ -74,7 +76,7 @@ Tensors3 gather_adjoint(const Tensor& grad_gathered_q, const Tensor& grad_gather
   const Tensor grad_q = empty(shape.heads);
   const Tensor grad_k = empty(shape.groups);
   const Tensor grad_v = empty(shape.groups);
-  if (gathered_q.is_cpu()) {
+  if (!gathered_q.is_meta()) {
     const Tensor contiguous_slots = slots.contiguous();
     dispatch(gathered_q.scalar_type(), [&]<class T>() {
       const GatherBackward<T> args{g,
@@ -86,9 +88,11 @@ Tensors3 gather_adjoint(const Tensor& grad_gathered_q, const Tensor& grad_gather
                                    mutable_rows_of<T>(grad_q),
                                    mutable_rows_of<T>(grad_k),
                                    mutable_rows_of<T>(grad_v)};
-      parallel(shape.batch * g.roots,
-               g.root_window() * (shape.heads + 2 * shape.groups) * shape.dim,
-               [&](int64_t begin, int64_t end) { cpu::gather_backward(args, begin, end); });
+      run(
+          gathered_q.device(), shape.batch * g.roots,
+          g.root_window() * (shape.heads + 2 * shape.groups) * shape.dim,
+          [&](int64_t begin, int64_t end) { cpu::gather_backward(args, begin, end); },
+          [&](auto stream) { cuda::gather_backward(args, stream); });
     });
   }
   return {grad_q, grad_k, grad_v};
@@ -139,6 +143,10 @@ Tensors3 gather_backward_autograd(const Tensor& grad_gathered_q, const Tensor& g
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
+  m.impl("gather", gather_forward);
+  m.impl("gather_backward", gather_adjoint);
+}
+TORCH_LIBRARY_IMPL(lighthouse, CUDA, m) {
   m.impl("gather", gather_forward);
   m.impl("gather_backward", gather_adjoint);
 }

@@ -31,13 +31,16 @@ Tensor scatter_forward(const Tensor& gathered_out, const Tensor& rows, const Ten
   const Tensor gathered = with_contiguous_rows(gathered_out);
   Tensor out =
       empty_tokens_major(shape.batch, shape.heads, g.tokens, shape.dim, gathered.options());
-  if (gathered.is_cpu()) {
+  if (!gathered.is_meta()) {
     const Tensor contiguous_slots = slots.contiguous();
     dispatch(gathered.scalar_type(), [&]<class T>() {
       const Scatter<T> args{g, shape, rows_of<T>(gathered), contiguous_slots.const_data_ptr<Slot>(),
                             mutable_rows_of<T>(out)};
-      parallel(shape.batch * cpu::scatter_windows(g), g.root_window() * shape.heads * shape.dim,
-               [&](int64_t begin, int64_t end) { cpu::scatter(args, begin, end); });
+      run(
+          gathered.device(), shape.batch * cpu::scatter_windows(g),
+          g.root_window() * shape.heads * shape.dim,
+          [&](int64_t begin, int64_t end) { cpu::scatter(args, begin, end); },
+          [&](auto stream) { cuda::scatter(args, stream); });
     });
   }
   return out;
@@ -50,14 +53,16 @@ Tensor scatter_adjoint(const Tensor& grad_out_any, const Tensor& rows, IntArrayR
   const Tensor grad_out = with_contiguous_rows(grad_out_any);
   Tensor grad_gathered_out =
       at::empty({shape.batch, shape.heads, g.rows, shape.dim}, grad_out.options());
-  if (grad_out.is_cpu()) {
+  if (!grad_out.is_meta()) {
     const Tensor contiguous_rows = rows.contiguous();
     dispatch(grad_out.scalar_type(), [&]<class T>() {
       const ScatterBackward<T> args{g, shape, rows_of<T>(grad_out),
                                     contiguous_rows.const_data_ptr<int32_t>(),
                                     mutable_rows_of<T>(grad_gathered_out)};
-      parallel(shape.batch * g.rows, 4 * shape.heads * shape.dim,
-               [&](int64_t begin, int64_t end) { cpu::scatter_backward(args, begin, end); });
+      run(
+          grad_out.device(), shape.batch * g.rows, 4 * shape.heads * shape.dim,
+          [&](int64_t begin, int64_t end) { cpu::scatter_backward(args, begin, end); },
+          [&](auto stream) { cuda::scatter_backward(args, stream); });
     });
   }
   return grad_gathered_out;
@@ -97,6 +102,10 @@ Tensor scatter_backward_autograd(const Tensor& grad_out, const Tensor& rows, Int
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
+  m.impl("scatter", scatter_forward);
+  m.impl("scatter_backward", scatter_adjoint);
+}
+TORCH_LIBRARY_IMPL(lighthouse, CUDA, m) {
   m.impl("scatter", scatter_forward);
   m.impl("scatter_backward", scatter_adjoint);
 }

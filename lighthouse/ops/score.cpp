@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> score(const Tensor& q_any, const Tensor& k_an
   // The roots of a pyramid of one level are the tokens themselves.
   const int64_t roots_kept = g.levels > 1 ? g.roots : 0;
   const Tensor roots = at::empty({shape.batch, roots_kept, columns, shape.dim}, q.options());
-  if (q.is_cpu()) {
+  if (!q.is_meta() && g.levels > 1) {
     dispatch(q.scalar_type(), [&]<class T>() {
       const Score<T> args{g,
                           shape,
@@ -44,8 +44,14 @@ std::tuple<Tensor, Tensor, Tensor> score(const Tensor& q_any, const Tensor& k_an
                           scores_q.mutable_data_ptr<float>(),
                           scores_k.mutable_data_ptr<float>(),
                           static_cast<T*>(roots.mutable_data_ptr())};
-      parallel(shape.batch * roots_kept, g.root_window() * columns * shape.dim,
-               [&](int64_t begin, int64_t end) { cpu::score(args, begin, end); });
+      run(
+          q.device(), shape.batch * g.roots, g.root_window() * columns * shape.dim,
+          [&](int64_t begin, int64_t end) { cpu::score(args, begin, end); },
+          [&](auto stream) {
+            const Tensor workspace =
+                at::empty({cuda::score_workspace_bytes(args)}, q.options().dtype(at::kByte));
+            cuda::score(args, workspace.mutable_data_ptr(), stream);
+          });
     });
   }
   return {scores_q, scores_k, roots};
@@ -68,7 +74,7 @@ std::tuple<Tensor, Tensor> pool_scores(const Tensor& tokens_q, const Tensor& tok
                tokens_q.device());
 
   const auto [scores_q, scores_k] = empty_scores(g, shape, tokens_q.options());
-  if (tokens_q.is_cpu() && g.levels > 1) {
+  if (!tokens_q.is_meta() && g.levels > 1) {
     const Tensor contiguous_q = tokens_q.contiguous();
     const Tensor contiguous_k = tokens_k.contiguous();
     const PoolScores args{g,
@@ -77,8 +83,10 @@ std::tuple<Tensor, Tensor> pool_scores(const Tensor& tokens_q, const Tensor& tok
                           contiguous_k.const_data_ptr<float>(),
                           scores_q.mutable_data_ptr<float>(),
                           scores_k.mutable_data_ptr<float>()};
-    parallel(shape.batch * g.roots, g.root_window() * (shape.heads + shape.groups),
-             [&](int64_t begin, int64_t end) { cpu::pool_scores(args, begin, end); });
+    run(
+        tokens_q.device(), shape.batch * g.roots, g.root_window() * (shape.heads + shape.groups),
+        [&](int64_t begin, int64_t end) { cpu::pool_scores(args, begin, end); },
+        [&](auto stream) { cuda::pool_scores(args, stream); });
   }
   return {scores_q, scores_k};
 }
@@ -86,6 +94,10 @@ std::tuple<Tensor, Tensor> pool_scores(const Tensor& tokens_q, const Tensor& tok
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
+  m.impl("score", score);
+  m.impl("pool_scores", pool_scores);
+}
+TORCH_LIBRARY_IMPL(lighthouse, CUDA, m) {
   m.impl("score", score);
   m.impl("pool_scores", pool_scores);
 }

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> select(const Tensor& scores_q, const Tensor& scores_k
   const auto options = scores_q.options().dtype(at::kInt);
   const Tensor rows = at::empty({shape.batch, shape.groups, g.rows}, options);
   const Tensor slots = at::empty(expected, options);
-  if (scores_q.is_cpu()) {
+  if (!scores_q.is_meta()) {
     const Tensor contiguous_q = scores_q.contiguous();
     const Tensor contiguous_k = scores_k.contiguous();
     const Select args{g,
@@ -44,8 +44,14 @@ std::tuple<Tensor, Tensor> select(const Tensor& scores_q, const Tensor& scores_k
                       contiguous_k.const_data_ptr<float>(),
                       rows.mutable_data_ptr<int32_t>(),
                       slots.mutable_data_ptr<Slot>()};
-    parallel(shape.batch * shape.groups * g.tiles, g.coarse_entries() / g.tiles,
-             [&](int64_t begin, int64_t end) { cpu::select(args, begin, end); });
+    run(
+        scores_q.device(), shape.batch * shape.groups * g.tiles, g.coarse_entries() / g.tiles,
+        [&](int64_t begin, int64_t end) { cpu::select(args, begin, end); },
+        [&](auto stream) {
+          const Tensor workspace =
+              at::empty({cuda::select_workspace_bytes(g, shape)}, options.dtype(at::kByte));
+          cuda::select(args, workspace.mutable_data_ptr(), stream);
+        });
   }
   return {rows, slots};
 }
@@ -53,6 +59,7 @@ std::tuple<Tensor, Tensor> select(const Tensor& scores_q, const Tensor& scores_k
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lighthouse, CPU, m) { m.impl("select", select); }
+TORCH_LIBRARY_IMPL(lighthouse, CUDA, m) { m.impl("select", select); }
 TORCH_LIBRARY_IMPL(lighthouse, Meta, m) { m.impl("select", select); }
 TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
   m.impl("select", torch::CppFunction::makeFallthrough());

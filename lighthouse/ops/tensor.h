@@ -6,6 +6,7 @@
 
 #include "lighthouse/core/dtype.h"
 #include "lighthouse/kernels/tensor_view.h"
+#include "lighthouse/ops/stream.h"
 
 /// What the operators share: checks of tensors, and the way from a tensor to a kernel.
 namespace lighthouse::ops {
@@ -74,14 +75,27 @@ void dispatch(at::ScalarType type, F f) {
   }
 }
 
-/// Runs kernel(begin, end) over the work items on PyTorch's threads.
+/// Runs a stage where its tensors are: on_cpu(begin, end) over its work items on PyTorch's threads,
+/// or on_cuda(stream) once, on the device's current stream.
 /// @param item_elements about how many elements an item moves: small jobs stay on one thread
-template <class Kernel>
-void parallel(int64_t items, int64_t item_elements, const Kernel& kernel) {
-  constexpr int64_t kElementsWorthAThread = 1 << 14;
-  const int64_t grain =
-      std::max<int64_t>(1, kElementsWorthAThread / std::max<int64_t>(1, item_elements));
-  at::parallel_for(0, items, grain, kernel);
+template <class OnCpu, class OnCuda>
+void run(at::Device device, int64_t items, int64_t item_elements, const OnCpu& on_cpu,
+         const OnCuda& on_cuda) {
+  if (device.is_cpu()) {
+    constexpr int64_t kElementsWorthAThread = 1 << 14;
+    const int64_t grain =
+        std::max<int64_t>(1, kElementsWorthAThread / std::max<int64_t>(1, item_elements));
+    at::parallel_for(0, items, grain, on_cpu);
+  } else {
+    // A generic lambda is compiled where it is called: not where there are no CUDA kernels.
+#ifdef LIGHTHOUSE_CUDA
+    const CurrentStream stream(device);
+    on_cuda(stream.get());
+#else
+    TORCH_CHECK(false, "this build of lighthouse has no CUDA kernels, and the tensors are on ",
+                device, "; build it with -DLIGHTHOUSE_CUDA=ON");
+#endif
+  }
 }
 
 }  // namespace lighthouse::ops

@@ -11,6 +11,7 @@
 
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/io/file.h"
+#include "tests/support/device.h"
 #include "tests/support/folder.h"
 
 namespace lighthouse::app {
@@ -36,7 +37,7 @@ struct Outcome {
 Outcome verify_paths(const std::vector<std::filesystem::path>& files, double tolerance = 1e-5) {
   std::ostringstream out;
   std::ostringstream err;
-  const int status = verify_files(files, tolerance, out, err);
+  const int status = verify_files(files, tolerance, testing::device(), out, err);
   return {status, out.str(), err.str()};
 }
 

@@ -13,17 +13,18 @@ TYPED_TEST(Gather, AgreesWithTheOracle) {
   using T = TypeParam;
   Random random(30);
   for (int i = 0; i < 100; ++i) {
-    const Case c = random_case(random);
+    const Case c = kernel_case(random);
     SCOPED_TRACE(::testing::PrintToString(c));
     const Geometry g(c.tokens, c.config);
     const oracle::Qkv x = rounded<T>(random_qkv(random, c));
     const Array rows = random_maps(random, c).rows;
-    const auto row_ids = to_vector<int32_t>(rows);
+    const Buffer<int32_t> row_ids(to_vector<int32_t>(rows));
     // Roots are copied, whatever they are.
     const Array roots =
         rounded<T>(normals(random, {c.batch, g.roots, c.heads + 2 * c.groups, c.dim}));
-    std::vector<T> root_rows;
-    for (const double value : roots.values) root_rows.push_back(store<T>(value));
+    std::vector<T> stored;
+    for (const double value : roots.values) stored.push_back(store<T>(value));
+    const Buffer<T> root_rows(stored);
     const Strided<T> q(random, x.q);
     const Strided<T> k(random, x.k);
     const Strided<T> v(random, x.v);
@@ -40,8 +41,7 @@ TYPED_TEST(Gather, AgreesWithTheOracle) {
                                      gathered_q.rows(),
                                      gathered_k.rows(),
                                      gathered_v.rows()};
-    in_pieces(random, c.batch * g.rows,
-              [&](int64_t begin, int64_t end) { cpu::gather(args, begin, end); });
+    run(random, args);
 
     int64_t column = 0;
     for (const auto& [from, to] : {std::pair(&x.q, &gathered_q), std::pair(&x.k, &gathered_k),
@@ -76,12 +76,13 @@ TYPED_TEST(Gather, CopiesTokensBitForBit) {
   const Array x = rounded<T>(normals(random, c.q_shape()));
   const Strided<T> from(random, x);
   Strided<T> to(random, c.q_shape());
-  std::vector<int32_t> rows(c.tokens);
-  std::iota(rows.begin(), rows.end(), 0);
-  cpu::gather(
-      lighthouse::Gather<T>{g, shape_of(c), from.const_rows(), from.const_rows(), from.const_rows(),
-                            nullptr, rows.data(), to.rows(), to.rows(), to.rows()},
-      0, g.rows);
+  std::vector<int32_t> all(c.tokens);
+  std::iota(all.begin(), all.end(), 0);
+  const Buffer<int32_t> rows(all);
+  const Rows<const T> in = from.const_rows();
+  const Rows<T> out = to.rows();
+  run(random,
+      lighthouse::Gather<T>{g, shape_of(c), in, in, in, nullptr, rows.data(), out, out, out});
   EXPECT_TRUE(equal(to.array(), x));
 }
 
@@ -89,11 +90,11 @@ TYPED_TEST(Gather, BackwardAgreesWithTheOracle) {
   using T = TypeParam;
   Random random(32);
   for (int i = 0; i < 100; ++i) {
-    const Case c = random_case(random);
+    const Case c = kernel_case(random);
     SCOPED_TRACE(::testing::PrintToString(c));
     const Geometry g(c.tokens, c.config);
     const oracle::Maps maps = random_maps(random, c);
-    const auto slots = to_vector<Slot>(maps.slots);
+    const Buffer<Slot> slots(to_vector<Slot>(maps.slots));
     const auto grad_of = [&](int64_t heads) {
       return rounded<T>(normals(random, {c.batch, heads, g.rows, c.dim}));
     };
@@ -113,8 +114,7 @@ TYPED_TEST(Gather, BackwardAgreesWithTheOracle) {
                                  grad_q.rows(),
                                  grad_k.rows(),
                                  grad_v.rows()};
-    in_pieces(random, c.batch * g.roots,
-              [&](int64_t begin, int64_t end) { cpu::gather_backward(args, begin, end); });
+    run(random, args);
     for (const auto& [from, to] :
          {std::pair(&grad.q, &grad_q), std::pair(&grad.k, &grad_k), std::pair(&grad.v, &grad_v)}) {
       const auto adjoint = [&](const Array& array) {

@@ -13,17 +13,16 @@ TYPED_TEST(Scatter, AgreesWithTheOracle) {
   using T = TypeParam;
   Random random(40);
   for (int i = 0; i < 100; ++i) {
-    const Case c = random_case(random);
+    const Case c = kernel_case(random);
     SCOPED_TRACE(::testing::PrintToString(c));
     const Geometry g(c.tokens, c.config);
     const oracle::Maps maps = random_maps(random, c);
-    const auto slots = to_vector<Slot>(maps.slots);
+    const Buffer<Slot> slots(to_vector<Slot>(maps.slots));
     const Array gathered = rounded<T>(normals(random, {c.batch, c.heads, g.rows, c.dim}));
     const Strided<T> from(random, gathered);
     Strided<T> to(random, c.q_shape());
     const lighthouse::Scatter<T> args{g, shape_of(c), from.const_rows(), slots.data(), to.rows()};
-    in_pieces(random, c.batch * cpu::scatter_windows(g),
-              [&](int64_t begin, int64_t end) { cpu::scatter(args, begin, end); });
+    run(random, args);
     const auto scatter = [&](const Array& array) {
       return oracle::scatter(array, maps.rows, c.tokens, c.config);
     };
@@ -36,17 +35,16 @@ TYPED_TEST(Scatter, BackwardAgreesWithTheOracle) {
   using T = TypeParam;
   Random random(41);
   for (int i = 0; i < 100; ++i) {
-    const Case c = random_case(random);
+    const Case c = kernel_case(random);
     SCOPED_TRACE(::testing::PrintToString(c));
     const Geometry g(c.tokens, c.config);
     const Array rows = random_maps(random, c).rows;
-    const auto row_ids = to_vector<int32_t>(rows);
+    const Buffer<int32_t> row_ids(to_vector<int32_t>(rows));
     const Array grad = rounded<T>(normals(random, c.q_shape()));
     const Strided<T> from(random, grad);
     Strided<T> to(random, {c.batch, c.heads, g.rows, c.dim});
     const ScatterBackward<T> args{g, shape_of(c), from.const_rows(), row_ids.data(), to.rows()};
-    in_pieces(random, c.batch * g.rows,
-              [&](int64_t begin, int64_t end) { cpu::scatter_backward(args, begin, end); });
+    run(random, args);
     const auto adjoint = [&](const Array& array) {
       return oracle::scatter_adjoint(array, rows, c.config);
     };

@@ -41,7 +41,7 @@ TYPED_TEST(Score, AgreesWithTheOracle) {
   using T = TypeParam;
   Random random(10);
   for (int i = 0; i < 100; ++i) {
-    Case c = random_case(random);
+    Case c = kernel_case(random);
     if (c.config.levels == 1) c.config.levels = 2, c.config.budget = c.config.tile_budget;
     SCOPED_TRACE(::testing::PrintToString(c));
     const Geometry g(c.tokens, c.config);
@@ -50,9 +50,9 @@ TYPED_TEST(Score, AgreesWithTheOracle) {
     const Strided<T> k(random, x.k);
     const Strided<T> v(random, x.v);
     const size_t count = c.batch * c.groups * g.coarse_entries();
-    std::vector<float> scores_q(count, kNan);
-    std::vector<float> scores_k(count, kNan);
-    std::vector<T> roots(c.batch * g.roots * (c.heads + 2 * c.groups) * c.dim, store<T>(kNan));
+    Buffer<float> scores_q(count, kNan);
+    Buffer<float> scores_k(count, kNan);
+    Buffer<T> roots(c.batch * g.roots * (c.heads + 2 * c.groups) * c.dim, store<T>(kNan));
     const lighthouse::Score<T> args{g,
                                     shape_of(c),
                                     q.const_rows(),
@@ -61,19 +61,20 @@ TYPED_TEST(Score, AgreesWithTheOracle) {
                                     scores_q.data(),
                                     scores_k.data(),
                                     roots.data()};
-    in_pieces(random, c.batch * g.roots,
-              [&](int64_t begin, int64_t end) { cpu::score(args, begin, end); });
+    run(random, args);
 
     const oracle::Scores expected = oracle::pool(oracle::norm_scores(x.q, x.k), c.config);
     // D squares and their sum round in the accumulator, the root halves that; scores are float32.
     const double tolerance =
         static_cast<double>(c.dim + 1) * accumulator(rounding<T>()).unit + kFloat32.unit;
-    EXPECT_TRUE(close(finite(to_array(scores_q, expected.q.shape)), finite(expected.q), tolerance));
-    EXPECT_TRUE(close(finite(to_array(scores_k, expected.k.shape)), finite(expected.k), tolerance));
+    EXPECT_TRUE(close(finite(to_array(scores_q.values(), expected.q.shape)), finite(expected.q),
+                      tolerance));
+    EXPECT_TRUE(close(finite(to_array(scores_k.values(), expected.k.shape)), finite(expected.k),
+                      tolerance));
 
     const oracle::Qkv sizes{absolute(x.q), absolute(x.k), absolute(x.v)};
     const Array means = root_means(x, c);
-    EXPECT_TRUE(within(to_array(roots, means.shape), means,
+    EXPECT_TRUE(within(to_array(roots.values(), means.shape), means,
                        linear_budget(root_means(sizes, c), g.root_window(), rounding<T>())));
   }
 }
@@ -81,7 +82,7 @@ TYPED_TEST(Score, AgreesWithTheOracle) {
 TEST(PoolScores, AgreesWithTheOracleExactly) {
   Random random(11);
   for (int i = 0; i < 100; ++i) {
-    Case c = random_case(random);
+    Case c = kernel_case(random);
     if (c.config.levels == 1) c.config.levels = 2, c.config.budget = c.config.tile_budget;
     SCOPED_TRACE(::testing::PrintToString(c));
     const Geometry g(c.tokens, c.config);
@@ -96,18 +97,17 @@ TEST(PoolScores, AgreesWithTheOracleExactly) {
         if (kind == 2) value = -kInfinity;
       }
     }
-    const auto tokens_q = to_vector<float>(tokens.q);
-    const auto tokens_k = to_vector<float>(tokens.k);
+    const Buffer<float> tokens_q(to_vector<float>(tokens.q));
+    const Buffer<float> tokens_k(to_vector<float>(tokens.k));
     const size_t count = c.batch * c.groups * g.coarse_entries();
-    std::vector<float> scores_q(count, kNan);
-    std::vector<float> scores_k(count, kNan);
+    Buffer<float> scores_q(count, kNan);
+    Buffer<float> scores_k(count, kNan);
     const lighthouse::PoolScores args{
         g, shape_of(c), tokens_q.data(), tokens_k.data(), scores_q.data(), scores_k.data()};
-    in_pieces(random, c.batch * g.roots,
-              [&](int64_t begin, int64_t end) { cpu::pool_scores(args, begin, end); });
+    run(random, args);
     const oracle::Scores expected = oracle::pool(tokens, c.config);
-    EXPECT_EQ(to_array(scores_q, expected.q.shape).values, expected.q.values);
-    EXPECT_EQ(to_array(scores_k, expected.k.shape).values, expected.k.values);
+    EXPECT_EQ(to_array(scores_q.values(), expected.q.shape).values, expected.q.values);
+    EXPECT_EQ(to_array(scores_k.values(), expected.k.shape).values, expected.k.values);
   }
 }
 

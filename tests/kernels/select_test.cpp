@@ -21,15 +21,15 @@ Array random_scores(Random& random, std::vector<int64_t> shape) {
 /// Runs the kernel on scores (B, G, E), over maps that held something else.
 oracle::Maps select(Random& random, const oracle::Scores& scores, const Case& c) {
   const Geometry g(c.tokens, c.config);
-  const auto scores_q = to_vector<float>(scores.q);
-  const auto scores_k = to_vector<float>(scores.k);
-  std::vector<int32_t> rows(c.batch * c.groups * g.rows, -77);
-  std::vector<Slot> slots(scores_q.size(), 77);
+  const Buffer<float> scores_q(to_vector<float>(scores.q));
+  const Buffer<float> scores_k(to_vector<float>(scores.k));
+  Buffer<int32_t> rows(c.batch * c.groups * g.rows, -77);
+  Buffer<Slot> slots(scores.q.values.size(), 77);
   const Select args{g,           shape_of(c), c.config.selection, scores_q.data(), scores_k.data(),
                     rows.data(), slots.data()};
-  in_pieces(random, c.batch * c.groups * g.tiles,
-            [&](int64_t begin, int64_t end) { cpu::select(args, begin, end); });
-  return {to_array(rows, {c.batch, c.groups, g.rows}), to_array(slots, scores.q.shape)};
+  run(random, args);
+  return {to_array(rows.values(), {c.batch, c.groups, g.rows}),
+          to_array(slots.values(), scores.q.shape)};
 }
 
 TEST(Select, AgreesWithTheOracleExactly) {

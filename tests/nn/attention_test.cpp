@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "lighthouse/ops/attention.h"
+#include "tests/support/device.h"
 #include "tests/support/throws.h"
 
 namespace lighthouse::nn {
@@ -37,9 +38,9 @@ Config small_config() {
 
 /// 256 tokens, of which 16 + 2 x 4 x 4 = 48 rows are gathered.
 struct Inputs {
-  Tensor q = at::randn({1, 4, 256, 8});
-  Tensor k = at::randn({1, 2, 256, 8});
-  Tensor v = at::randn({1, 2, 256, 8});
+  Tensor q = at::randn({1, 4, 256, 8}, testing::device());
+  Tensor k = at::randn({1, 2, 256, 8}, testing::device());
+  Tensor v = at::randn({1, 2, 256, 8}, testing::device());
 
   Tensor dense(const std::optional<double>& scale = {}) const {
     return dense_attention(q, k, v, scale);

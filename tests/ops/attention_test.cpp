@@ -11,6 +11,7 @@
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/ops/tensor.h"
 #include "tests/support/compare.h"
+#include "tests/support/device.h"
 #include "tests/support/tensors.h"
 #include "tests/support/threads.h"
 
@@ -81,9 +82,27 @@ Results run_plainly(const Tensors& inputs, const Tensor& grad_out, const Array& 
   });
 }
 
-/// The budget: four times the error, against float64, of plain code in the same type on the same
-/// inputs (which rounds as often as ours, if elsewhere: once for a gathered row, a weight, an
-/// output row and a sum), and a unit for each of the L terms of the sums, whose order is ours.
+/// Holds a run to the oracle. The budget: four times the error, against float64, of plain code in
+/// the same type on the same inputs (which rounds as often as ours, if elsewhere: once for a
+/// gathered row, a weight, an output row and a sum), and a unit for each of the L terms of the
+/// sums, whose order is ours.
+void expect_within_budget(const Results& ours, const Tensors& x, const Tensor& grad_out,
+                          const Selection& selection, const Config& config) {
+  const Array rows = to_array(selection.rows);
+  const oracle::Qkv arrays = to_arrays(x);
+  const Array out = oracle::attention(arrays, rows, config);
+  const oracle::Qkv grad = oracle::attention_adjoint(arrays, to_array(grad_out), rows, config);
+  const Results plain = run_plainly(x, grad_out, rows, config);
+  const Array* expected[] = {&out, &grad.q, &grad.k, &grad.v};
+  const char* names[] = {"out", "grad_q", "grad_k", "grad_v"};
+  for (size_t i = 0; i < 4; ++i) {
+    const double plain_error = relative_error(to_array(plain.all()[i]), *expected[i]);
+    const double tolerance =
+        4 * plain_error + static_cast<double>(config.levels + 1) * rounding(x.q.scalar_type()).unit;
+    EXPECT_TRUE(close(to_array(ours.all()[i]), *expected[i], tolerance)) << names[i];
+  }
+}
+
 TEST_P(Attention, AgreesWithTheOracle) {
   Random random(60);
   for (int i = 0; i < 40; ++i) {
@@ -95,23 +114,30 @@ TEST_P(Attention, AgreesWithTheOracle) {
     Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
     if (draw(random, 0, 1)) grad_out = tokens_major(grad_out);
     const Selection selection = select(x.q, x.k, x.v, c.config);
-    const Array rows = to_array(selection.rows);
-    const oracle::Qkv arrays = to_arrays(x);
-    const Array out = oracle::attention(arrays, rows, c.config);
-    const oracle::Qkv grad = oracle::attention_adjoint(arrays, to_array(grad_out), rows, c.config);
-
     const Results ours = run(x, grad_out, c.config);
-    const Results plain = run_plainly(x, grad_out, rows, c.config);
-    const Array* expected[] = {&out, &grad.q, &grad.k, &grad.v};
-    const char* names[] = {"out", "grad_q", "grad_k", "grad_v"};
-    for (size_t j = 0; j < 4; ++j) {
-      const double plain_error = relative_error(to_array(plain.all()[j]), *expected[j]);
-      const double tolerance =
-          4 * plain_error + static_cast<double>(c.config.levels + 1) * rounding(GetParam()).unit;
-      EXPECT_TRUE(close(to_array(ours.all()[j]), *expected[j], tolerance)) << names[j];
-    }
+    expect_within_budget(ours, x, grad_out, selection, c.config);
     expect_same_bits(run(x, grad_out, c.config, selection), ours);
   }
+}
+
+/// With the kernels that stock attention takes by itself.
+TEST_P(Attention, AgreesWithTheOracleAtCommonHeadDimensions) {
+  const AttentionKernels kernels;
+  Random random(68);
+  for (const int64_t dim : {64, 96, 128, 256})
+    for (const int64_t groups : {1, 2}) {
+      Case c;
+      c.config.budget = c.config.tile_budget = 4;
+      c.tokens = 201;
+      c.heads = 2;
+      c.groups = groups;
+      c.dim = dim;
+      SCOPED_TRACE(::testing::PrintToString(c));
+      const Tensors x = random_tensors(random, c, GetParam());
+      const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
+      const Selection selection = select(x.q, x.k, x.v, c.config);
+      expect_within_budget(run(x, grad_out, c.config), x, grad_out, selection, c.config);
+    }
 }
 
 TEST_P(Attention, LayoutsDoNotChangeABit) {
@@ -246,7 +272,7 @@ TEST(AttentionDense, IsCausalAndTakesGroupedQueries) {
 }
 
 TEST(AttentionBatch, MayBeEmpty) {
-  const Tensor q = at::randn({0, 2, 30, 4});
+  const Tensor q = at::randn({0, 2, 30, 4}, device());
   Config config;
   config.budget = config.tile_budget = 1;
   EXPECT_EQ(attention(q, q, q, config).sizes(), q.sizes());

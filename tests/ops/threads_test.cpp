@@ -80,7 +80,7 @@ struct Large {
     config.tile_budget = 16;
     config.budget = tokens / 32;
     const auto normal = [&](int64_t heads) {
-      return at::randn({2, tokens, heads, 32}, at::kFloat).to(type).transpose(1, 2);
+      return at::randn({2, tokens, heads, 32}, at::kFloat).to(device(), type).transpose(1, 2);
     };
     x = {normal(4), normal(2), normal(2)};
   }
@@ -123,6 +123,7 @@ TEST_P(Determinism, FromRunToRunAndForAnyNumberOfThreads) {
 /// Every stage, forward and backward, uses as many threads as PyTorch has been given, and the very
 /// threads that PyTorch itself uses.
 TEST(ThreadPool, IsThatOfPyTorch) {
+  if (!device().is_cpu()) GTEST_SKIP() << "of the CPU alone";
   const Large large(at::kFloat, 16384);
   const Tensor& q = large.x.q;
   const Tensor& k = large.x.k;

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 
 #include "tests/support/cases.h"
+#include "tests/support/device.h"
 
 namespace lighthouse::testing {
 
@@ -31,7 +32,7 @@ inline Array to_array(const at::Tensor& tensor) {
 inline at::Tensor to_tensor(const Array& array, at::ScalarType type = at::kDouble) {
   at::Tensor tensor = at::empty(array.shape, at::kDouble);
   std::copy(array.values.begin(), array.values.end(), tensor.mutable_data_ptr<double>());
-  return tensor.to(type);
+  return tensor.to(device(), type);
 }
 
 /// The same values (B, H, N, D), stored as (B, N, H, D).

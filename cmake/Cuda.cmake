@@ -1,0 +1,27 @@
+# CUDA for the kernels: the nvcc that PyPI carries, beside the runtime that PyTorch itself uses, so that no CUDA toolkit
+# need be installed; CUDACXX or CMAKE_CUDA_COMPILER name another.
+
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(CMAKE_CUDA_COMPILER nvcc HINTS ${TorchWheel_CUDA_ROOT}/bin)
+  if(NOT CMAKE_CUDA_COMPILER)
+    message(FATAL_ERROR "LIGHTHOUSE_CUDA is ON, and there is no nvcc. Install it beside PyTorch, "
+                        "pip install 'cuda-toolkit[nvcc,nvvm,cccl,crt,cudart]==13.0.2', "
+                        "or pass -DCMAKE_CUDA_COMPILER=... or -DLIGHTHOUSE_CUDA=OFF")
+  endif()
+endif()
+# Hopper first. The first of them also as PTX, from which a driver makes code for a card that is not listed.
+set(CMAKE_CUDA_ARCHITECTURES 80 90a-real 100-real CACHE STRING "Architectures that the CUDA kernels are compiled for")
+# PyTorch's copy of the runtime, which has no name that a linker finds: CMake's check of the compiler links one.
+set(ENV{LIBRARY_PATH} "${TorchWheel_CUDA_ROOT}/lib:$ENV{LIBRARY_PATH}")
+set(CMAKE_CUDA_RUNTIME_LIBRARY None)
+enable_language(CUDA)
+# CMake before 3.26 does not know how nvcc is asked for C++20.
+set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+if(CCACHE)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+endif()
+# As messages say them.
+list(JOIN CMAKE_CUDA_ARCHITECTURES ", " LIGHTHOUSE_CUDA_ARCHITECTURES)

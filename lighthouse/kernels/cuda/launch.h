@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "lighthouse/kernels/tensor_view.h"
+
+namespace lighthouse::cuda {
+
+inline constexpr int kBlockThreads = 256;
+
+/// The index of a one-dimensional grid of that many blocks; throws std::invalid_argument where a
+/// grid cannot have them.
+unsigned grid_of(int64_t blocks);
+
+LIGHTHOUSE_HOST_DEVICE inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Throws std::runtime_error, saying why, where the launch just made did not succeed.
+void check_launch(const char* kernel);
+
+/// Calls f.template operator()<V>(), V elements being what a thread moves at once: 16 bytes, where
+/// all rows begin at a multiple of them and have a multiple of them; else one element.
+template <class T, class F, class... AllRows>
+void with_pack(int64_t dim, const F& f, const AllRows&... rows) {
+  constexpr int kPack = 16 / sizeof(T);
+  const auto aligned = [](const auto& r) {
+    return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.batch_stride % kPack == 0 &&
+           r.head_stride % kPack == 0 && r.row_stride % kPack == 0;
+  };
+  if (dim % kPack == 0 && (... && aligned(rows))) {
+    f.template operator()<kPack>();
+  } else {
+    f.template operator()<1>();
+  }
+}
+
+/// How the kernels that write rows divide their work: a block is x packs of a row by y rows of one
+/// column (a head of q, k or v), and neighbouring blocks take neighbouring columns of the same
+/// rows, which are neighbours in memory where a model's projections wrote them.
+struct RowGrid {
+  unsigned packs;  ///< of a row
+  unsigned columns;
+  unsigned chunks;  ///< of rows, of one column
+  dim3 threads;
+  unsigned blocks;
+
+  RowGrid(int64_t batch, int64_t all_columns, int64_t rows, int64_t packs_of_row,
+          int64_t rows_of_block);
+};
+
+}  // namespace lighthouse::cuda
