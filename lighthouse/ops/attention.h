@@ -45,9 +45,9 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const Config& config = {}, const std::optional<Selection>& selection = {});
 
 /// The attend stage, and what "dense" means everywhere: PyTorch's own causal attention.
-/// q (B, H, N, D), k and v (B, G, N, D). Which of its kernels it takes (on Hopper cuDNN's where that
-/// takes the shape) follows PyTorch's own switches: at::Context::setSDPUseCuDNN and its like, or
-/// torch.nn.attention.sdpa_kernel.
+/// q (B, H, N, D), k and v (B, G, N, D). Which of its kernels it takes (on Hopper cuDNN's where
+/// that takes the shape) follows PyTorch's own switches: at::Context::setSDPUseCuDNN and its like,
+/// or torch.nn.attention.sdpa_kernel.
 at::Tensor dense_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            std::optional<double> scale = {});
 
