@@ -1,7 +1,6 @@
 #include "lighthouse/ops/attention.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/aminmax.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -25,7 +24,8 @@ void check_config(const Config& config) {
 
 /// k or v with one head for each query head.
 Tensor expand_heads(const Tensor& tensor, int64_t heads) {
-  return heads == tensor.size(1) ? tensor : tensor.repeat_interleave(heads / tensor.size(1), 1);
+  const int64_t own = ops::fixed_size(tensor, 1);
+  return heads == own ? tensor : tensor.repeat_interleave(heads / own, 1);
 }
 
 /// Two scores a token from two attentions over each of the interleaved sub-sequences
@@ -33,10 +33,9 @@ Tensor expand_heads(const Tensor& tensor, int64_t heads) {
 /// of attn(k, q, v). The second has no grouped form, so key/value heads are expanded first.
 TokenScores dilated_scores(const Tensor& q, const Tensor& k, const Tensor& v,
                            const Config& config) {
-  const int64_t batch = q.size(0);
-  const int64_t heads = q.size(1);
-  const int64_t tokens = q.size(2);
-  const int64_t groups = k.size(1);
+  const int64_t heads = ops::fixed_size(q, 1);
+  const int64_t tokens = ops::fixed_size(q, 2);
+  const int64_t groups = ops::fixed_size(k, 1);
   const int64_t dilation = std::min(config.dilation, tokens);
   const int64_t length = (tokens + dilation - 1) / dilation;
   // The sub-sequences side by side in the batch; zeros after the end, which no token attends to,
@@ -50,7 +49,7 @@ TokenScores dilated_scores(const Tensor& q, const Tensor& k, const Tensor& v,
     // The norm of a float64 row is taken in float64, that of a 16-bit one in float32.
     const auto type = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     return at::linalg_vector_norm(out, 2, at::IntArrayRef{-1}, false, type)
-        .unflatten(0, {batch, dilation})
+        .unflatten(0, {-1, dilation})
         .movedim(1, 3)
         .flatten(2, 3)
         .slice(2, 0, tokens)
@@ -66,31 +65,13 @@ TokenScores dilated_scores(const Tensor& q, const Tensor& k, const Tensor& v,
   return scores;
 }
 
-/// Maps that a caller brings are used as offsets: on the CPU, where looking costs next to nothing,
-/// they are held to their ranges.
-void check_selection(const Selection& selection, const Geometry& geometry, const Shape& shape,
-                     at::Device device) {
-  ops::check_rows(selection.rows, geometry, shape, device);
-  ops::check_slots(selection.slots, geometry, shape, device);
-  const auto check_range = [](const Tensor& map, const char* name, int64_t least, int64_t most) {
-    if (!map.is_cpu() || map.numel() == 0) return;
-    const auto [lowest, highest] = at::aminmax(map);
-    TORCH_CHECK_VALUE(lowest.item<int64_t>() >= least && highest.item<int64_t>() <= most, name,
-                      " holds values from ", lowest.item<int64_t>(), " to ",
-                      highest.item<int64_t>(), "; they must be from ", least, " to ", most,
-                      ", as lighthouse::select gives them");
-  };
-  check_range(selection.rows, "selection.rows", 0, geometry.first[geometry.levels] - 1);
-  check_range(selection.slots, "selection.slots", kNoSlot, make_slot(geometry.rows - 1, true));
-}
-
 }  // namespace
 
 Scored score(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config) {
   check_config(config);
   ops::check_qkv(q, k, v);
   const at::NoGradGuard no_grad;
-  const auto geometry = ops::geometry_list(q.size(2), config);
+  const auto geometry = ops::geometry_list(ops::fixed_size(q, 2), config);
   auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry);
   if (config.scorer == Scorer::kDilated) {
     const TokenScores tokens = dilated_scores(q, k, v, config);
@@ -107,13 +88,13 @@ Selection select(const Scored& scored, int64_t tokens, const Config& config) {
 
 Selection select(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
                  const std::optional<TokenScores>& scores) {
-  if (!scores) return select(score(q, k, v, config), q.size(2), config);
+  if (!scores) return select(score(q, k, v, config), ops::fixed_size(q, 2), config);
   check_config(config);
-  const Shape shape = ops::check_qkv(q, k, v);
-  const int64_t tokens = q.size(2);
-  ops::check_tensor(scores->q, "scores.q", {shape.batch, shape.heads, tokens}, at::kFloat,
+  const ops::SymShape sizes = ops::check_qkv(q, k, v);
+  const int64_t tokens = ops::fixed_size(q, 2);
+  ops::check_tensor(scores->q, "scores.q", {sizes.batch, sizes.heads, tokens}, at::kFloat,
                     q.device());
-  ops::check_tensor(scores->k, "scores.k", {shape.batch, shape.groups, tokens}, at::kFloat,
+  ops::check_tensor(scores->k, "scores.k", {sizes.batch, sizes.groups, tokens}, at::kFloat,
                     q.device());
   const at::NoGradGuard no_grad;
   const auto [scores_q, scores_k] =
@@ -123,8 +104,9 @@ Selection select(const Tensor& q, const Tensor& k, const Tensor& v, const Config
 
 Gathered gather(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& roots,
                 const Selection& selection, const Config& config) {
-  auto [gathered_q, gathered_k, gathered_v] = ops::gather(
-      q, k, v, roots, selection.rows, selection.slots, ops::geometry_list(q.size(2), config));
+  auto [gathered_q, gathered_k, gathered_v] =
+      ops::gather(q, k, v, roots, selection.rows, selection.slots,
+                  ops::geometry_list(ops::fixed_size(q, 2), config));
   return {gathered_q, gathered_k, gathered_v};
 }
 
@@ -143,20 +125,17 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config
   Config scoring = config;
   if (given) scoring.scorer = Scorer::kNorm;  // only the roots are needed: the cheaper scorer
   const Scored scored = score(q, k, v, scoring);
-  if (given) {
-    const Geometry geometry = ops::make_geometry(ops::geometry_list(q.size(2), config));
-    check_selection(*given, geometry, ops::check_qkv(q, k, v), q.device());
-  }
-  const Selection selection = given ? *given : select(scored, q.size(2), config);
+  const int64_t tokens = ops::fixed_size(q, 2);
+  const Selection selection = given ? *given : select(scored, tokens, config);
   const Gathered gathered = gather(q, k, v, scored.roots, selection, config);
-  return scatter(attend(gathered, config), selection, q.size(2), config);
+  return scatter(attend(gathered, config), selection, tokens, config);
 }
 
 Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                        std::optional<double> scale) {
   return at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0,
                                           /*is_causal=*/true, scale,
-                                          /*enable_gqa=*/q.size(1) != k.size(1));
+                                          /*enable_gqa=*/q.sym_size(1) != k.sym_size(1));
 }
 
 int64_t gathered_rows(int64_t tokens, const Config& config) {

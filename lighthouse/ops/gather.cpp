@@ -15,24 +15,25 @@ Tensors3 gather_forward(const Tensor& q_any, const Tensor& k_any, const Tensor& 
                         const Tensor& roots, const Tensor& rows, const Tensor& slots,
                         IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
-  const Shape shape = check_qkv(q_any, k_any, v_any);
+  const SymShape sizes = check_qkv(q_any, k_any, v_any);
   check_tokens(q_any, "q", g);
-  check_rows(rows, g, shape, q_any.device());
-  check_slots(slots, g, shape, q_any.device());
+  check_rows(rows, g, sizes, q_any.device());
+  check_slots(slots, g, sizes, q_any.device());
   check_tensor(roots, "roots",
-               {shape.batch, g.levels > 1 ? g.roots : 0, shape.heads + 2 * shape.groups, shape.dim},
+               {sizes.batch, g.levels > 1 ? g.roots : 0, sizes.heads + 2 * sizes.groups, sizes.dim},
                q_any.scalar_type(), q_any.device());
   const Tensor q = with_contiguous_rows(q_any);
   const Tensor k = with_contiguous_rows(k_any);
   const Tensor v = with_contiguous_rows(v_any);
 
-  const auto empty = [&](int64_t heads) {
-    return at::empty({shape.batch, heads, g.rows, shape.dim}, q.options());
+  const auto empty = [&](const c10::SymInt& heads) {
+    return at::empty_symint({sizes.batch, heads, g.rows, sizes.dim}, q.options());
   };
-  const Tensor gathered_q = empty(shape.heads);
-  const Tensor gathered_k = empty(shape.groups);
-  const Tensor gathered_v = empty(shape.groups);
+  const Tensor gathered_q = empty(sizes.heads);
+  const Tensor gathered_k = empty(sizes.groups);
+  const Tensor gathered_v = empty(sizes.groups);
   if (!q.is_meta()) {
+    const Shape shape = sizes.known();
     const Tensor contiguous_roots = roots.contiguous();
     const Tensor contiguous_rows = rows.contiguous();
     dispatch(q.scalar_type(), [&]<class T>() {
@@ -59,24 +60,25 @@ Tensors3 gather_adjoint(const Tensor& grad_gathered_q, const Tensor& grad_gather
                         const Tensor& grad_gathered_v, const Tensor& slots, bool heads_major,
                         IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
-  const Shape shape =
+  const SymShape sizes =
       check_qkv(grad_gathered_q, grad_gathered_k, grad_gathered_v, "grad_gathered_");
-  check_slots(slots, g, shape, grad_gathered_q.device());
-  TORCH_CHECK_VALUE(grad_gathered_q.size(2) == g.rows, "grad_gathered_q has ",
-                    grad_gathered_q.size(2), " rows; it must have ", g.rows);
+  check_slots(slots, g, sizes, grad_gathered_q.device());
+  TORCH_CHECK_VALUE(grad_gathered_q.sym_size(2) == g.rows, "grad_gathered_q has ",
+                    grad_gathered_q.sym_size(2), " rows; it must have ", g.rows);
   const Tensor gathered_q = with_contiguous_rows(grad_gathered_q);
   const Tensor gathered_k = with_contiguous_rows(grad_gathered_k);
   const Tensor gathered_v = with_contiguous_rows(grad_gathered_v);
 
-  const auto empty = [&](int64_t heads) {
+  const auto empty = [&](const c10::SymInt& heads) {
     return heads_major
-               ? at::empty({shape.batch, heads, g.tokens, shape.dim}, gathered_q.options())
-               : empty_tokens_major(shape.batch, heads, g.tokens, shape.dim, gathered_q.options());
+               ? at::empty_symint({sizes.batch, heads, g.tokens, sizes.dim}, gathered_q.options())
+               : empty_tokens_major(sizes.batch, heads, g.tokens, sizes.dim, gathered_q.options());
   };
-  const Tensor grad_q = empty(shape.heads);
-  const Tensor grad_k = empty(shape.groups);
-  const Tensor grad_v = empty(shape.groups);
+  const Tensor grad_q = empty(sizes.heads);
+  const Tensor grad_k = empty(sizes.groups);
+  const Tensor grad_v = empty(sizes.groups);
   if (!gathered_q.is_meta()) {
+    const Shape shape = sizes.known();
     const Tensor contiguous_slots = slots.contiguous();
     dispatch(gathered_q.scalar_type(), [&]<class T>() {
       const GatherBackward<T> args{g,
@@ -108,7 +110,7 @@ class GatherFunction : public torch::autograd::Function<GatherFunction> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     context->save_for_backward({slots});
     context->saved_data["geometry"] = geometry.vec();
-    context->saved_data["heads_major"] = q.stride(1) >= q.stride(2);
+    context->saved_data["heads_major"] = q.sym_stride(1) >= q.sym_stride(2);
     auto [gathered_q, gathered_k, gathered_v] = gather(q, k, v, roots, rows, slots, geometry);
     return {gathered_q, gathered_k, gathered_v};
   }

@@ -12,26 +12,27 @@ namespace lighthouse::ops {
 namespace {
 
 /// The sizes of (B, H, rows, D), with the groups of (B, G, ...) rows or slots.
-Shape check_heads(const Tensor& tensor, const char* name, int64_t rows, const Tensor& map) {
-  TORCH_CHECK_VALUE(tensor.dim() == 4 && tensor.size(2) == rows, name, " has the shape ",
-                    tensor.sizes(), "; it must be (batch, heads, ", rows, ", head_dim)");
-  TORCH_CHECK_VALUE(map.dim() == 3 && map.size(1) >= 1 && tensor.size(1) % map.size(1) == 0,
-                    "rows and slots have the shape ", map.sizes(),
-                    "; they must have 3 dimensions, and the ", tensor.size(1), " heads of ", name,
-                    " must be a multiple of their second");
-  return {tensor.size(0), tensor.size(1), map.size(1), tensor.size(3)};
+SymShape check_heads(const Tensor& tensor, const char* name, int64_t rows, const Tensor& map) {
+  TORCH_CHECK_VALUE(tensor.dim() == 4 && tensor.sym_size(2) == rows, name, " has the shape ",
+                    tensor.sym_sizes(), "; it must be (batch, heads, ", rows, ", head_dim)");
+  TORCH_CHECK_VALUE(
+      map.dim() == 3 && map.sym_size(1) >= 1 && tensor.sym_size(1) % map.sym_size(1) == 0,
+      "rows and slots have the shape ", map.sym_sizes(), "; they must have 3 dimensions, and the ",
+      tensor.sym_size(1), " heads of ", name, " must be a multiple of their second");
+  return {tensor.sym_size(0), tensor.sym_size(1), map.sym_size(1), tensor.sym_size(3)};
 }
 
 Tensor scatter_forward(const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
                        IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
-  const Shape shape = check_heads(gathered_out, "gathered_out", g.rows, slots);
-  check_rows(rows, g, shape, gathered_out.device());
-  check_slots(slots, g, shape, gathered_out.device());
+  const SymShape sizes = check_heads(gathered_out, "gathered_out", g.rows, slots);
+  check_rows(rows, g, sizes, gathered_out.device());
+  check_slots(slots, g, sizes, gathered_out.device());
   const Tensor gathered = with_contiguous_rows(gathered_out);
   Tensor out =
-      empty_tokens_major(shape.batch, shape.heads, g.tokens, shape.dim, gathered.options());
+      empty_tokens_major(sizes.batch, sizes.heads, g.tokens, sizes.dim, gathered.options());
   if (!gathered.is_meta()) {
+    const Shape shape = sizes.known();
     const Tensor contiguous_slots = slots.contiguous();
     dispatch(gathered.scalar_type(), [&]<class T>() {
       const Scatter<T> args{g, shape, rows_of<T>(gathered), contiguous_slots.const_data_ptr<Slot>(),
@@ -48,12 +49,13 @@ Tensor scatter_forward(const Tensor& gathered_out, const Tensor& rows, const Ten
 
 Tensor scatter_adjoint(const Tensor& grad_out_any, const Tensor& rows, IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
-  const Shape shape = check_heads(grad_out_any, "grad_out", g.tokens, rows);
-  check_rows(rows, g, shape, grad_out_any.device());
+  const SymShape sizes = check_heads(grad_out_any, "grad_out", g.tokens, rows);
+  check_rows(rows, g, sizes, grad_out_any.device());
   const Tensor grad_out = with_contiguous_rows(grad_out_any);
   Tensor grad_gathered_out =
-      at::empty({shape.batch, shape.heads, g.rows, shape.dim}, grad_out.options());
+      at::empty_symint({sizes.batch, sizes.heads, g.rows, sizes.dim}, grad_out.options());
   if (!grad_out.is_meta()) {
+    const Shape shape = sizes.known();
     const Tensor contiguous_rows = rows.contiguous();
     dispatch(grad_out.scalar_type(), [&]<class T>() {
       const ScatterBackward<T> args{g, shape, rows_of<T>(grad_out),

@@ -11,10 +11,11 @@ namespace {
 using at::Tensor;
 
 /// Empty scores_q and scores_k: (B, G, E) float32.
-std::tuple<Tensor, Tensor> empty_scores(const Geometry& g, const Shape& shape,
+std::tuple<Tensor, Tensor> empty_scores(const Geometry& g, const SymShape& sizes,
                                         const at::TensorOptions& options) {
   const auto empty = [&] {
-    return at::empty({shape.batch, shape.groups, g.coarse_entries()}, options.dtype(at::kFloat));
+    return at::empty_symint({sizes.batch, sizes.groups, g.coarse_entries()},
+                            options.dtype(at::kFloat));
   };
   return {empty(), empty()};
 }
@@ -22,19 +23,22 @@ std::tuple<Tensor, Tensor> empty_scores(const Geometry& g, const Shape& shape,
 std::tuple<Tensor, Tensor, Tensor> score(const Tensor& q_any, const Tensor& k_any,
                                          const Tensor& v_any, at::IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
-  const Shape shape = check_qkv(q_any, k_any, v_any);
+  const SymShape sizes = check_qkv(q_any, k_any, v_any);
   check_tokens(q_any, "q", g);
   const Tensor q = with_contiguous_rows(q_any);
   const Tensor k = with_contiguous_rows(k_any);
   const Tensor v = with_contiguous_rows(v_any);
 
   Tensor scores_q, scores_k;  // clang 14 refuses structured bindings in lambdas
-  std::tie(scores_q, scores_k) = empty_scores(g, shape, q.options());
-  const int64_t columns = shape.heads + 2 * shape.groups;
+  std::tie(scores_q, scores_k) = empty_scores(g, sizes, q.options());
+  const c10::SymInt all_columns = sizes.heads + 2 * sizes.groups;
   // The roots of a pyramid of one level are the tokens themselves.
   const int64_t roots_kept = g.levels > 1 ? g.roots : 0;
-  const Tensor roots = at::empty({shape.batch, roots_kept, columns, shape.dim}, q.options());
+  const Tensor roots =
+      at::empty_symint({sizes.batch, roots_kept, all_columns, sizes.dim}, q.options());
   if (!q.is_meta() && g.levels > 1) {
+    const Shape shape = sizes.known();
+    const int64_t columns = shape.heads + 2 * shape.groups;
     dispatch(q.scalar_type(), [&]<class T>() {
       const Score<T> args{g,
                           shape,
@@ -60,21 +64,22 @@ std::tuple<Tensor, Tensor, Tensor> score(const Tensor& q_any, const Tensor& k_an
 std::tuple<Tensor, Tensor> pool_scores(const Tensor& tokens_q, const Tensor& tokens_k,
                                        at::IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
-  TORCH_CHECK_VALUE(tokens_q.dim() == 3, "scores.q has the shape ", tokens_q.sizes(),
+  TORCH_CHECK_VALUE(tokens_q.dim() == 3, "scores.q has the shape ", tokens_q.sym_sizes(),
                     "; it must be (batch, heads, tokens)");
-  TORCH_CHECK_VALUE(tokens_k.dim() == 3, "scores.k has the shape ", tokens_k.sizes(),
+  TORCH_CHECK_VALUE(tokens_k.dim() == 3, "scores.k has the shape ", tokens_k.sym_sizes(),
                     "; it must be (batch, key/value heads, tokens)");
-  const Shape shape{tokens_q.size(0), tokens_q.size(1), tokens_k.size(1), 1};
-  TORCH_CHECK_VALUE(shape.groups >= 1 && shape.heads >= 1 && shape.heads % shape.groups == 0,
-                    "scores.k has ", shape.groups, " heads; the ", shape.heads,
+  const SymShape sizes{tokens_q.sym_size(0), tokens_q.sym_size(1), tokens_k.sym_size(1), 1};
+  TORCH_CHECK_VALUE(sizes.groups >= 1 && sizes.heads >= 1 && sizes.heads % sizes.groups == 0,
+                    "scores.k has ", sizes.groups, " heads; the ", sizes.heads,
                     " heads of scores.q must be a multiple of them");
-  check_tensor(tokens_q, "scores.q", {shape.batch, shape.heads, g.tokens}, at::kFloat,
+  check_tensor(tokens_q, "scores.q", {sizes.batch, sizes.heads, g.tokens}, at::kFloat,
                tokens_q.device());
-  check_tensor(tokens_k, "scores.k", {shape.batch, shape.groups, g.tokens}, at::kFloat,
+  check_tensor(tokens_k, "scores.k", {sizes.batch, sizes.groups, g.tokens}, at::kFloat,
                tokens_q.device());
 
-  const auto [scores_q, scores_k] = empty_scores(g, shape, tokens_q.options());
+  const auto [scores_q, scores_k] = empty_scores(g, sizes, tokens_q.options());
   if (!tokens_q.is_meta() && g.levels > 1) {
+    const Shape shape = sizes.known();
     const Tensor contiguous_q = tokens_q.contiguous();
     const Tensor contiguous_k = tokens_k.contiguous();
     const PoolScores args{g,

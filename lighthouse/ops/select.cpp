@@ -24,17 +24,18 @@ std::tuple<Tensor, Tensor> select(const Tensor& scores_q, const Tensor& scores_k
                                   std::string_view selection, at::IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
   const SelectionRule rule = rule_of(selection);
-  TORCH_CHECK_VALUE(scores_q.dim() == 3, "scores_q has the shape ", scores_q.sizes(),
+  TORCH_CHECK_VALUE(scores_q.dim() == 3, "scores_q has the shape ", scores_q.sym_sizes(),
                     "; it must be (batch, key/value heads, coarse entries)");
-  const Shape shape{scores_q.size(0), scores_q.size(1), scores_q.size(1), 1};
-  const std::array<int64_t, 3> expected{shape.batch, shape.groups, g.coarse_entries()};
+  const std::array<c10::SymInt, 3> expected{scores_q.sym_size(0), scores_q.sym_size(1),
+                                            g.coarse_entries()};
   check_tensor(scores_q, "scores_q", expected, at::kFloat, scores_q.device());
   check_tensor(scores_k, "scores_k", expected, at::kFloat, scores_q.device());
 
   const auto options = scores_q.options().dtype(at::kInt);
-  const Tensor rows = at::empty({shape.batch, shape.groups, g.rows}, options);
-  const Tensor slots = at::empty(expected, options);
+  const Tensor rows = at::empty_symint({expected[0], expected[1], g.rows}, options);
+  const Tensor slots = at::empty_symint(expected, options);
   if (!scores_q.is_meta()) {
+    const Shape shape{scores_q.size(0), scores_q.size(1), scores_q.size(1), 1};
     const Tensor contiguous_q = scores_q.contiguous();
     const Tensor contiguous_k = scores_k.contiguous();
     const Select args{g,

@@ -1,5 +1,6 @@
 #include "lighthouse/ops/tensor.h"
 
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
 
 namespace lighthouse::ops {
@@ -23,8 +24,8 @@ Geometry make_geometry(at::IntArrayRef list) {
   }
 }
 
-Shape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                const std::string& prefix) {
+SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                   const std::string& prefix) {
   const auto check_type = [&](const at::Tensor& tensor, const char* name) {
     TORCH_CHECK_TYPE(tensor.scalar_type() == q.scalar_type(), prefix, name, " is ",
                      tensor.scalar_type(), "; it must be of the type of ", prefix, "q, ",
@@ -32,7 +33,7 @@ Shape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     TORCH_CHECK_VALUE(tensor.device() == q.device(), prefix, name, " is on ", tensor.device(),
                       "; it must be on the device of ", prefix, "q, ", q.device());
   };
-  TORCH_CHECK_VALUE(q.dim() == 4, prefix, "q has the shape ", q.sizes(),
+  TORCH_CHECK_VALUE(q.dim() == 4, prefix, "q has the shape ", q.sym_sizes(),
                     "; it must be (batch, heads, tokens, head_dim)");
   TORCH_CHECK_TYPE(q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble ||
                        q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf,
@@ -40,25 +41,27 @@ Shape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                    "; it must be float32, float64, bfloat16 or float16");
   check_type(k, "k");
   check_type(v, "v");
-  const Shape shape{q.size(0), q.size(1), k.dim() == 4 ? k.size(1) : 0, q.size(3)};
-  TORCH_CHECK_VALUE(shape.heads >= 1 && shape.dim >= 1 && q.size(2) >= 1, prefix,
-                    "q has the shape ", q.sizes(),
+  const SymShape shape{q.sym_size(0), q.sym_size(1), k.dim() == 4 ? k.sym_size(1) : 0,
+                       q.sym_size(3)};
+  TORCH_CHECK_VALUE(shape.heads >= 1 && shape.dim >= 1 && q.sym_size(2) >= 1, prefix,
+                    "q has the shape ", q.sym_sizes(),
                     "; heads, tokens and head_dim must be at least 1");
-  TORCH_CHECK_VALUE(
-      k.dim() == 4 && k.size(0) == q.size(0) && k.size(2) == q.size(2) && k.size(3) == q.size(3),
-      prefix, "k has the shape ", k.sizes(),
-      "; it must be (batch, key/value heads, tokens, head_dim) as ", prefix, "q, ", q.sizes());
+  TORCH_CHECK_VALUE(k.dim() == 4 && k.sym_size(0) == shape.batch &&
+                        k.sym_size(2) == q.sym_size(2) && k.sym_size(3) == shape.dim,
+                    prefix, "k has the shape ", k.sym_sizes(),
+                    "; it must be (batch, key/value heads, tokens, head_dim) as ", prefix, "q, ",
+                    q.sym_sizes());
   TORCH_CHECK_VALUE(shape.groups >= 1 && shape.heads % shape.groups == 0, prefix, "k has ",
                     shape.groups, " heads; the ", shape.heads, " heads of ", prefix,
                     "q must be a multiple of them");
-  TORCH_CHECK_VALUE(v.sizes() == k.sizes(), prefix, "v has the shape ", v.sizes(),
-                    "; it must be that of ", prefix, "k, ", k.sizes());
+  TORCH_CHECK_VALUE(v.sym_sizes() == k.sym_sizes(), prefix, "v has the shape ", v.sym_sizes(),
+                    "; it must be that of ", prefix, "k, ", k.sym_sizes());
   return shape;
 }
 
-void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
+void check_tensor(const at::Tensor& tensor, const char* name, c10::SymIntArrayRef shape,
                   at::ScalarType type, at::Device device) {
-  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " has the shape ", tensor.sizes(),
+  TORCH_CHECK_VALUE(tensor.sym_sizes() == shape, name, " has the shape ", tensor.sym_sizes(),
                     "; it must be ", shape);
   TORCH_CHECK_TYPE(tensor.scalar_type() == type, name, " is ", tensor.scalar_type(),
                    "; it must be ", type);
@@ -67,28 +70,43 @@ void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef sh
 }
 
 void check_tokens(const at::Tensor& tensor, const char* name, const Geometry& geometry) {
-  TORCH_CHECK_VALUE(tensor.size(2) == geometry.tokens, name, " has ", tensor.size(2),
+  TORCH_CHECK_VALUE(tensor.sym_size(2) == geometry.tokens, name, " has ", tensor.sym_size(2),
                     " tokens; geometry says ", geometry.tokens);
 }
 
-void check_rows(const at::Tensor& rows, const Geometry& geometry, const Shape& shape,
-                at::Device device) {
-  check_tensor(rows, "rows", {shape.batch, shape.groups, geometry.rows}, at::kInt, device);
+namespace {
+
+void check_range(const at::Tensor& map, const char* name, int64_t least, int64_t most) {
+  if (!map.is_cpu() || map.numel() == 0) return;
+  const auto [lowest, highest] = at::aminmax(map);
+  TORCH_CHECK_VALUE(lowest.item<int64_t>() >= least && highest.item<int64_t>() <= most, name,
+                    " holds values from ", lowest.item<int64_t>(), " to ", highest.item<int64_t>(),
+                    "; they must be from ", least, " to ", most,
+                    ", as lighthouse::select gives them");
 }
 
-void check_slots(const at::Tensor& slots, const Geometry& geometry, const Shape& shape,
+}  // namespace
+
+void check_rows(const at::Tensor& rows, const Geometry& geometry, const SymShape& shape,
+                at::Device device) {
+  check_tensor(rows, "rows", {shape.batch, shape.groups, geometry.rows}, at::kInt, device);
+  check_range(rows, "rows", 0, geometry.first[geometry.levels] - 1);
+}
+
+void check_slots(const at::Tensor& slots, const Geometry& geometry, const SymShape& shape,
                  at::Device device) {
   check_tensor(slots, "slots", {shape.batch, shape.groups, geometry.coarse_entries()}, at::kInt,
                device);
+  check_range(slots, "slots", kNoSlot, make_slot(geometry.rows - 1, true));
 }
 
 at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
-  return tensor.stride(-1) == 1 || tensor.size(-1) == 1 ? tensor : tensor.contiguous();
+  return tensor.sym_stride(-1) == 1 || tensor.sym_size(-1) == 1 ? tensor : tensor.contiguous();
 }
 
-at::Tensor empty_tokens_major(int64_t batch, int64_t heads, int64_t tokens, int64_t dim,
-                              const at::TensorOptions& options) {
-  return at::empty({batch, tokens, heads, dim}, options).transpose(1, 2);
+at::Tensor empty_tokens_major(const c10::SymInt& batch, const c10::SymInt& heads, int64_t tokens,
+                              const c10::SymInt& dim, const at::TensorOptions& options) {
+  return at::empty_symint({batch, tokens, heads, dim}, options).transpose(1, 2);
 }
 
 }  // namespace lighthouse::ops

@@ -19,23 +19,41 @@ std::vector<int64_t> geometry_list(int64_t tokens, const Config& config);
 /// is out of its range.
 Geometry make_geometry(at::IntArrayRef list);
 
+/// The sizes that every stage shares; a compiler that traces the operators may not know them yet.
+struct SymShape {
+  c10::SymInt batch;
+  c10::SymInt heads;
+  c10::SymInt groups;
+  c10::SymInt dim;
+
+  /// Of tensors that hold something.
+  Shape known() const {
+    return {batch.expect_int(), heads.expect_int(), groups.expect_int(), dim.expect_int()};
+  }
+};
+
+/// A size that shapes follow from: where a compiler traces, what it traces is for that size alone.
+inline int64_t fixed_size(const at::Tensor& tensor, int64_t dimension) {
+  return tensor.sym_size(dimension).guard_int(__FILE__, __LINE__);
+}
+
 /// Checks that the tensors are (B, H, N, D) and (B, G, N, D), of one supported type and one device,
 /// and that H is a multiple of G. Names in messages are `prefix` + "q" and so on.
-Shape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                const std::string& prefix = "");
+SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                   const std::string& prefix = "");
 
 /// Throws c10::ValueError, naming the tensor, unless it has that shape, type and device.
-void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef shape,
+void check_tensor(const at::Tensor& tensor, const char* name, c10::SymIntArrayRef shape,
                   at::ScalarType type, at::Device device);
 
 /// Checks that `tensor`, (batch, heads, tokens, ...), has the tokens of the geometry.
 void check_tokens(const at::Tensor& tensor, const char* name, const Geometry& geometry);
 
-/// Checks the shape of the two maps of a selection. Their contents are trusted: they must come from
-/// select with the same geometry.
-void check_rows(const at::Tensor& rows, const Geometry& geometry, const Shape& shape,
+/// Checks the shape of the two maps of a selection, and on the CPU, where looking costs next to
+/// nothing, the range of what they hold, since it is used as offsets.
+void check_rows(const at::Tensor& rows, const Geometry& geometry, const SymShape& shape,
                 at::Device device);
-void check_slots(const at::Tensor& slots, const Geometry& geometry, const Shape& shape,
+void check_slots(const at::Tensor& slots, const Geometry& geometry, const SymShape& shape,
                  at::Device device);
 
 /// The tensor, copied only where its last dimension is not contiguous.
@@ -43,8 +61,8 @@ at::Tensor with_contiguous_rows(const at::Tensor& tensor);
 
 /// An empty tensor (B, H, N, D) stored as (B, N, H, D): the layout that a model's projections
 /// write and read.
-at::Tensor empty_tokens_major(int64_t batch, int64_t heads, int64_t tokens, int64_t dim,
-                              const at::TensorOptions& options);
+at::Tensor empty_tokens_major(const c10::SymInt& batch, const c10::SymInt& heads, int64_t tokens,
+                              const c10::SymInt& dim, const at::TensorOptions& options);
 
 template <class T>
 Rows<const T> rows_of(const at::Tensor& tensor) {
@@ -80,7 +98,7 @@ void dispatch(at::ScalarType type, F f) {
 /// @param item_elements about how many elements an item moves: small jobs stay on one thread
 template <class OnCpu, class OnCuda>
 void run(at::Device device, int64_t items, int64_t item_elements, const OnCpu& on_cpu,
-         const OnCuda& on_cuda) {
+         [[maybe_unused]] const OnCuda& on_cuda) {
   if (device.is_cpu()) {
     constexpr int64_t kElementsWorthAThread = 1 << 14;
     const int64_t grain =

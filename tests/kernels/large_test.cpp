@@ -30,9 +30,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Problem{"more than 65536 rows", 524288, 3, 4, 6144, 128, 2},
                       Problem{"one tile", 98304, 3, 4, 1536, 1536, 2},
                       Problem{"one tile of 32768 roots", 524288, 3, 4, 2048, 2048, 1},
-                      Problem{"an odd tile budget", 30011, 3, 4, 63 * 7, 63, 3},
-                      Problem{"tiles with exactly m candidates", 16 * 128 * 4, 3, 4, 512, 128, 2},
-                      Problem{"one candidate more", 16 * (128 * 4 + 1), 3, 4, 512, 128, 2},
+                      Problem{"an odd tile budget", 30011, 3, 4, 441, 63, 3},
+                      Problem{"tiles with exactly m candidates", 8192, 3, 4, 512, 128, 2},
+                      Problem{"one candidate more", 8208, 3, 4, 512, 128, 2},
                       Problem{"two levels", 40000, 2, 8, 1024, 128, 2},
                       Problem{"five levels", 200001, 5, 2, 1024, 128, 2},
                       Problem{"several hundred heads", 2048, 3, 4, 64, 16, 400}));

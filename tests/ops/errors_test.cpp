@@ -166,11 +166,11 @@ TEST(Errors, GivenSelections) {
   EXPECT_TRUE(
       throws<c10::ValueError>(given(fits.rows.to(at::kMeta), fits.slots), {"rows is on meta"}));
   EXPECT_TRUE(throws<c10::ValueError>(given(fits.rows.add(1 << 20), fits.slots),
-                                      {"selection.rows holds values from", "lighthouse::select"}));
+                                      {"rows holds values from", "lighthouse::select"}));
   EXPECT_TRUE(throws<c10::ValueError>(given(fits.rows, fits.slots.sub(1)),
-                                      {"selection.slots holds values from -2"}));
+                                      {"slots holds values from -2"}));
   EXPECT_TRUE(throws<c10::ValueError>(given(fits.rows, fits.slots.add(1 << 20)),
-                                      {"selection.slots holds values from"}));
+                                      {"slots holds values from"}));
 }
 
 TEST(Errors, Operators) {

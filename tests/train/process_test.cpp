@@ -28,6 +28,7 @@ class Program {
     std::vector<std::string> all{LIGHTHOUSE_PROGRAM};
     all.insert(all.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
+    argv.reserve(all.size() + 1);
     for (std::string& argument : all) argv.push_back(argument.data());
     argv.push_back(nullptr);
     pid_ = ::fork();
