@@ -23,5 +23,22 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 if(CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
 endif()
+
+string(REGEX MATCH "cu([0-9]+)$" _ ${TorchWheel_CUDA_ROOT})
+if(NOT CMAKE_CUDA_COMPILER_VERSION MATCHES "^${CMAKE_MATCH_1}\\.")
+  message(FATAL_ERROR "${CMAKE_CUDA_COMPILER} is of CUDA ${CMAKE_CUDA_COMPILER_VERSION}, and PyTorch's CUDA is that of "
+                      "${TorchWheel_CUDA_ROOT}. Install nvcc beside PyTorch, or pass -DCMAKE_CUDA_COMPILER=...")
+endif()
+
 # As messages say them.
-list(JOIN CMAKE_CUDA_ARCHITECTURES ", " LIGHTHOUSE_CUDA_ARCHITECTURES)
+set(LIGHTHOUSE_CUDA_ARCHITECTURES)
+foreach(_architecture IN LISTS CMAKE_CUDA_ARCHITECTURES)
+  if(_architecture MATCHES "^(.+)-real$")
+    list(APPEND LIGHTHOUSE_CUDA_ARCHITECTURES ${CMAKE_MATCH_1})
+  elseif(_architecture MATCHES "^(.+)-virtual$")
+    list(APPEND LIGHTHOUSE_CUDA_ARCHITECTURES "PTX of ${CMAKE_MATCH_1}")
+  else()
+    list(APPEND LIGHTHOUSE_CUDA_ARCHITECTURES "${_architecture} and its PTX")
+  endif()
+endforeach()
+list(JOIN LIGHTHOUSE_CUDA_ARCHITECTURES ", " LIGHTHOUSE_CUDA_ARCHITECTURES)

@@ -4,9 +4,9 @@ include(CMakePackageConfigHelpers)
 set(_config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/Lighthouse)
 install(TARGETS lighthouse EXPORT LighthouseTargets)
 install(TARGETS lighthouse_program)
-foreach(_folder IN ITEMS core kernels ops nn)
-  install(DIRECTORY lighthouse/${_folder} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/lighthouse
-          FILES_MATCHING PATTERN "*.h" PATTERN "cpu" EXCLUDE)
+foreach(_header IN ITEMS core/config.h core/geometry.h ops/attention.h ops/stages.h nn/attention.h)
+  get_filename_component(_folder ${_header} DIRECTORY)
+  install(FILES lighthouse/${_header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/lighthouse/${_folder})
 endforeach()
 install(EXPORT LighthouseTargets NAMESPACE Lighthouse:: DESTINATION ${_config_dir})
 

@@ -29,9 +29,10 @@ std::string processor() {
 #ifdef LIGHTHOUSE_CUDA
 std::string card(int index) {
   cudaDeviceProp properties{};
-  cudaGetDeviceProperties(&properties, index);
   int driver = 0;
-  cudaDriverGetVersion(&driver);
+  const bool known = cudaGetDeviceProperties(&properties, index) == cudaSuccess &&
+                     cudaDriverGetVersion(&driver) == cudaSuccess;
+  if (!known) return "a card that does not answer";
   const auto cudnn = at::detail::getCUDAHooks().versionRuntimeCuDNN();
   return message(properties.name, " (compute capability ", properties.major, ".", properties.minor,
                  ", ", properties.multiProcessorCount, " multiprocessors, ",

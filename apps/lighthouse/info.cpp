@@ -26,16 +26,16 @@ void print_attention_kernels(at::Device device, at::ScalarType type, const char*
 void print_info() {
   std::cout << "lighthouse " LIGHTHOUSE_VERSION "\n";
 #ifdef LIGHTHOUSE_CUDA
-  std::cout << "CUDA kernels: architectures " LIGHTHOUSE_CUDA_ARCHITECTURES
-               " (80 also as PTX, from which a driver compiles for others)\n";
+  std::cout << "CUDA kernels: for " LIGHTHOUSE_CUDA_ARCHITECTURES
+               " (from PTX a driver compiles for later cards)\n";
 #else
   std::cout << "CUDA kernels: not built\n";
 #endif
   std::cout << "cpu: " << describe(at::kCPU) << '\n';
   print_attention_kernels(at::kCPU, at::kFloat, "float32");
+#ifdef LIGHTHOUSE_CUDA
   const int cards = at::hasCUDA() ? at::detail::getCUDAHooks().getNumGPUs() : 0;
   if (cards == 0) std::cout << "cuda: PyTorch sees no GPU here\n";
-#ifdef LIGHTHOUSE_CUDA
   for (int i = 0; i < cards; ++i) {
     const at::Device device = parse_device("cuda:" + std::to_string(i));
     std::cout << "cuda:" << i << ": " << describe(device) << '\n';

@@ -5,7 +5,7 @@
 
 namespace lighthouse {
 
-/// The 16-bit floating-point types by their bits, for the CPU kernels, which compute in float32.
+/// The 16-bit floating-point types by their bits, for the kernels, which compute in float32.
 /// Conversions to them round to nearest, ties to even, as PyTorch's do.
 
 struct BFloat16 {

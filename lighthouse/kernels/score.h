@@ -44,10 +44,13 @@ void pool_scores(const PoolScores& args, int64_t begin, int64_t end);
 
 namespace cuda {
 
-/// Bytes that `score` needs room for.
+/// Bytes that `score` needs room for: memory of the device, aligned to 16 bytes, that nothing else
+/// uses until the stream has passed the call. May be none, then null will do.
 template <class T>
 int64_t score_workspace_bytes(const Score<T>& args);
 
+/// In one pass where rows are aligned to 16 bytes and have at most 512 (head dimension 256 in 16
+/// bits); else q and k are read twice.
 template <class T>
 void score(const Score<T>& args, void* workspace, Stream stream);
 void pool_scores(const PoolScores& args, Stream stream);

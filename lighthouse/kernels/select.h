@@ -32,7 +32,8 @@ void select(const Select& args, int64_t begin, int64_t end);
 
 namespace cuda {
 
-/// Bytes that `select` needs room for; 0 where a tile fits into a block's shared memory.
+/// Bytes that `select` needs room for, as `score`; 0 where a tile fits into a block's shared
+/// memory.
 int64_t select_workspace_bytes(const Geometry& geometry, const Shape& shape);
 
 void select(const Select& args, void* workspace, Stream stream);

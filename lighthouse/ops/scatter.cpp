@@ -13,8 +13,11 @@ namespace {
 
 /// The sizes of (B, H, rows, D), with the groups of (B, G, ...) rows or slots.
 SymShape check_heads(const Tensor& tensor, const char* name, int64_t rows, const Tensor& map) {
-  TORCH_CHECK_VALUE(tensor.dim() == 4 && tensor.sym_size(2) == rows, name, " has the shape ",
-                    tensor.sym_sizes(), "; it must be (batch, heads, ", rows, ", head_dim)");
+  check_floating(tensor, name);
+  TORCH_CHECK_VALUE(tensor.dim() == 4 && tensor.sym_size(1) >= 1 && tensor.sym_size(2) == rows &&
+                        tensor.sym_size(3) >= 1,
+                    name, " has the shape ", tensor.sym_sizes(), "; it must be (batch, heads, ",
+                    rows, ", head_dim), with a head and an element at least");
   TORCH_CHECK_VALUE(
       map.dim() == 3 && map.sym_size(1) >= 1 && tensor.sym_size(1) % map.sym_size(1) == 0,
       "rows and slots have the shape ", map.sym_sizes(), "; they must have 3 dimensions, and the ",

@@ -24,6 +24,13 @@ Geometry make_geometry(at::IntArrayRef list) {
   }
 }
 
+void check_floating(const at::Tensor& tensor, const char* name) {
+  const at::ScalarType type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
+      " is ", type, "; it must be float32, float64, bfloat16 or float16");
+}
+
 SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                    const std::string& prefix) {
   const auto check_type = [&](const at::Tensor& tensor, const char* name) {
@@ -35,10 +42,7 @@ SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   };
   TORCH_CHECK_VALUE(q.dim() == 4, prefix, "q has the shape ", q.sym_sizes(),
                     "; it must be (batch, heads, tokens, head_dim)");
-  TORCH_CHECK_TYPE(q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble ||
-                       q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf,
-                   prefix, "q is ", q.scalar_type(),
-                   "; it must be float32, float64, bfloat16 or float16");
+  check_floating(q, (prefix + "q").c_str());
   check_type(k, "k");
   check_type(v, "v");
   const SymShape shape{q.sym_size(0), q.sym_size(1), k.dim() == 4 ? k.sym_size(1) : 0,

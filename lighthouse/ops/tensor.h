@@ -37,6 +37,9 @@ inline int64_t fixed_size(const at::Tensor& tensor, int64_t dimension) {
   return tensor.sym_size(dimension).guard_int(__FILE__, __LINE__);
 }
 
+/// Throws c10::TypeError, naming the tensor, unless it is of a type that the kernels take.
+void check_floating(const at::Tensor& tensor, const char* name);
+
 /// Checks that the tensors are (B, H, N, D) and (B, G, N, D), of one supported type and one device,
 /// and that H is a multiple of G. Names in messages are `prefix` + "q" and so on.
 SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

@@ -99,6 +99,7 @@ TEST(SelectStreams, TwoAtOnce) {
     job.workspace = Buffer<uint8_t>(cuda::select_workspace_bytes(g, shape), 0x5a);
     check_cuda(cudaStreamCreateWithFlags(&job.stream, cudaStreamNonBlocking));
   }
+  check_cuda(cudaDeviceSynchronize());
   for (int i = 0; i < 20; ++i)
     for (Job& job : jobs) {
       const float* scores = job.device_scores.data();

@@ -82,21 +82,24 @@ template <class T>
 class Strided {
  public:
   Strided(Random& random, std::vector<int64_t> shape) : shape_(std::move(shape)) {
-    // Rows of 16 bytes each keep their alignment, for what moves 16 bytes at once.
-    const int64_t row = shape_[3] + draw(random, 0, 3) * (shape_[3] % 8 == 0 ? 8 : 1);
+    // For what moves 16 bytes at once some keep an alignment to them; of others the rows, or the
+    // first, are off it.
+    const int64_t kind = draw(random, 0, 2);
+    const int64_t row = shape_[3] + draw(random, 0, 3) * (kind == 0 ? 1 : 8);
+    offset_ = kind == 1 ? draw(random, 1, 3) : 0;
     const bool heads_first = draw(random, 0, 1) != 0;
     rows_.head_stride = heads_first ? shape_[2] * row : row;
     rows_.row_stride = heads_first ? row : shape_[1] * row;
     rows_.batch_stride = shape_[1] * shape_[2] * row;
-    elements_.assign(shape_[0] * rows_.batch_stride, garbage());
+    elements_.assign(offset_ + shape_[0] * rows_.batch_stride, garbage());
     buffer_ = Buffer<T>(elements_);
-    rows_.data = buffer_.data();
+    rows_.data = buffer_.data() + offset_;
   }
   Strided(Random& random, const Array& array) : Strided(random, array.shape) {
     size_t next = 0;
     for_each([&](T& element) { element = store<T>(array.values[next++]); });
     buffer_ = Buffer<T>(elements_);
-    rows_.data = buffer_.data();
+    rows_.data = buffer_.data() + offset_;
   }
   Strided(const Strided&) = delete;
   Strided& operator=(const Strided&) = delete;
@@ -128,10 +131,12 @@ class Strided {
       for (int64_t h = 0; h < shape_[1]; ++h)
         for (int64_t n = 0; n < shape_[2]; ++n)
           for (int64_t d = 0; d < shape_[3]; ++d)
-            f(elements_[b * rows_.batch_stride + h * rows_.head_stride + n * rows_.row_stride + d]);
+            f(elements_[offset_ + b * rows_.batch_stride + h * rows_.head_stride +
+                        n * rows_.row_stride + d]);
   }
 
   std::vector<int64_t> shape_;
+  int64_t offset_ = 0;  // of the first element
   std::vector<T> elements_;
   Buffer<T> buffer_;
   Rows<T> rows_;

@@ -3,6 +3,7 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/randn_like.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <gtest/gtest.h>
@@ -87,7 +88,7 @@ TEST(Graph, ATrainingStepIsCapturedAndReplayed) {
   };
   const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
   const c10::cuda::CUDAStreamGuard guard(stream);
-  stream.synchronize();
+  c10::cuda::device_synchronize();  // the inputs were made on another stream
   step();
   step();
   at::cuda::CUDAGraph graph;
@@ -174,10 +175,66 @@ TEST(Large, MoreThan2To31Elements) {
   }
 }
 
+/// Several hundred heads: each as it is alone.
+TEST(Large, ManyHeads) {
+  constexpr int64_t kHeads = 400;
+  const Inputs x(2048, kHeads, kHeads);
+  Config config;
+  config.budget = config.tile_budget = 16;
+  const Tensor out = attention(x.q, x.k, x.v, config);
+  for (const int64_t head : {int64_t{0}, kHeads / 2, kHeads - 1}) {
+    const auto only = [&](const Tensor& tensor) { return tensor.narrow(1, head, 1); };
+    const Tensor alone = attention(only(x.q), only(x.k), only(x.v), config);
+    const double error =
+        (only(out).to(at::kFloat) - alone.to(at::kFloat)).abs().max().item<double>();
+    EXPECT_LE(error, 0x1p-7 * alone.abs().max().item<double>()) << head;
+  }
+}
+
+/// The whole operator on two streams at once.
+TEST(Streams, TwoDoNotDisturbEachOther) {
+  Config config;
+  config.budget = config.tile_budget = 2048;  // one tile, which does not fit into shared memory
+  struct Job {
+    Inputs x{65536, 4, 4};
+    Tensor expected;
+    c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
+    std::vector<Tensor> results;
+  };
+  std::vector<Job> jobs(2);
+  const at::NoGradGuard no_grad;
+  for (Job& job : jobs) job.expected = attention(job.x.q, job.x.k, job.x.v, config);
+  c10::cuda::device_synchronize();
+  for (int i = 0; i < 10; ++i)
+    for (Job& job : jobs) {
+      const c10::cuda::CUDAStreamGuard guard(job.stream);
+      job.results.push_back(attention(job.x.q, job.x.k, job.x.v, config));
+    }
+  c10::cuda::device_synchronize();
+  for (const Job& job : jobs)
+    for (const Tensor& result : job.results) EXPECT_TRUE(result.equal(job.expected));
+}
+
+/// Tensors of a card that is not the current one.
+TEST(Devices, TheTensorsDeviceIsTaken) {
+  if (c10::cuda::device_count() < 2) GTEST_SKIP() << "needs two GPUs";
+  Config config;
+  config.budget = config.tile_budget = 64;
+  const Inputs first(4096, 2, 2);
+  const auto on_second = [](const Tensor& tensor) { return tensor.to(at::Device(at::kCUDA, 1)); };
+  const Tensor out = attention(on_second(first.q), on_second(first.k), on_second(first.v), config);
+  EXPECT_EQ(out.device().index(), 1);
+  EXPECT_TRUE(out.to(first.q.device()).equal(attention(first.q, first.k, first.v, config)));
+  EXPECT_EQ(c10::cuda::current_device(), 0);
+}
+
 /// Of the whole operator: the inner attention's deterministic kernel is taken where PyTorch is told
 /// to be deterministic.
 TEST(Deterministic, AlgorithmsIncludeTheInnerBackward) {
-  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+  struct Deterministic {
+    Deterministic() { at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false); }
+    ~Deterministic() { at::globalContext().setDeterministicAlgorithms(false, false); }
+  } const deterministic;
   const Inputs x(32768, 8, 8);
   x.need_gradients();
   Config config;
@@ -191,7 +248,6 @@ TEST(Deterministic, AlgorithmsIncludeTheInnerBackward) {
     const auto actual = run();
     for (size_t j = 0; j < 3; ++j) EXPECT_TRUE(actual[j].equal(expected[j])) << j;
   }
-  at::globalContext().setDeterministicAlgorithms(false, false);
 }
 
 }  // namespace

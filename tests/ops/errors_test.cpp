@@ -167,8 +167,8 @@ TEST(Errors, GivenSelections) {
       throws<c10::ValueError>(given(fits.rows.to(at::kMeta), fits.slots), {"rows is on meta"}));
   EXPECT_TRUE(throws<c10::ValueError>(given(fits.rows.add(1 << 20), fits.slots),
                                       {"rows holds values from", "lighthouse::select"}));
-  EXPECT_TRUE(throws<c10::ValueError>(given(fits.rows, fits.slots.sub(1)),
-                                      {"slots holds values from -2"}));
+  EXPECT_TRUE(
+      throws<c10::ValueError>(given(fits.rows, fits.slots.sub(1)), {"slots holds values from -2"}));
   EXPECT_TRUE(throws<c10::ValueError>(given(fits.rows, fits.slots.add(1 << 20)),
                                       {"slots holds values from"}));
 }
@@ -206,6 +206,14 @@ TEST(Errors, Operators) {
   EXPECT_TRUE(throws<c10::ValueError>(
       [&] { ops::gather_backward(a.q, a.k, a.v, maps.slots, false, geometry); },
       {"grad_gathered_q has 64 rows"}));
+  for (const int64_t dimension : {1, 3}) {
+    EXPECT_TRUE(throws<c10::ValueError>(
+        [&] { ops::scatter_backward(a.q.narrow(dimension, 0, 0), maps.rows, geometry); },
+        {"grad_out has the shape", "a head and an element at least"}));
+  }
+  EXPECT_TRUE(
+      throws<c10::TypeError>([&] { ops::scatter_backward(a.q.to(at::kInt), maps.rows, geometry); },
+                             {"grad_out is Int", "float32, float64, bfloat16 or float16"}));
 }
 
 }  // namespace

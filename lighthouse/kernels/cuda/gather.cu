@@ -45,13 +45,13 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
   const RowBlock block(grid);
   const Column column(args.shape, block.column);
   const int levels = static_cast<int>(g.levels);
-  const int64_t first_window = static_cast<int64_t>(block.chunk) * kNodes;
+  const int64_t first_window = static_cast<int64_t>(block.chunk) * grid.rows;
   const int nodes =
-      static_cast<int>(min(int64_t{kNodes}, ceil_div(g.tokens, g.pooling) - first_window));
+      static_cast<int>(min(int64_t{grid.rows}, ceil_div(g.tokens, g.pooling) - first_window));
   const Slot* slots =
       args.slots + (block.batch * args.shape.groups + column.group) * g.coarse_entries();
 
-  const LevelRows<Acc> rows(levels);
+  const LevelRows<Acc, true> rows(levels);
   for (int i = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); i < levels * kNodes;
        i += static_cast<int>(blockDim.x * blockDim.y)) {
     const int level = i / kNodes, node = i % kNodes;
@@ -134,10 +134,10 @@ void gather_backward(const GatherBackward<T>& args, Stream stream) {
       shape.dim,
       [&]<int V>() {
         const RowGrid grid(shape.batch, shape.heads + 2 * shape.groups,
-                           ceil_div(g.tokens, g.pooling), shape.dim / V, kNodes);
+                           ceil_div(g.tokens, g.pooling), shape.dim / V, nodes_of_block(g));
         gather_backward_kernel<T, V>
-            <<<grid.blocks, grid.threads, LevelRows<accumulator_t<T>>::bytes(g), stream>>>(args,
-                                                                                           grid);
+            <<<grid.blocks, grid.threads, LevelRows<accumulator_t<T>, true>::bytes(g), stream>>>(
+                args, grid);
       },
       args.grad_gathered_q, args.grad_gathered_k, args.grad_gathered_v, args.grad_q, args.grad_k,
       args.grad_v);

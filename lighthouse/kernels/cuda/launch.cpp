@@ -18,29 +18,33 @@ unsigned grid_of(int64_t blocks) {
 void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return;
+  const std::string reported =
+      message("lighthouse: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error),
+              ", at the launch of the kernel ", kernel, " or before it");
   int device = 0;
   cudaDeviceProp card{};
-  cudaGetDevice(&device);
-  cudaGetDeviceProperties(&card, device);
-  const std::string what = message("lighthouse: the kernel ", kernel, " could not be launched on ",
-                                   card.name, " (compute capability ", card.major, ".", card.minor,
-                                   "): ", cudaGetErrorString(error));
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
-    throw std::runtime_error(
-        message(what,
-                ". This library holds code for the architectures " LIGHTHOUSE_CUDA_ARCHITECTURES
-                "; build it with -DCMAKE_CUDA_ARCHITECTURES=",
-                card.major, card.minor));
-  }
-  throw std::runtime_error(what);
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaGetDeviceProperties(&card, device) == cudaSuccess;
+  const bool wrong_architecture = error == cudaErrorNoKernelImageForDevice ||
+                                  error == cudaErrorInvalidDeviceFunction ||
+                                  error == cudaErrorUnsupportedPtxVersion;
+  if (!known || !wrong_architecture) throw std::runtime_error(reported);
+  throw std::runtime_error(message(
+      reported, ": ", card.name, " has compute capability ", card.major, ".", card.minor,
+      ", and this library holds code for the architectures " LIGHTHOUSE_CUDA_ARCHITECTURES
+      "; build it with -DCMAKE_CUDA_ARCHITECTURES=",
+      card.major, card.minor, ", or, where it has PTX for the card, bring the driver up to CUDA ",
+      CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10));
 }
 
-RowGrid::RowGrid(int64_t batch, int64_t all_columns, int64_t rows, int64_t packs_of_row,
+RowGrid::RowGrid(int64_t batch, int64_t all_columns, int64_t rows_of_column, int64_t packs_of_row,
                  int64_t rows_of_block)
-    : packs(static_cast<unsigned>(packs_of_row)), columns(static_cast<unsigned>(all_columns)) {
+    : packs(static_cast<unsigned>(packs_of_row)),
+      columns(static_cast<unsigned>(all_columns)),
+      rows(static_cast<unsigned>(rows_of_block)) {
   threads.x = static_cast<unsigned>(std::min<int64_t>(packs, kBlockThreads));
   threads.y = kBlockThreads / threads.x;
-  chunks = static_cast<unsigned>(ceil_div(rows, rows_of_block));
+  chunks = static_cast<unsigned>(ceil_div(rows_of_column, rows_of_block));
   blocks = grid_of(batch * columns * chunks);
 }
 

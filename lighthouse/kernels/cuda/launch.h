@@ -10,8 +10,8 @@ namespace lighthouse::cuda {
 
 inline constexpr int kBlockThreads = 256;
 
-/// The index of a one-dimensional grid of that many blocks; throws std::invalid_argument where a
-/// grid cannot have them.
+/// A one-dimensional grid of that many blocks; throws std::invalid_argument where there is none so
+/// large.
 unsigned grid_of(int64_t blocks);
 
 LIGHTHOUSE_HOST_DEVICE inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -41,11 +41,12 @@ void with_pack(int64_t dim, const F& f, const AllRows&... rows) {
 struct RowGrid {
   unsigned packs;  ///< of a row
   unsigned columns;
-  unsigned chunks;  ///< of rows, of one column
+  unsigned rows;    ///< of a block
+  unsigned chunks;  ///< of so many rows, in a column
   dim3 threads;
   unsigned blocks;
 
-  RowGrid(int64_t batch, int64_t all_columns, int64_t rows, int64_t packs_of_row,
+  RowGrid(int64_t batch, int64_t all_columns, int64_t rows_of_column, int64_t packs_of_row,
           int64_t rows_of_block);
 };
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "lighthouse/kernels/cuda/launch.h"
 #include "lighthouse/kernels/cuda/vector.cuh"
 
@@ -128,8 +130,12 @@ __device__ void reduce_spans(unsigned packs, int rows, int alone, int64_t stride
   }
 }
 
-/// Level-1 windows, or nodes, that a block takes.
+/// Level-1 windows, or nodes, that a block takes at most; of long ones fewer, so that there are
+/// blocks enough.
 inline constexpr int kNodes = 64;
+inline int64_t nodes_of_block(const Geometry& g) {
+  return std::clamp<int64_t>(256 / g.pooling, 1, kNodes);
+}
 
 /// The row of the first of the p children of a level-1 window, or -1 where they are not in the
 /// sequence.
@@ -138,18 +144,18 @@ __device__ inline int64_t first_child(const Geometry& g, const Slot* slots, int6
 }
 
 /// In shared memory, for each of the nodes of a block: the rows that its ancestors and itself have,
-/// by level, or -1, and what scales them; at level 0 the row of its first child.
-template <class Acc>
+/// by level, or -1, and, if kScaled, what scales them; at level 0 the row of its first child.
+template <class Acc, bool kScaled>
 class LevelRows {
  public:
   static int64_t bytes(const Geometry& g) {
-    return g.levels * kNodes * static_cast<int64_t>(sizeof(Acc) + sizeof(int));
+    return g.levels * kNodes * static_cast<int64_t>((kScaled ? sizeof(Acc) : 0) + sizeof(int));
   }
 
   __device__ explicit LevelRows(int levels) : levels_(levels) {
     extern __shared__ double shared[];
     scales_ = reinterpret_cast<Acc*>(shared);
-    rows_ = reinterpret_cast<int*>(scales_ + levels * kNodes);
+    rows_ = reinterpret_cast<int*>(scales_ + (kScaled ? levels * kNodes : 0));
   }
   __device__ int& row(int level, int node) const { return rows_[level * kNodes + node]; }
   __device__ Acc& scale(int level, int node) const { return scales_[level * kNodes + node]; }
@@ -170,7 +176,12 @@ class LevelRows {
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if (rows[i] >= 0) sums.add_scaled(packs[i], scale(top - i, node));
+        if (rows[i] < 0) continue;
+        if constexpr (kScaled) {
+          sums.add_scaled(packs[i], scale(top - i, node));
+        } else {
+          sums.add(packs[i]);
+        }
       }
     }
     return sums;

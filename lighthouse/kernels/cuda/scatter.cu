@@ -18,12 +18,13 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
   const RowBlock block(grid);
   const int64_t h = block.column;
   const int levels = static_cast<int>(g.levels);
-  const int64_t first_node = static_cast<int64_t>(block.chunk) * kNodes;
-  const int nodes = static_cast<int>(min(int64_t{kNodes}, g.tokens / g.pooling + 1 - first_node));
+  const int64_t first_node = static_cast<int64_t>(block.chunk) * grid.rows;
+  const int nodes =
+      static_cast<int>(min(int64_t{grid.rows}, g.tokens / g.pooling + 1 - first_node));
   const Slot* slots =
       args.slots + (block.batch * args.shape.groups + args.shape.group(h)) * g.coarse_entries();
 
-  const LevelRows<Acc> rows(levels);
+  const LevelRows<Acc, false> rows(levels);
   __shared__ int last_child_before[kNodes];
   for (int i = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); i < levels * kNodes;
        i += static_cast<int>(blockDim.x * blockDim.y)) {
@@ -40,15 +41,14 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
       continue;
     }
     const int64_t heard = all / g.window[level - 1] - 1;
-    const bool is_entry = heard >= 0 && heard < g.entries(level);
-    rows.row(level, node) = is_entry ? static_cast<int>(row_of(g, slots, level, heard)) : -1;
-    rows.scale(level, node) = 1;
+    rows.row(level, node) = heard < 0 ? -1 : static_cast<int>(row_of(g, slots, level, heard));
   }
   __syncthreads();
 
   for (unsigned pack = threadIdx.x; pack < grid.packs; pack += blockDim.x) {
     const int64_t stride = args.gathered_out.row_stride;
     const T* from = args.gathered_out.at(block.batch, h, 0) + pack * V;
+    T* to = args.out.at(block.batch, h, 0) + pack * V;
     for (int node = static_cast<int>(threadIdx.y); node < nodes;
          node += static_cast<int>(blockDim.y)) {
       const int64_t first = (first_node + node) * g.pooling - 1;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
       const Sums<T, V> above = rows.template sum<T, V>(node, from, stride);
       const int before = last_child_before[node];
       const int children = rows.row(0, node);
-      T* to = args.out.at(block.batch, h, first) + pack * V;
+      int64_t at = first * args.out.row_stride;
       constexpr int kAtOnce = 4;
       for (int c0 = 0; c0 < count; c0 += kAtOnce) {
         Pack<T, V> packs[kAtOnce];
@@ -68,12 +68,12 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
             packs[c] = Pack<T, V>::load(from + child[c] * stride);
         }
 #pragma unroll
-        for (int c = 0; c < kAtOnce; ++c, to += args.out.row_stride) {
+        for (int c = 0; c < kAtOnce; ++c, at += args.out.row_stride) {
           if (c0 + c >= count) break;
           if (first + c0 + c < 0) continue;
           Sums<T, V> sums = above;
           if (child[c] >= 0) sums.add(packs[c]);
-          sums.store(to);
+          sums.store(to + at);
         }
       }
     }
@@ -114,10 +114,10 @@ void scatter(const Scatter<T>& args, Stream stream) {
       [&]<int V>() {
         // One more than N / p: the nodes are those of j + 1.
         const RowGrid grid(shape.batch, shape.heads, g.tokens / g.pooling + 1, shape.dim / V,
-                           kNodes);
+                           nodes_of_block(g));
         scatter_kernel<T, V>
-            <<<grid.blocks, grid.threads, LevelRows<accumulator_t<T>>::bytes(g), stream>>>(args,
-                                                                                           grid);
+            <<<grid.blocks, grid.threads, LevelRows<accumulator_t<T>, false>::bytes(g), stream>>>(
+                args, grid);
       },
       args.gathered_out, args.out);
   check_launch("scatter");

@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 /// Whether a team can take a window: each of its lanes one pack of a row.
 template <class T>
-bool teams_fit(const Score<T>& args) {
+static bool teams_fit(const Score<T>& args) {
   bool fits = false;
   with_pack<T>(
       args.shape.dim,

@@ -18,10 +18,10 @@ struct Room {
   int64_t candidates;  ///< of a level, at most
   int64_t refined;     ///< of a level, at most
 
-  explicit Room(const Geometry& g) {
-    const int64_t roots = ceil_div(g.roots, g.tiles);
+  explicit Room(const Geometry& g) : candidates(0), refined(0) {
+    if (g.levels == 1) return;
     refined = std::min(g.tile_budget, g.entries(1));
-    candidates = std::max(roots, std::min(g.pooling * refined, g.entries(1)));
+    candidates = std::max(ceil_div(g.roots, g.tiles), std::min(g.pooling * refined, g.entries(1)));
   }
   int64_t words(const Geometry& g) const { return 2 * candidates + (g.levels - 1) * refined; }
   int64_t bytes(const Geometry& g) const { return words(g) * static_cast<int64_t>(sizeof(int)); }
@@ -274,18 +274,17 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 int64_t select_workspace_bytes(const Geometry& g, const Shape& shape) {
-  const int64_t bytes = g.levels == 1 ? 0 : Room(g).bytes(g);
+  const int64_t bytes = Room(g).bytes(g);
   return bytes <= kSharedBytes ? 0 : shape.batch * shape.groups * g.tiles * bytes;
 }
 
 void select(const Select& args, void* workspace, Stream stream) {
   const Geometry& g = args.geometry;
-  const Room room(g);
   const unsigned blocks = grid_of(args.shape.batch * args.shape.groups * g.tiles);
   if (blocks == 0) return;
+  const Room room(g);
   const bool in_shared = select_workspace_bytes(g, args.shape) == 0;
-  const int64_t bytes = g.levels == 1 ? 0 : room.bytes(g);
-  select_kernel<<<blocks, kThreads, in_shared ? bytes : 0, stream>>>(
+  select_kernel<<<blocks, kThreads, in_shared ? room.bytes(g) : 0, stream>>>(
       args, room, in_shared ? nullptr : static_cast<int*>(workspace), room.words(g));
   check_launch("select");
 }
