@@ -45,8 +45,7 @@ SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   check_floating(q, (prefix + "q").c_str());
   check_type(k, "k");
   check_type(v, "v");
-  const SymShape shape{q.sym_size(0), q.sym_size(1), k.dim() == 4 ? k.sym_size(1) : 0,
-                       q.sym_size(3)};
+  SymShape shape{q.sym_size(0), q.sym_size(1), k.dim() == 4 ? k.sym_size(1) : 0, q.sym_size(3)};
   TORCH_CHECK_VALUE(shape.heads >= 1 && shape.dim >= 1 && q.sym_size(2) >= 1, prefix,
                     "q has the shape ", q.sym_sizes(),
                     "; heads, tokens and head_dim must be at least 1");
