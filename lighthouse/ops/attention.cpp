@@ -1,5 +1,6 @@
 #include "lighthouse/ops/attention.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/linalg_vector_norm.h>
@@ -20,6 +21,16 @@ void check_config(const Config& config) {
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
+}
+
+/// Under autocast q, k and v may come in several types, of products and of norms: all are taken in
+/// autocast's.
+Tensor autocast(const Tensor& tensor) {
+  const at::DeviceType device = tensor.device().type();
+  const bool is_on =
+      (device == at::kCPU || device == at::kCUDA) && at::autocast::is_autocast_enabled(device);
+  return is_on ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device)
+               : tensor;
 }
 
 /// k or v with one head for each query head.
@@ -86,8 +97,9 @@ Selection select(const Scored& scored, int64_t tokens, const Config& config) {
   return {rows, slots};
 }
 
-Selection select(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
-                 const std::optional<TokenScores>& scores) {
+Selection select(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                 const Config& config, const std::optional<TokenScores>& scores) {
+  const Tensor q = autocast(q_any), k = autocast(k_any), v = autocast(v_any);
   if (!scores) return select(score(q, k, v, config), ops::fixed_size(q, 2), config);
   check_config(config);
   const ops::SymShape sizes = ops::check_qkv(q, k, v);
@@ -120,8 +132,9 @@ Tensor scatter(const Tensor& gathered_out, const Selection& selection, int64_t t
                       ops::geometry_list(tokens, config));
 }
 
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
-                 const std::optional<Selection>& given) {
+Tensor attention(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                 const Config& config, const std::optional<Selection>& given) {
+  const Tensor q = autocast(q_any), k = autocast(k_any), v = autocast(v_any);
   Config scoring = config;
   if (given) scoring.scorer = Scorer::kNorm;  // only the roots are needed: the cheaper scorer
   const Scored scored = score(q, k, v, scoring);

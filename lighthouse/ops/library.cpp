@@ -1,5 +1,7 @@
 #include <torch/library.h>
 
+#include <string>
+
 #include "lighthouse/ops/tensor.h"
 
 namespace {
@@ -43,4 +45,16 @@ TORCH_LIBRARY(lighthouse, m) {
   m.def(
       "scatter_backward(Tensor grad_out, Tensor rows, int[] geometry) -> "
       "Tensor grad_gathered_out");
+
+  // All of it, made of the stages: lighthouse/ops/attention.h, for those who call from Python.
+  const std::string config =
+      "int levels, int pooling_factor, int budget, int tile_budget, str scorer, int dilation, "
+      "str selection, float? scale";
+  const auto define = [&](const std::string& schema) { m.def(schema.c_str()); };
+  define("attention(Tensor q, Tensor k, Tensor v, " + config +
+         ", Tensor? rows=None, Tensor? slots=None) -> Tensor out");
+  define("select_rows(Tensor q, Tensor k, Tensor v, " + config +
+         ", Tensor? scores_q=None, Tensor? scores_k=None) -> (Tensor rows, Tensor slots)");
+  define("gathered_rows(int tokens, " + config + ") -> int");
+  define("check_config(" + config + ") -> ()");
 }

@@ -1,0 +1,55 @@
+"""The settings of Lighthouse Attention."""
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LighthouseConfig:
+    """The settings; the defaults are the paper's.
+
+    Raises ValueError, naming the field, where one is out of its range.
+    """
+
+    levels: int = 3
+    """L: level 0 is the tokens, level L-1 the roots."""
+    pooling_factor: int = 4
+    """p: children of an entry."""
+    budget: int = 1536
+    """k: entries refined at each level above 0."""
+    tile_budget: int = 128
+    """m: entries refined in each tile at each level; divides the budget."""
+    scorer: Literal["norm", "dilated"] = "norm"
+    """How each token gets its two scores: norms of q and k, or of two dilated attentions."""
+    dilation: int = 4
+    """Interleaved sub-sequences of the dilated scorer."""
+    selection: Literal["published", "causal"] = "published"
+    """Whose scores decide whether an entry is refined: its own (the paper), or those of the entry before it."""
+    scale: float | None = None
+    """Of the inner attention; head_dim ** -0.5 if not given."""
+
+    def __post_init__(self) -> None:
+        torch.ops.lighthouse.check_config(*self.arguments())
+
+    def arguments(self) -> tuple[int, int, int, int, str, int, str, float | None]:
+        """The fields in the order in which torch.ops.lighthouse.* takes them."""
+        return (
+            self.levels,
+            self.pooling_factor,
+            self.budget,
+            self.tile_budget,
+            self.scorer,
+            self.dilation,
+            self.selection,
+            self.scale,
+        )
+
+    def gathered_rows(self, tokens: int) -> int:
+        """S, the length of the gathered sequence over so many tokens.
+
+        Raises ValueError where the budget has more tiles than there are roots.
+        """
+        rows: int = torch.ops.lighthouse.gathered_rows(tokens, *self.arguments())
+        return rows

@@ -1,0 +1,70 @@
+"""Lighthouse Attention as functions of tensors."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lighthouse_attention.config import LighthouseConfig
+
+
+class Selection(NamedTuple):
+    """What is selected, per batch and key/value head; never differentiated."""
+
+    rows: Tensor
+    """(B, G, S) int32: the entry of each row of the gathered sequence."""
+    slots: Tensor
+    """(B, G, E) int32: of each entry above level 0 twice its row, plus 1 where it is refined; -1 where it has none."""
+
+
+class TokenScores(NamedTuple):
+    """Scores of one's own, float32, larger is more important; for models whose q and k say nothing by their norms."""
+
+    q: Tensor
+    """(B, H, N)"""
+    k: Tensor
+    """(B, G, N)"""
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig | None = None, selection: Selection | None = None
+) -> Tensor:
+    """Causal Lighthouse Attention, differentiable once in q, k and v.
+
+    Args:
+        q: (B, H, N, D) in float32, float64, bfloat16 or float16, of any strides with a contiguous last dimension.
+        k: (B, G, N, D), H a multiple of G. Type and device are those of q, but under autocast.
+        v: Like k.
+        config: The settings; the paper's, if not given.
+        selection: Taken in place of selecting.
+
+    Returns:
+        (B, H, N, D), stored as (B, N, H, D).
+
+    Raises:
+        ValueError, TypeError: Naming the argument, its value and what it must be.
+    """
+    config = config or LighthouseConfig()
+    rows, slots = selection or (None, None)
+    out: Tensor = torch.ops.lighthouse.attention(q, k, v, *config.arguments(), rows, slots)
+    return out
+
+
+def select(
+    q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig | None = None, scores: TokenScores | None = None
+) -> Selection:
+    """Scores the tokens and selects: what `attention` does first.
+
+    Args:
+        q: As `attention` takes it.
+        k: As `attention` takes it.
+        v: As `attention` takes it; read by the dilated scorer only.
+        config: The settings; the paper's, if not given.
+        scores: Taken in place of those of the config's scorer.
+
+    Raises:
+        ValueError, TypeError: Naming the argument, its value and what it must be.
+    """
+    config = config or LighthouseConfig()
+    scores_q, scores_k = scores or (None, None)
+    return Selection(*torch.ops.lighthouse.select_rows(q, k, v, *config.arguments(), scores_q, scores_k))

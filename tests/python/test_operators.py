@@ -1,0 +1,150 @@
+"""The operators as PyTorch sees them. What they compute is tested in C++, against an oracle."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from conftest import SMALL, like, make_qkv
+from lighthouse_attention import LighthouseConfig, Selection, TokenScores, attention, select
+
+OPS = torch.ops.lighthouse
+GEOMETRY = [256, SMALL.levels, SMALL.pooling_factor, SMALL.budget, SMALL.tile_budget]
+
+
+def test_attention_is_its_stages() -> None:
+    q, k, v = make_qkv()
+    scores_q, scores_k, roots = OPS.score(q, k, v, GEOMETRY)
+    rows, slots = OPS.select(scores_q, scores_k, "published", GEOMETRY)
+    gathered = OPS.gather(q, k, v, roots, rows, slots, GEOMETRY)
+    inner = F.scaled_dot_product_attention(*gathered, is_causal=True, enable_gqa=True)
+    out = attention(q, k, v, SMALL)
+    assert torch.equal(out, OPS.scatter(inner, rows, slots, GEOMETRY))
+    assert out.transpose(1, 2).is_contiguous()
+    selection = select(q, k, v, SMALL)
+    assert torch.equal(selection.rows, rows) and torch.equal(selection.slots, slots)
+    assert torch.equal(attention(q, k, v, SMALL, selection), out)
+    assert selection.rows.shape[-1] == SMALL.gathered_rows(256)
+
+
+def test_scores_of_ones_own() -> None:
+    q, k, v = make_qkv()
+    norms = TokenScores(q.detach().norm(dim=-1), k.detach().norm(dim=-1))
+    for ours, theirs in zip(select(q, k, v, SMALL, norms), select(q, k, v, SMALL)):
+        assert torch.equal(ours, theirs)
+    louder = norms._replace(q=norms.q.flip(-1))
+    assert not torch.equal(select(q, k, v, SMALL, louder).rows, select(q, k, v, SMALL).rows)
+
+
+def operator_calls() -> dict[str, tuple[object, ...]]:
+    q, k, v = make_qkv()
+    scores_q, scores_k, roots = OPS.score(q, k, v, GEOMETRY)
+    rows, slots = OPS.select(scores_q, scores_k, "causal", GEOMETRY)
+    gathered = [tensor.detach().requires_grad_() for tensor in OPS.gather(q, k, v, roots, rows, slots, GEOMETRY)]
+    grads = [tensor.detach() for tensor in gathered]
+    return {
+        "score": (q.detach(), k.detach(), v.detach(), GEOMETRY),
+        "pool_scores": (torch.randn(2, 4, 256), torch.randn(2, 2, 256), GEOMETRY),
+        "select": (scores_q, scores_k, "causal", GEOMETRY),
+        "gather": (q, k, v, roots, rows, slots, GEOMETRY),
+        "gather_backward": (*grads, slots, False, GEOMETRY),
+        "scatter": (gathered[0], rows, slots, GEOMETRY),
+        "scatter_backward": (torch.randn(2, 4, 256, 16), rows, GEOMETRY),
+        "attention": (q, k, v, *SMALL.arguments()),
+        "select_rows": (q.detach(), k.detach(), v.detach(), *SMALL.arguments()),
+    }
+
+
+@pytest.mark.parametrize("name", operator_calls())
+def test_opcheck(name: str) -> None:
+    torch.library.opcheck(getattr(OPS, name).default, operator_calls()[name])
+
+
+def test_gradcheck() -> None:
+    config = LighthouseConfig(levels=3, pooling_factor=2, budget=2, tile_budget=2)
+    x = [torch.randn(1, heads, 13, 3, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1)]
+    selection = select(*x, config)
+    assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, config, selection), x)
+
+
+@pytest.mark.parametrize("scorer", ["norm", "dilated"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_whole(scorer: str, dynamic: bool) -> None:
+    config = LighthouseConfig(budget=16, tile_budget=8, scorer=scorer)  # type: ignore[arg-type]
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 5) if dynamic else (2, 2):
+        eager = make_qkv(batch)
+        traced = like(eager)
+        if dynamic:
+            for tensor in traced:
+                torch._dynamo.mark_dynamic(tensor, 0)
+        expected = attention(*eager, config)
+        actual = compiled(*traced, config)
+        assert torch.equal(actual, expected)
+        expected.square().sum().backward()
+        actual.square().sum().backward()
+        for a, b in zip(traced, eager):
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_autocast_takes_its_type() -> None:
+    q, k, v = make_qkv()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attention(q, k.bfloat16(), v, SMALL)
+        selection = select(q, k.bfloat16(), v, SMALL)
+    assert out.dtype == torch.bfloat16
+    expected = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), SMALL)
+    assert torch.equal(out, expected)
+    assert torch.equal(selection.rows, select(q.bfloat16(), k.bfloat16(), v.bfloat16(), SMALL).rows)
+    out.sum().backward()
+    assert q.grad is not None and q.grad.dtype == torch.float32
+    with torch.autocast("cpu", enabled=False), pytest.raises(TypeError, match="k is BFloat16"):
+        attention(q, k.bfloat16(), v, SMALL)
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_checkpointing_recomputes_the_same_bits(selective: bool) -> None:
+    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attention(q.mul(2), k.mul(2), v.mul(2), SMALL)
+
+    saved = []
+
+    def policy(context: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        if op in (OPS.score.default, OPS.select.default):
+            saved.append(op)
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    plain = make_qkv()
+    checkpointed = like(plain)
+    layer(*plain).square().sum().backward()
+    options = {"context_fn": lambda: create_selective_checkpoint_contexts(policy)} if selective else {}
+    checkpoint(layer, *checkpointed, use_reentrant=False, **options).square().sum().backward()
+    assert bool(saved) == selective
+    for a, b in zip(checkpointed, plain):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_errors_name_the_argument() -> None:
+    q, k, v = make_qkv()
+    with pytest.raises(ValueError, match="levels is 0; it must be at least 1"):
+        LighthouseConfig(levels=0)
+    with pytest.raises(ValueError, match="scorer is 'loud'; it must be 'norm' or 'dilated'"):
+        LighthouseConfig(scorer="loud")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="budget"):
+        LighthouseConfig().gathered_rows(16)
+    with pytest.raises(ValueError, match="k has the shape"):
+        attention(q, k[:, :, 1:], v, SMALL)
+    with pytest.raises(TypeError, match="v is Double"):
+        attention(q, k, v.double(), SMALL)
+    with pytest.raises(ValueError, match="v is on meta"):
+        attention(q, k, v.to("meta"), SMALL)
+    selection = select(q, k, v, SMALL)
+    with pytest.raises(ValueError, match="rows has the shape"):
+        attention(q, k, v, SMALL, selection._replace(rows=selection.rows[:, :, 1:]))
+    with pytest.raises(ValueError, match="rows holds values"):
+        attention(q, k, v, SMALL, Selection(selection.rows + 100000, selection.slots))
+    with pytest.raises(NotImplementedError, match="double backward"):
+        out = attention(q, k, v, SMALL, selection)
+        (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+        grad.sum().backward()
