@@ -31,7 +31,10 @@ inline at::Device device() {
 /// While it lives, stock attention takes its kernels all the same.
 class AttentionKernels {
  public:
-  AttentionKernels() { use_attention_kernels(true); }
+  AttentionKernels() {
+    device();  // chosen later, it would take the kernels away again
+    use_attention_kernels(true);
+  }
   ~AttentionKernels() { use_attention_kernels(device().is_cpu()); }
   AttentionKernels(const AttentionKernels&) = delete;
   AttentionKernels& operator=(const AttentionKernels&) = delete;
