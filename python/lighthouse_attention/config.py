@@ -53,3 +53,10 @@ class LighthouseConfig:
         """
         rows: int = torch.ops.lighthouse.gathered_rows(tokens, *self.arguments())
         return rows
+
+    def describe(self) -> str:
+        """The settings in the method's letters, for a line of a table."""
+        text = f"L={self.levels} p={self.pooling_factor} k={self.budget} m={self.tile_budget}"
+        if self.scorer != "norm":
+            text += f" {self.scorer}"
+        return text + (f" {self.selection}" if self.selection != "published" else "")

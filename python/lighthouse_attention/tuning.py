@@ -1,0 +1,199 @@
+"""What the settings cost on the machine at hand, for a model's shape and a context, before and after.
+
+Run as `python -m lighthouse_attention.tuning CONFIG`; `--help` lists its options.
+"""
+
+import argparse
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from lighthouse_attention._timing import Timing, default_device, describe, measure, table
+from lighthouse_attention.config import LighthouseConfig
+from lighthouse_attention.operators import attention
+from lighthouse_attention.wrapping import unwrap, wrap
+
+_FEWEST_KEPT = 0.02
+"""Below this share of tokens kept the method is reported to lose quality."""
+
+
+class Candidate(NamedTuple):
+    """Settings, and what they cost one layer."""
+
+    config: LighthouseConfig
+    rows: int
+    """S"""
+    kept: float
+    """p·k/N: the share of tokens that may keep rows of their own."""
+    both: Timing
+    """Forward and backward of one layer."""
+
+
+class Tuning(NamedTuple):
+    """What `tune` measured."""
+
+    dense: Timing
+    candidates: list[Candidate]
+    inference: tuple[Timing, Timing] | None
+    """A prompt through the stock model, and through one that was wrapped and unwrapped."""
+
+
+def candidates_for(tokens: int) -> list[LighthouseConfig]:
+    """Settings around the paper's for a context: 3 or 4 levels, pooled by 2, 4 or 8, N/128 to N/32 entries refined."""
+    configs = []
+    for levels, factor, share in itertools.product((3, 4), (2, 4, 8), (128, 64, 32)):
+        budget = tokens // share // 128 * 128 or max(tokens // share, 16)
+        config = LighthouseConfig(levels=levels, pooling_factor=factor, budget=budget, tile_budget=min(budget, 128))
+        if pays(config, tokens) and config not in configs:
+            configs.append(config)
+    return configs
+
+
+def pays(config: LighthouseConfig, tokens: int) -> bool:
+    """Whether the gathered sequence exists and is at most half as long as the context."""
+    try:
+        return 2 * config.gathered_rows(tokens) <= tokens
+    except ValueError:
+        return False
+
+
+def tune(
+    model_config: PretrainedConfig,
+    tokens: int,
+    candidates: Iterable[LighthouseConfig] | None = None,
+    *,
+    dense_layers: int = 4,
+    inference_tokens: int = 2048,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    repeats: int = 5,
+) -> Tuning:
+    """Measures each candidate at the model's shape and prints a table, the fastest first.
+
+    Before is dense attention in every layer, after is Lighthouse in all but the dense layers; both for the attention of
+    one training step, from one layer's time. Below it, the time of a prompt through the stock model beside that of one
+    that was wrapped and unwrapped, which is the same model.
+
+    Args:
+        model_config: A transformers config of a decoder; the shape of its attention is what counts.
+        tokens: N, the context to train at.
+        candidates: Settings to measure; `candidates_for(tokens)`, if not given.
+        dense_layers: How many layers stay dense.
+        inference_tokens: Length of the prompt; 0 leaves inference out. It runs over two of the model's layers.
+        dtype: bfloat16 on a GPU and float32 on a CPU, if not given.
+        device: A GPU where there is one, if not given.
+        repeats: Of each measurement, after two to warm up.
+
+    Raises:
+        ValueError: There is no candidate that pays at this context.
+    """
+    device = default_device(device)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    shape = model_config.get_text_config()
+    heads, layers = shape.num_attention_heads, shape.num_hidden_layers
+    kv_heads = getattr(shape, "num_key_value_heads", None) or heads
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+    configs = list(candidates_for(tokens) if candidates is None else candidates)
+    if not configs:
+        raise ValueError(f"tokens is {tokens}; no candidate has a gathered sequence of at most half of that")
+    dense_layers = min(dense_layers, layers)
+    print(f"{describe(device)}, {str(dtype).removeprefix('torch.')}")
+    print(f"N={tokens} H={heads} G={kv_heads} D={head_dim}, {layers} layers of which {dense_layers} stay dense")
+
+    def draw(n: int) -> Tensor:
+        return torch.randn(1, tokens, n, head_dim, dtype=dtype, device=device).transpose(1, 2).requires_grad_()
+
+    before, found = _measure(configs, (draw(heads), draw(kv_heads), draw(kv_heads)), repeats)
+    _print(before, found, tokens, layers, dense_layers)
+    inference = _inference(model_config, inference_tokens, dtype, device, repeats) if inference_tokens else None
+    return Tuning(before, found, inference)
+
+
+def _measure(
+    configs: list[LighthouseConfig], qkv: tuple[Tensor, Tensor, Tensor], repeats: int
+) -> tuple[Timing, list[Candidate]]:
+    """Forward and backward of one layer, dense, and with each of the settings, the fastest first."""
+    q, k, v = qkv
+    grad, tokens = torch.randn_like(q), q.shape[2]
+
+    def both(function: Callable[[], Tensor]) -> Timing:
+        return measure(lambda: torch.autograd.grad(function(), qkv, grad), q.device, repeats)
+
+    def candidate(config: LighthouseConfig) -> Candidate:
+        kept = min(1.0, config.pooling_factor * config.budget / tokens)
+        return Candidate(config, config.gathered_rows(tokens), kept, both(lambda: attention(q, k, v, config)))
+
+    grouped = q.shape[1] != k.shape[1]
+    dense = both(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped))
+    return dense, sorted((candidate(config) for config in configs), key=lambda found: found.both.median)
+
+
+def _print(dense: Timing, found: list[Candidate], tokens: int, layers: int, dense_layers: int) -> None:
+    before = layers * dense.median
+    rows = []
+    for config, length, kept, both in found:
+        after = dense_layers * dense.median + (layers - dense_layers) * both.median
+        few = " (few)" if kept < _FEWEST_KEPT else ""
+        shares = [str(length), f"{length / tokens:.1%}", f"{kept:.1%}{few}"]
+        times = [f"{dense.median:.2f}", str(both), f"{before:.0f}", f"{after:.0f}", f"{before / after:.2f}x"]
+        rows.append([config.describe(), *shares, *times])
+    header = ["settings", "S", "S/N", "tokens kept", "dense", "Lighthouse ms a layer", "before", "after ms a step", ""]
+    print(table(header, rows))
+    if any(candidate.kept < _FEWEST_KEPT for candidate in found):
+        warnings.warn(
+            f"settings marked (few) keep less than {_FEWEST_KEPT:.0%} of the tokens, below which quality is reported to "
+            "suffer",
+            stacklevel=3,
+        )
+
+
+def _inference(
+    model_config: PretrainedConfig, tokens: int, dtype: torch.dtype, device: torch.device, repeats: int
+) -> tuple[Timing, Timing]:
+    small = copy.deepcopy(model_config)
+    text = small.get_text_config()
+    text.num_hidden_layers = min(2, text.num_hidden_layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[-text.num_hidden_layers :]
+    model = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa", dtype=dtype)  # type: ignore[no-untyped-call]
+    model.to(device).eval()
+    prompt = torch.randint(text.vocab_size, (1, tokens), device=device)
+
+    @torch.no_grad()
+    def infer() -> Tensor:
+        logits: Tensor = model(input_ids=prompt, logits_to_keep=1).logits
+        return logits
+
+    stock, expected = measure(infer, device, repeats), infer()
+    wrap(model, dense_layers=())
+    unwrap(model)
+    unwrapped = measure(infer, device, repeats)
+    equal = "the same bits" if torch.equal(infer(), expected) else "DIFFERENT LOGITS"
+    print(f"inference, ms for {tokens} tokens through {text.num_hidden_layers} layers:", end=" ")
+    print(f"stock {stock}, unwrapped {unwrapped}, {equal}")
+    return stock, unwrapped
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="What the settings cost on this machine, for a model and a context.")
+    parser.add_argument("config", metavar="CONFIG", help="a model's folder or config.json")
+    parser.add_argument("--tokens", type=int, required=True, metavar="N", help="the context to train at")
+    parser.add_argument("--dense-layers", type=int, default=4, metavar="N", help="layers that stay dense [4]")
+    parser.add_argument("--inference-tokens", type=int, default=2048, metavar="N", help="prompt; 0: none [2048]")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of each measurement [5]")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="bfloat16 on a GPU")
+    parser.add_argument("--device", help="such as cpu or cuda:0")
+    options: dict[str, Any] = vars(parser.parse_args(arguments))
+    options["dtype"] = options["dtype"] and getattr(torch, options["dtype"])
+    tune(AutoConfig.from_pretrained(options.pop("config")), **options)
+
+
+if __name__ == "__main__":
+    main()

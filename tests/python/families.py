@@ -1,0 +1,139 @@
+"""Tiny random models of the families that wrap knows, and a slow reference of what a wrapped one computes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from conftest import SMALL
+
+DEVICE = torch.device(os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu"))
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+TOKENS = 256
+VOCABULARY = 64
+
+SHAPE: dict[str, Any] = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=512,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+ALTERNATING = ["sliding_attention", "full_attention"] * 2
+
+# Name of the family's classes, what its shape adds, and the layers that stay dense.
+FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "Llama": ({}, (0, -1)),
+    "Mistral": ({"sliding_window": None}, (0, -1)),
+    "Qwen2": ({}, (0, -1)),
+    "Qwen3": ({}, (0, -1)),
+    "Gemma": ({}, (0, -1)),
+    "Gemma3": ({"layer_types": ALTERNATING, "sliding_window": 64, "query_pre_attn_scalar": 8}, ()),
+    "SmolLM3": ({}, (0, -1)),
+    "Olmo": ({}, (0, -1)),
+    "Olmo2": ({}, (0, -1)),
+    "Phi3": ({}, (0, -1)),
+    "Granite": ({}, (0, -1)),
+}
+LIGHTHOUSE_LAYERS = {name: [1, 3] if name == "Gemma3" else [1, 2] for name in FAMILIES}
+
+
+def make_model(family: str, **changes: Any) -> PreTrainedModel:
+    """The same weights at every call. Norms have weights that differ, so that a missing one would be seen."""
+    torch.manual_seed(1)
+    config_name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, config_name)(**SHAPE | FAMILIES[family][0] | changes)
+    model: PreTrainedModel = getattr(transformers, f"{family}ForCausalLM")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter).mul_(0.3))
+            else:
+                parameter.mul_(3)
+    return model.to(DEVICE, DTYPE).train()
+
+
+def make_tokens(batch: int = 2, tokens: int = TOKENS) -> Tensor:
+    return torch.randint(3, VOCABULARY, (batch, tokens), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+
+
+def loss_and_gradients(model: nn.Module, tokens: Tensor, **arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits and loss's gradients; the model's own gradients are gone after it."""
+    out = model(input_ids=tokens, labels=tokens, **arguments)
+    out.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return out.logits.detach(), gradients
+
+
+def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The same bits on the CPU. cuDNN's backward pass sums in an order that changes from run to run."""
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
+        if DEVICE.type == "cpu":
+            assert torch.equal(gradient, expected[name]), name
+        else:
+            difference = (gradient.float() - expected[name].float()).norm()
+            assert difference <= 0.02 * expected[name].float().norm(), name
+
+
+@contextmanager
+def by_hand(model: PreTrainedModel, layers: list[int]) -> Iterator[PreTrainedModel]:
+    """The model with Lighthouse Attention in these layers, stage by stage, in every forward pass.
+
+    Norms come from what q_norm and k_norm take in, which is found by way of the projections.
+    """
+    projected: dict[nn.Module, dict[str, Tensor]] = {}
+
+    def attend(
+        module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **options: Any
+    ) -> tuple[Tensor, None]:
+        if module.layer_idx not in layers:
+            return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **options)  # type: ignore[no-any-return]
+        assert mask is None
+        ops = torch.ops.lighthouse
+        geometry = [q.shape[2], SMALL.levels, SMALL.pooling_factor, SMALL.budget, SMALL.tile_budget]
+        scores_q, scores_k, roots = ops.score(q, k, v, geometry)
+        if projected.get(module):
+            taken = projected.pop(module)
+            scores_q, scores_k = ops.pool_scores(norms(taken["q"], q), norms(taken["k"], k), geometry)
+        rows, slots = ops.select(scores_q, scores_k, SMALL.selection, geometry)
+        gathered = ops.gather(q, k, v, roots, rows, slots, geometry)
+        inner = F.scaled_dot_product_attention(*gathered, is_causal=True, enable_gqa=True, scale=scaling)
+        return ops.scatter(inner, rows, slots, geometry).transpose(1, 2), None
+
+    def norms(projection: Tensor, like: Tensor) -> Tensor:
+        heads = projection.detach().unflatten(-1, (like.shape[1], like.shape[3]))
+        return heads.float().norm(dim=-1).transpose(1, 2).contiguous()
+
+    def keep(attention: nn.Module, name: str) -> Any:
+        return lambda module, args, out: projected.setdefault(attention, {}).update({name: out})
+
+    handles = []
+    for module in model.modules():
+        if hasattr(module, "q_norm") and module.q_norm.weight.numel() == module.head_dim:
+            handles.append(module.q_proj.register_forward_hook(keep(module, "q")))
+            handles.append(module.k_proj.register_forward_hook(keep(module, "k")))
+    AttentionInterface.register("by_hand", attend)
+    AttentionMaskInterface.register("by_hand", sdpa_mask)
+    model.set_attn_implementation("by_hand")
+    try:
+        yield model
+    finally:
+        model.set_attn_implementation("sdpa")
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,103 @@
+"""The benchmark and the tuning helper run and print what they measured; no test depends on how long anything takes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from families import DEVICE, SHAPE
+from lighthouse_attention import LighthouseConfig, benchmark, tune
+from lighthouse_attention.tuning import candidates_for
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(*arguments: str, folder: Path) -> str:
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output = done.stdout.decode()
+    assert done.returncode == 0, output
+    return output
+
+
+def test_benchmark_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    results = {result.name: result for result in benchmark(512, 4, 2, 16, device=DEVICE, repeats=2)}
+    printed = capsys.readouterr().out
+    assert "B=1 N=512 H=4 G=2 D=16; L=3 p=4 k=128 m=128; S=" in printed
+    assert list(results) == ["dense", "Lighthouse", "NSA"]
+    for name in ("dense", "Lighthouse"):
+        forward, both = results[name].forward, results[name].both
+        assert forward and both and 0 < forward.low <= forward.median <= forward.high
+        assert name in printed and (both.memory is None) == (DEVICE.type == "cpu")
+    assert results["NSA"].forward is None and results["NSA"].unavailable in printed
+
+
+def test_benchmark_as_a_command(tmp_path: Path) -> None:
+    options = "--tokens 256 --heads 2 --head-dim 8 --budget 16 --tile-budget 8 --repeats 1 --dtype float32 --device cpu"
+    output = run("-W", "error", "-m", "lighthouse_attention.benchmark", *options.split(), folder=tmp_path)
+    assert "B=1 N=256 H=2 G=2 D=8; L=3 p=4 k=16 m=8; S=144" in output
+    assert output.count("1.00x") >= 2
+
+
+def test_tune_measures_every_candidate(capsys: pytest.CaptureFixture[str]) -> None:
+    candidates = [
+        LighthouseConfig(levels=3, pooling_factor=4, budget=16, tile_budget=8),
+        LighthouseConfig(levels=4, pooling_factor=2, budget=8, tile_budget=8, selection="causal"),
+    ]
+    with pytest.warns(UserWarning, match=r"settings marked \(few\) keep less than 2% of the tokens"):
+        tuning = tune(LlamaConfig(**SHAPE), 1024, candidates, inference_tokens=64, device=DEVICE, repeats=1)
+    assert {candidate.config for candidate in tuning.candidates} == set(candidates)
+    assert {candidate.kept for candidate in tuning.candidates} == {64 / 1024, 16 / 1024}
+    assert {candidate.rows for candidate in tuning.candidates} == {c.gathered_rows(1024) for c in candidates}
+    printed = capsys.readouterr().out
+    assert "N=1024 H=4 G=2 D=8, 4 layers of which 4 stay dense" in printed
+    assert "L=4 p=2 k=8 m=8 causal" in printed and "1.6% (few)" in printed
+    assert "64 tokens through 2 layers" in printed and "the same bits" in printed
+    with pytest.raises(ValueError, match="tokens is 16; no candidate"):
+        tune(LlamaConfig(**SHAPE), 16)
+
+
+@pytest.mark.parametrize("tokens", [1000, 4096, 98304])
+def test_candidates_pay(tokens: int) -> None:
+    candidates = candidates_for(tokens)
+    assert len(candidates) == len(set(candidates)) >= 6
+    assert all(2 * config.gathered_rows(tokens) <= tokens for config in candidates)
+    assert tokens != 98304 or LighthouseConfig() in candidates
+
+
+def test_tune_as_a_command(tmp_path: Path) -> None:
+    LlamaConfig(**SHAPE).save_pretrained(tmp_path)
+    options = "--tokens 1024 --dense-layers 2 --inference-tokens 32 --repeats 1 --device cpu"
+    output = run("-m", "lighthouse_attention.tuning", str(tmp_path), *options.split(), folder=tmp_path)
+    assert "4 layers of which 2 stay dense" in output and "the same bits" in output
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="minutes, and nothing of it is the GPU's")
+def test_examples_run(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(20):
+        (text / f"{i}.py").write_text("def f(x):\n    return x + 1\n" * 200)
+    few = ["--context", "512", "--steps", "4", "--text", str(text)]
+    output = run(str(REPOSITORY / "examples/loop.py"), *few, folder=tmp_path)
+    assert "stage 1: 2 steps" in output and "stage 2: 2 steps" in output
+    output = run(str(REPOSITORY / "examples/pretrain.py"), *few, "--out", "pretrained", folder=tmp_path)
+    assert output.count("eval_loss") == 2
+    few[1] = "1024"
+    output = run(str(REPOSITORY / "examples/extend.py"), "pretrained", *few, "--out", "extended", folder=tmp_path)
+    assert all(f"{when}: dense loss" in output for when in ("before", "after stage 1", "after stage 2"))
+    assert '"max_position_embeddings": 1024' in (tmp_path / "extended/config.json").read_text()
+
+
+def test_the_operators_need_no_transformers() -> None:
+    program = (
+        "import sys, lighthouse_attention as l; l.LighthouseConfig; l.benchmark; print('transformers' in sys.modules)"
+    )
+    assert run("-c", program, folder=REPOSITORY).strip() == "False"
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from lighthouse_attention import nothing  # noqa: F401

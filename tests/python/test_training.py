@@ -1,0 +1,116 @@
+"""The two stages of a run, in transformers' Trainer and in a loop of one's own."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from conftest import SMALL
+from families import DEVICE, make_model, make_tokens
+from lighthouse_attention import TwoStageCallback, dense_loss, set_mode, wrap
+
+
+class Recorder(TrainerCallback):
+    """The mode of every step, and the steps after which an evaluation took place."""
+
+    def __init__(self, wrapping: Any) -> None:
+        self.wrapping, self.modes, self.evaluated = wrapping, [], []
+
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        self.modes.append(self.wrapping.mode)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.modes.append(self.wrapping.mode)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        self.evaluated.append((state.global_step, metrics["eval_loss"]))
+
+
+def train(
+    model: PreTrainedModel, wrapping: Any, out: Path, callback: TwoStageCallback, **changes: Any
+) -> tuple[Trainer, Recorder]:
+    rows = [{"input_ids": row, "labels": row} for row in make_tokens(8).cpu()]
+    arguments = dict(max_steps=5, per_device_train_batch_size=2, per_device_eval_batch_size=4, save_strategy="no")
+    arguments |= dict(report_to=[], disable_tqdm=True, use_cpu=DEVICE.type == "cpu") | changes.pop("arguments", {})
+    recorder = Recorder(wrapping)
+    trainer = Trainer(
+        model,
+        TrainingArguments(str(out), **arguments),
+        train_dataset=rows,
+        eval_dataset=rows[:4],
+        callbacks=[callback, recorder],
+    )
+    trainer.train(**changes)
+    return trainer, recorder
+
+
+@pytest.mark.parametrize("switch_at", [3, 0.6])
+def test_trainer_switches_and_evaluates_densely(switch_at: int | float, tmp_path: Path) -> None:
+    model = make_model("Llama")
+    wrapping = wrap(model, SMALL, dense_layers=(0, -1))
+    _, recorder = train(model, wrapping, tmp_path, TwoStageCallback(switch_at))
+    assert recorder.modes == ["lighthouse"] * 3 + ["dense"] * 2
+    assert [step for step, _ in recorder.evaluated] == [3, 5]
+    final = dense_loss(model, make_tokens(8)[:4][None])
+    assert recorder.evaluated[-1][1] == pytest.approx(final.mean, rel=1e-2 if DEVICE.type == "cuda" else 1e-5)
+    _, recorder = train(model, wrapping, tmp_path, TwoStageCallback(0, evaluate=False))
+    assert recorder.modes == ["dense"] * 5 and not recorder.evaluated
+
+
+def test_a_resumed_run_goes_on_in_its_stage(tmp_path: Path) -> None:
+    model = make_model("Llama")
+    wrapping = wrap(model, SMALL, dense_layers=(0, -1))
+    saving = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6}
+    train(model, wrapping, tmp_path, TwoStageCallback(3), arguments=saving)
+    again = make_model("Llama")
+    resumed = wrap(again, SMALL, dense_layers=(0, -1))
+    callback = TwoStageCallback(3)
+    checkpoint = str(tmp_path / "checkpoint-4")
+    _, recorder = train(again, resumed, tmp_path, callback, arguments=saving, resume_from_checkpoint=checkpoint)
+    assert recorder.modes == ["dense"] * 2
+    for name, parameter in again.named_parameters():
+        torch.testing.assert_close(parameter, dict(model.named_parameters())[name])
+
+
+def test_dense_loss_is_dense_and_leaves_the_model_as_it_was() -> None:
+    model, batches = make_model("Llama"), [make_tokens(2), make_tokens(2).flip(1)]
+    expected = [model(input_ids=batch, labels=batch).loss.item() for batch in batches]
+    wrap(model, SMALL, dense_layers=(0, -1))
+    loss = dense_loss(model, batches)
+    assert model.training
+    close = pytest.approx(sum(expected) / 2, rel=1e-6)
+    assert loss.mean == close
+    assert loss.stderr == pytest.approx(abs(expected[0] - expected[1]) / 2, abs=1e-6)
+    single = dense_loss(model.eval(), [{"input_ids": batches[0], "labels": batches[0]}])
+    assert not model.training and math.isnan(single.stderr)
+    assert single.mean == pytest.approx(expected[0], rel=1e-6)
+    with pytest.raises(ValueError, match="batches is empty"):
+        dense_loss(model, [])
+
+
+def test_a_loop_of_ones_own_learns_in_two_stages() -> None:
+    model, tokens = make_model("Llama"), make_tokens(2)
+    wrap(model, SMALL, dense_layers=(0, -1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = [dense_loss(model, [tokens]).mean]
+    for step in range(30):
+        if step == 20:
+            losses.append(dense_loss(model, [tokens]).mean)
+            set_mode(model, "dense")
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    losses.append(dense_loss(model, [tokens]).mean)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_errors_of_the_callback(tmp_path: Path) -> None:
+    for switch_at in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"switch_at is {switch_at}; it must be a step, or a share"):
+            TwoStageCallback(switch_at)
+    with pytest.raises(ValueError, match="needs a wrapped model"):
+        train(make_model("Llama"), None, tmp_path, TwoStageCallback(3))
+    assert TwoStageCallback(1).switch_step(10) == 1 and TwoStageCallback(1.0).switch_step(10) == 10

@@ -1,0 +1,408 @@
+"""Wrapped models against stock ones, and against Lighthouse Attention put into them by hand."""
+
+import copy
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from conftest import SMALL
+from families import (
+    DEVICE,
+    FAMILIES,
+    LIGHTHOUSE_LAYERS,
+    TOKENS,
+    VOCABULARY,
+    assert_same_gradients,
+    by_hand,
+    loss_and_gradients,
+    make_model,
+    make_tokens,
+)
+from lighthouse_attention import LighthouseConfig, UnsupportedError, set_mode, unwrap, wrap
+
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def wrap_small(model: nn.Module, family: str = "Llama", **options: Any) -> Any:
+    return wrap(model, SMALL, FAMILIES[family][1], **options)
+
+
+@families
+def test_dense_fallback_is_stock(family: str) -> None:
+    """Evaluation, the dense mode, short sequences and those below the crossover: the same bits as without wrap."""
+    stock, model, tokens = make_model(family), make_model(family), make_tokens()
+    wrapping = wrap_small(model, family)
+    assert list(wrapping.layers) == LIGHTHOUSE_LAYERS[family]
+    with torch.no_grad():
+        padding = torch.ones_like(tokens)
+        padding[0, 200:] = 0
+        for mask in (None, padding):
+            expected = stock.eval()(input_ids=tokens, attention_mask=mask).logits
+            assert torch.equal(model.eval()(input_ids=tokens, attention_mask=mask).logits, expected)
+    stock.train(), model.train()
+    short = tokens[:, :40]
+    expected_logits, expected = loss_and_gradients(stock, short)
+    with pytest.warns(UserWarning, match="dense attention over 40 tokens: the gathered sequence would have"):
+        logits, gradients = loss_and_gradients(model, short)
+    assert torch.equal(logits, expected_logits)
+    assert_same_gradients(gradients, expected)
+
+    expected_logits, expected = loss_and_gradients(stock, tokens)
+    set_mode(model, "dense")
+    logits, gradients = loss_and_gradients(model, tokens)
+    assert torch.equal(logits, expected_logits)
+    assert_same_gradients(gradients, expected)
+
+
+@families
+def test_wrapped_is_what_it_is_by_hand(family: str) -> None:
+    stock, model, tokens = make_model(family), make_model(family), make_tokens()
+    with by_hand(stock, LIGHTHOUSE_LAYERS[family]):
+        expected_logits, expected = loss_and_gradients(stock, tokens)
+    dense_logits, _ = loss_and_gradients(stock, tokens)
+    assert not torch.equal(dense_logits, expected_logits)
+    wrap_small(model, family)
+    for arguments in ({}, {"attention_mask": torch.ones_like(tokens)}, {"use_cache": False}):
+        logits, gradients = loss_and_gradients(model, tokens, **arguments)
+        assert torch.equal(logits, expected_logits)
+        assert_same_gradients(gradients, expected)
+
+
+@families
+def test_unwrapped_is_stock(family: str, tmp_path: Path) -> None:
+    stock, model, tokens = make_model(family), make_model(family), make_tokens()
+    keys, attributes = list(model.state_dict()), {name: set(vars(m)) for name, m in model.named_modules()}
+    hooks = {name: len(m._forward_pre_hooks) + len(m._forward_hooks) for name, m in model.named_modules()}
+    wrap_small(model, family)
+    assert list(model.state_dict()) == keys
+    loss_and_gradients(model, tokens)
+    set_mode(model, "dense")
+    loss_and_gradients(model, tokens)
+    unwrap(model)
+    assert list(model.state_dict()) == keys
+    assert {name: set(vars(m)) for name, m in model.named_modules()} == attributes
+    assert {name: len(m._forward_pre_hooks) + len(m._forward_hooks) for name, m in model.named_modules()} == hooks
+    assert model.config._attn_implementation == "sdpa"
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).to(DEVICE).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=tokens).logits, stock.eval()(input_ids=tokens).logits)
+
+
+@families
+@pytest.mark.parametrize("training", [False, True])
+def test_generates_while_wrapped(family: str, training: bool) -> None:
+    stock, model, prompt = make_model(family).train(training), make_model(family).train(training), make_tokens(2, 160)
+    wrap_small(model, family)
+    expected = stock.generate(prompt, max_new_tokens=8, do_sample=False)
+    assert torch.equal(model.generate(prompt, max_new_tokens=8, do_sample=False), expected)
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Gemma3", "Olmo2"])
+def test_scores_are_norms_of_what_is_normalized(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By head in Qwen3 and Gemma 3. OLMo 2 normalizes all heads at once, so that their norms still differ."""
+    model, inputs, selected = make_model(family), [], []
+    wrapping = wrap_small(model, family)
+    attention = wrapping.layers[1]
+    for norm in (attention.q_norm, attention.k_norm):
+        norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    original = torch.ops.lighthouse.select_rows
+    monkeypatch.setattr(
+        torch.ops.lighthouse, "select_rows", lambda *args: selected.append(args[-2:]) or original(*args)
+    )
+    model(input_ids=make_tokens(1))
+    if family == "Olmo2":
+        assert not selected
+        return
+    for (heads, tensor), scores in zip(((4, inputs[0]), (2, inputs[1])), selected[0]):
+        by_head = tensor if tensor.shape[1] == heads else tensor.transpose(1, 2)
+        assert scores.shape == (1, heads, TOKENS)
+        torch.testing.assert_close(scores, by_head.float().norm(dim=-1))
+        assert scores.std() > 0.01
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_bits(family: str, reentrant: bool) -> None:
+    model, tokens = make_model(family), make_tokens()
+    wrap_small(model, family)
+    expected_logits, expected = loss_and_gradients(model, tokens)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    logits, gradients = loss_and_gradients(model, tokens)
+    assert torch.equal(logits, expected_logits)
+    assert_same_gradients(gradients, expected)
+
+
+def without_masks(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+    """A backend that fails where anything of N x N is formed."""
+    for node in graph.graph.nodes:
+        shape = getattr(node.meta.get("example_value"), "shape", ())
+        assert tuple(shape[-2:]) != (TOKENS, TOKENS), node
+    return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+@pytest.mark.parametrize(("checkpointing", "dynamic"), [(False, False), (True, False), (False, True)])
+@torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
+def test_compiles_whole(family: str, checkpointing: bool, dynamic: bool) -> None:
+    """Without a graph break, and without a mask of N x N, in both modes.
+
+    Scores taken on the way to the normalization are a side effect, consumed in the same layer; hence the patch.
+    """
+    torch._dynamo.reset()
+    model = make_model(family)
+    wrap_small(model, family)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    compiled = torch.compile(model, fullgraph=True, backend=without_masks)
+    for mode in ("lighthouse", "dense"):
+        set_mode(model, mode)
+        for batch in (2, 3) if dynamic else (2,):
+            tokens = make_tokens(batch)
+            expected_logits, expected = loss_and_gradients(model, tokens, use_cache=False)
+            if dynamic:
+                torch._dynamo.mark_dynamic(tokens, 0)
+            logits, gradients = loss_and_gradients(compiled, tokens, use_cache=False)
+            torch.testing.assert_close(logits, expected_logits)
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, expected[name.removeprefix("_orig_mod.")])
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a failed assertion on a GPU ends the process")
+def test_compiled_models_refuse_too() -> None:
+    torch._dynamo.reset()
+    model, tokens = make_model("Llama"), make_tokens()
+    wrap_small(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    mask = torch.ones_like(tokens)
+    expected, _ = loss_and_gradients(model, tokens, use_cache=False)
+    assert torch.equal(loss_and_gradients(compiled, tokens, use_cache=False, attention_mask=mask)[0], expected)
+    mask[0, 200:] = 0
+    with pytest.raises(RuntimeError, match="attention_mask masks tokens"):
+        loss_and_gradients(compiled, tokens, use_cache=False, attention_mask=mask)
+    positions = torch.arange(TOKENS, device=DEVICE).remainder(100)[None]
+    with pytest.raises(RuntimeError, match="position_ids start anew"):
+        loss_and_gradients(compiled, tokens, use_cache=False, position_ids=positions)
+
+
+def test_refuses_what_the_method_does_not_cover() -> None:
+    model, tokens = make_model("Llama"), make_tokens()
+    wrap_small(model)
+    padding = torch.ones_like(tokens)
+    padding[1, :10] = 0
+    with pytest.raises(UnsupportedError, match="attention_mask masks tokens.*train on full sequences"):
+        model(input_ids=tokens, attention_mask=padding)
+    with pytest.raises(UnsupportedError, match=r"attention_mask of shape \(1, 1, 256, 256\)"):
+        model(input_ids=tokens, attention_mask=torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool, device=DEVICE).tril())
+    packed = torch.arange(TOKENS, device=DEVICE).remainder(128)[None]
+    with pytest.raises(UnsupportedError, match="position_ids start anew within a row.*leave position_ids out"):
+        model(input_ids=tokens, position_ids=packed)
+    bounds = torch.tensor([0, 128, 256], device=DEVICE, dtype=torch.int32)
+    with pytest.raises(UnsupportedError, match="cu_seq_lens_q bounds 2 documents"):
+        model(input_ids=tokens, cu_seq_lens_q=bounds)
+    with pytest.raises(UnsupportedError, match="is_causal is False"):
+        model(input_ids=tokens, is_causal=False)
+    with pytest.raises(ValueError, match="does not support `softcap`"):  # transformers', in the first dense layer
+        model(input_ids=tokens, softcap=30.0)
+    with pytest.raises(UnsupportedError, match="sliding_window"):
+        model(input_ids=tokens, sliding_window=64)
+    # A forward pass that was refused leaves nothing behind.
+    expected = make_model("Llama").eval()(input_ids=tokens, attention_mask=padding).logits
+    assert torch.equal(model.eval()(input_ids=tokens, attention_mask=padding).logits, expected)
+    model.train()
+    model(input_ids=tokens, position_ids=torch.arange(TOKENS, device=DEVICE)[None])
+    dropping = make_model("Llama", attention_dropout=0.1)
+    wrap_small(dropping)
+    with pytest.raises(UnsupportedError, match="attention dropout is 0.1"):
+        dropping(input_ids=tokens)
+
+
+def test_masks_go_to_stock_attention_where_it_runs() -> None:
+    """In training too: a padding mask and packed documents over a short sequence, and in the dense mode."""
+    stock, model, tokens = make_model("Llama"), make_model("Llama"), make_tokens()
+    wrap_small(model, crossover=TOKENS + 1)
+    padding = torch.ones_like(tokens)
+    padding[1, :10] = 0
+    packed = torch.arange(TOKENS, device=DEVICE).remainder(128)[None]
+    plain = stock(input_ids=tokens).logits
+    for arguments in ({"attention_mask": padding}, {"position_ids": packed}):
+        expected = stock(input_ids=tokens, **arguments).logits
+        assert not torch.equal(expected, plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert torch.equal(model(input_ids=tokens, **arguments).logits, expected)
+        set_mode(model, "dense")
+        assert torch.equal(model(input_ids=tokens, **arguments).logits, expected)
+        set_mode(model, "lighthouse")
+
+
+def test_arguments_of_wrap() -> None:
+    with pytest.raises(TypeError, match="model is a Linear"):
+        wrap(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="dense_layers holds 4; the model has 4 layers"):
+        wrap(make_model("Llama"), SMALL, dense_layers=(4,))
+    with pytest.raises(ValueError, match="leaves no layer to Lighthouse: the model has 4"):
+        wrap(make_model("Llama"), SMALL)
+    with pytest.raises(ValueError, match="and 4 attend over a sliding window"):
+        wrap(make_model("Mistral", sliding_window=64), SMALL, dense_layers=())
+    with pytest.raises(ValueError, match="attention implementation 'eager'; it must be 'sdpa'"):
+        wrap(make_model("Llama", attn_implementation="eager"), SMALL)
+    with pytest.raises(ValueError, match="config.scale is 0.5"):
+        wrap(make_model("Llama"), LighthouseConfig(scale=0.5))
+    with pytest.raises(ValueError, match="crossover is -1"):
+        wrap_small(make_model("Llama"), crossover=-1)
+    model = make_model("Llama")
+    with pytest.raises(ValueError, match="LlamaForCausalLM is not wrapped"):
+        unwrap(model)
+    wrap_small(model)
+    with pytest.raises(ValueError, match="wrapped already"):
+        wrap_small(model)
+    with pytest.raises(ValueError, match="mode is 'loose'; it must be 'lighthouse' or 'dense'"):
+        set_mode(model, "loose")  # type: ignore[arg-type]
+
+
+def test_all_layers_can_use_lighthouse() -> None:
+    model = make_model("Llama")
+    assert list(wrap(model, SMALL, dense_layers=()).layers) == [0, 1, 2, 3]
+
+
+def test_as_a_context_manager() -> None:
+    model, stock, tokens = make_model("Llama"), make_model("Llama"), make_tokens()
+    expected = stock(input_ids=tokens).logits
+    with wrap_small(model) as wrapping:
+        assert wrapping.uses_lighthouse(TOKENS) and not wrapping.uses_lighthouse(40)
+        assert "layers=[1, 2], mode='lighthouse'" in repr(wrapping)
+        with torch.no_grad():
+            assert not torch.equal(model(input_ids=tokens).logits, expected)
+    assert torch.equal(model(input_ids=tokens).logits, expected)
+    with pytest.raises(RuntimeError, match="stop"), wrap_small(model):
+        raise RuntimeError("stop")
+    assert torch.equal(model(input_ids=tokens).logits, expected)
+
+
+def test_warns_once_where_no_dense_stage_was_trained(tmp_path: Path) -> None:
+    model, tokens = make_model("Llama"), make_tokens()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrap_small(model)
+        model.save_pretrained(tmp_path / "untrained")
+        loss_and_gradients(model, tokens)
+    with pytest.warns(UserWarning, match="saved after training with Lighthouse alone"):
+        model.save_pretrained(tmp_path / "first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.state_dict()
+        unwrap(model)
+        wrap_small(model)
+        loss_and_gradients(model, tokens)
+        set_mode(model, "dense")
+        loss_and_gradients(model, tokens)
+        unwrap(model)
+        wrap_small(model)
+        loss_and_gradients(model, tokens)
+    with pytest.warns(UserWarning, match="unwrapped after training with Lighthouse alone"):
+        unwrap(model)
+
+
+def test_a_copy_is_wrapped_on_its_own() -> None:
+    model, tokens = make_model("Llama"), make_tokens()
+    wrap_small(model)
+    copied = copy.deepcopy(model)
+    expected, _ = loss_and_gradients(model, tokens)
+    set_mode(copied, "dense")
+    assert torch.equal(loss_and_gradients(model, tokens)[0], expected)
+    assert not torch.equal(loss_and_gradients(copied, tokens)[0], expected)
+    unwrap(copied)
+    assert torch.equal(loss_and_gradients(model, tokens)[0], expected)
+
+
+def test_models_of_one_config_do_not_meet() -> None:
+    """A model that shares a wrapped one's config object stays stock."""
+    model, tokens = make_model("Llama"), make_tokens()
+    other = type(model)(model.config).to(DEVICE, model.dtype).train()
+    expected = other(input_ids=tokens).logits
+    wrap_small(model)
+    assert other.config is model.config
+    assert torch.equal(other(input_ids=tokens).logits, expected)
+
+
+def test_follows_autocast() -> None:
+    model, tokens = make_model("Llama").float(), make_tokens()
+    wrap_small(model)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        logits, gradients = loss_and_gradients(model, tokens)
+    full, _ = loss_and_gradients(model, tokens)
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - full).norm() < 0.1 * full.norm()
+    assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+
+
+def test_finds_the_decoder_within_other_modules() -> None:
+    class Holder(nn.Module):
+        def __init__(self, model: PreTrainedModel) -> None:
+            super().__init__()
+            self.model = model
+            self.head = nn.Linear(VOCABULARY, 1)
+
+    holder = Holder(make_model("Llama"))
+    wrap_small(holder)
+    assert holder.model.config._attn_implementation == "lighthouse"
+    unwrap(holder)
+    two = nn.ModuleList([make_model("Llama"), make_model("Qwen3")])
+    with pytest.raises(TypeError, match="ModuleList holds 2 decoders"):
+        wrap_small(two)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_a_training_step_as_a_cuda_graph(family: str) -> None:
+    model, batches = make_model(family), [make_tokens(2), make_tokens(2).flip(1)]
+    wrap_small(model, family)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, capturable=True)
+    static = batches[0].clone()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=False)
+        loss = model(input_ids=static, labels=static, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(saved[0][name])
+        for key, state in optimizer.state_dict()["state"].items():
+            for name, tensor in state.items():
+                tensor.copy_(saved[1]["state"][key][name])
+    replayed = []
+    for i in range(6):
+        static.copy_(batches[i % 2])
+        graph.replay()
+        replayed.append(loss.item())
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    eager = []
+    for i in range(6):
+        static.copy_(batches[i % 2])
+        eager.append(step().item())
+    assert replayed == pytest.approx(eager, rel=0.01)
+    assert eager[-1] < eager[0]
+
+
+def test_the_device_of_these_tests() -> None:
+    assert make_model("Llama").device.type == os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu")
