@@ -44,31 +44,6 @@ std::string card(int index) {
 
 }  // namespace
 
-at::Device parse_device(const std::string& name) {
-  const bool is_cuda = name == "cuda" || name.starts_with("cuda:");
-  check_argument(name == "cpu" || is_cuda, "--device is '", name,
-                 "'; it must be cpu, cuda or cuda:N");
-  if (!is_cuda) return at::kCPU;
-#ifdef LIGHTHOUSE_CUDA
-  const int cards = at::hasCUDA() ? at::detail::getCUDAHooks().getNumGPUs() : 0;
-  check_argument(cards > 0, "--device is '", name, "', and PyTorch sees no GPU here");
-  try {
-    const at::Device device(name);
-    const at::Device indexed(at::kCUDA, device.has_index() ? device.index() : at::DeviceIndex{0});
-    check_argument(indexed.index() < cards, "--device is '", name, "'; there are ", cards,
-                   " GPUs here, cuda:0 to cuda:", cards - 1);
-    at::globalContext().lazyInitDevice(at::kCUDA);
-    return indexed;
-  } catch (const c10::Error&) {
-    check_argument(false, "--device is '", name, "'; it must be cpu, cuda or cuda:N");
-    throw;
-  }
-#else
-  check_argument(false, "--device is '", name, "', and this build has no CUDA kernels");
-  return at::kCPU;
-#endif
-}
-
 std::string describe(at::Device device) {
   std::string text;
 #ifdef LIGHTHOUSE_CUDA

@@ -6,9 +6,6 @@
 
 namespace lighthouse::app {
 
-/// The device of that name: cpu, cuda or cuda:N. Throws where there is no such device here.
-at::Device parse_device(const std::string& name);
-
 /// The processor with its threads or the card, and the versions that its timings depend on.
 std::string describe(at::Device device);
 

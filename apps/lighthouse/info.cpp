@@ -7,6 +7,7 @@
 #include "apps/lighthouse/device.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/ops/attention.h"
+#include "lighthouse/train/device.h"
 
 namespace lighthouse::app {
 namespace {
@@ -37,7 +38,7 @@ void print_info() {
   const int cards = at::hasCUDA() ? at::detail::getCUDAHooks().getNumGPUs() : 0;
   if (cards == 0) std::cout << "cuda: PyTorch sees no GPU here\n";
   for (int i = 0; i < cards; ++i) {
-    const at::Device device = parse_device("cuda:" + std::to_string(i));
+    const at::Device device = train::find_device("cuda:" + std::to_string(i), "the GPU");
     std::cout << "cuda:" << i << ": " << describe(device) << '\n';
     print_attention_kernels(device, at::kBFloat16, "bfloat16");
     print_attention_kernels(device, at::kFloat, "float32");

@@ -2,6 +2,7 @@
 #include <malloc.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <limits>
@@ -40,6 +41,9 @@ int main(int argc, char** argv) {
   // that several times what our own stages take.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  // cuBLAS gives the same bits from run to run with workspaces of its own, which it must be told of
+  // before it is first used.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
   try {
     return run(argc, argv);
   } catch (const c10::Error& error) {

@@ -17,6 +17,7 @@
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/ops/attention.h"
+#include "lighthouse/train/device.h"
 
 namespace lighthouse::app {
 namespace {
@@ -180,7 +181,7 @@ void add_verify(CLI::App& app) {
   verb->callback([options] {
     const int status =
         verify_files({options->files.begin(), options->files.end()}, options->tolerance,
-                     parse_device(options->device), std::cout, std::cerr);
+                     train::find_device(options->device, "--device"), std::cout, std::cerr);
     if (status != 0) throw CLI::RuntimeError(status);
   });
 }

@@ -1,7 +1,14 @@
 #include "lighthouse/model/layers.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#ifdef LIGHTHOUSE_CUDA
+#include "lighthouse/model/cuda/elementwise.h"
+#include "lighthouse/ops/stream.h"
+#include "lighthouse/ops/tensor.h"
+#endif
 
 namespace lighthouse::model {
 namespace {
@@ -10,72 +17,268 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-class Rotate : public torch::autograd::Function<Rotate> {
+at::ScalarType angle_type(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+/// (..., width) as (rows, width).
+Tensor as_rows(const Tensor& x) { return x.reshape({-1, x.size(-1)}); }
+
+struct Normalized {
+  Tensor out, rstd;
+};
+
+Normalized normalize(const Tensor& x, const Tensor& weight, double eps) {
+  auto [out, rstd] = at::_fused_rms_norm(x, {x.size(-1)}, weight, eps);
+  return {out, rstd};
+}
+
+/// The gradient of x, then that of the weight.
+std::array<Tensor, 2> normalize_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                         const Tensor& rstd) {
+  if (x.is_cuda()) {
+    auto [grad_x, grad_weight] =
+        at::_fused_rms_norm_backward(grad, x, {x.size(-1)}, rstd, weight, {true, true});
+    return {grad_x, grad_weight};
+  }
+  // PyTorch has no kernel of it for the CPU. With y = x rstd: rstd (g w - y mean(g w y)).
+  const Tensor y = x * rstd;
+  const Tensor grad_y = grad * weight;
+  const Tensor shared = (grad_y * y).mean(-1, /*keepdim=*/true);
+  const Tensor grad_weight = (grad * y).flatten(0, -2).sum(0);
+  return {grad_y.sub_(y * shared).mul_(rstd).to(x.scalar_type()),
+          grad_weight.to(weight.scalar_type())};
+}
+
+Tensor rotated_half(const Tensor& x, const Tensor& other, const Tensor& cos, const Tensor& sin) {
+  return (x * cos + other * sin).to(x.scalar_type());
+}
+
+/// silu(gate) * up of the two halves of gate_up (rows, 2 width).
+Tensor swiglu(const Tensor& gate_up) {
+#ifdef LIGHTHOUSE_CUDA
+  if (gate_up.is_cuda()) {
+    const int64_t width = gate_up.size(1) / 2;
+    Tensor hidden = at::empty({gate_up.size(0), width}, gate_up.options());
+    ops::dispatch(gate_up.scalar_type(), [&]<class T>() {
+      const ops::CurrentStream stream(gate_up.device());
+      cuda::swiglu(
+          cuda::Swiglu<T>{gate_up.size(0), width, static_cast<const T*>(gate_up.const_data_ptr()),
+                          static_cast<T*>(hidden.mutable_data_ptr())},
+          stream.get());
+    });
+    return hidden;
+  }
+#endif
+  const auto parts = gate_up.chunk(2, 1);
+  return at::silu(parts[0]).mul_(parts[1]);
+}
+
+struct SwigluGradient {
+  Tensor hidden, grad_gate_up;
+};
+
+/// The gradient, and what swiglu gave once more.
+SwigluGradient swiglu_backward(const Tensor& grad, const Tensor& gate_up) {
+  SwigluGradient result{at::empty_like(grad), at::empty_like(gate_up)};
+#ifdef LIGHTHOUSE_CUDA
+  if (gate_up.is_cuda()) {
+    ops::dispatch(gate_up.scalar_type(), [&]<class T>() {
+      const ops::CurrentStream stream(gate_up.device());
+      cuda::swiglu_backward(
+          cuda::Swiglu<T>{gate_up.size(0), gate_up.size(1) / 2,
+                          static_cast<const T*>(gate_up.const_data_ptr()),
+                          static_cast<T*>(result.hidden.mutable_data_ptr()),
+                          static_cast<const T*>(grad.const_data_ptr()),
+                          static_cast<T*>(result.grad_gate_up.mutable_data_ptr())},
+          stream.get());
+    });
+    return result;
+  }
+#endif
+  const auto parts = gate_up.chunk(2, 1);
+  const auto grads = result.grad_gate_up.chunk(2, 1);
+  const Tensor silu = at::silu(parts[0]);
+  grads[0].copy_(at::silu_backward(grad * parts[1], parts[0]));
+  at::Tensor grad_up = grads[1];
+  at::mul_out(grad_up, grad, silu);
+  at::mul_out(result.hidden, silu, parts[1]);
+  return result;
+}
+
+class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos,
-                        const Tensor& sin) {
-    ctx->save_for_backward({cos, sin});
-    const auto in = x.chunk(2, -1);
-    Tensor rotated = at::empty_like(x, at::MemoryFormat::Contiguous);
-    auto out = rotated.chunk(2, -1);
-    at::mul_out(out[0], in[0], cos).addcmul_(in[1], sin, -1);
-    at::mul_out(out[1], in[1], cos).addcmul_(in[0], sin);
-    return rotated;
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, double eps) {
+    const auto [out, rstd] = normalize(x, weight, eps);
+    ctx->save_for_backward({x, weight, rstd});
+    return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const auto saved = ctx->get_saved_variables();
-    return {Rotate::apply(grad_outputs[0], saved[0], -saved[1]), Tensor(), Tensor()};
+    const auto grads = normalize_backward(grad_outputs[0], saved[0], saved[1], saved[2]);
+    return {grads[0], grads[1], Tensor()};
   }
 };
 
-class Swiglu : public torch::autograd::Function<Swiglu> {
+void refuse_double_backward(const char* name) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(), name,
+                              ": double backward is not implemented");
+}
+
+class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
-    ctx->save_for_backward({gate, up});
-    return at::silu(gate).mul_(up);
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm,
+                               const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos,
+                               const Tensor& sin, double eps, int64_t head_dim) {
+    const Normalized normalized = normalize(x, norm, eps);
+    ctx->save_for_backward({x, norm, q, k, v, cos, sin, normalized.rstd});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["head_dim"] = head_dim;
+
+    // The outputs share memory and are used as tensors of their own.
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor projected = at::mm(as_rows(normalized.out), at::cat({q, k, v}).t());
+    variable_list heads = split(projected, x, {q.size(0), k.size(0), v.size(0)}, head_dim);
+    for (int i = 0; i < 2; ++i)
+      rotate_out(heads[i], Rotation(cos, sin), /*inverse=*/false, heads[i]);
+    return heads;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(),
-                                "swiglu: double backward is not implemented");
+    refuse_double_backward("project_heads");
     const auto saved = ctx->get_saved_variables();
-    const Tensor &gate = saved[0], &up = saved[1], &grad = grad_outputs[0];
-    return {at::silu_backward(grad * up, gate), at::silu(gate).mul_(grad)};
+    const Tensor &x = saved[0], &norm = saved[1], &rstd = saved[7];
+    const Tensor &q = saved[2], &k = saved[3], &v = saved[4];
+    const Rotation rotation(saved[5], saved[6]);
+    const std::array<int64_t, 3> sizes{q.size(0), k.size(0), v.size(0)};
+
+    const Tensor grad_projected =
+        at::empty({x.numel() / x.size(-1), sizes[0] + sizes[1] + sizes[2]}, x.options());
+    variable_list parts = split(grad_projected, x, sizes, ctx->saved_data["head_dim"].toInt());
+    for (int i = 0; i < 2; ++i) {
+      rotate_out(grad_outputs[i], rotation, /*inverse=*/true, parts[i]);
+    }
+    parts[2].copy_(grad_outputs[2]);
+
+    const Tensor normalized = normalize(x, norm, ctx->saved_data["eps"].toDouble()).out;
+    const auto grad_weights = at::mm(grad_projected.t(), as_rows(normalized))
+                                  .split_with_sizes({sizes[0], sizes[1], sizes[2]});
+    const Tensor grad_normalized = at::mm(grad_projected, at::cat({q, k, v})).view_as(x);
+    const auto grads = normalize_backward(grad_normalized, x, norm, rstd);
+    return {grads[0], grads[1], grad_weights[0], grad_weights[1], grad_weights[2],
+            {},       Tensor(), Tensor(),        Tensor()};
+  }
+
+ private:
+  /// Columns of (B N, all heads) as (B, N, heads, D) each.
+  static variable_list split(const Tensor& all, const Tensor& x, std::array<int64_t, 3> sizes,
+                             int64_t head_dim) {
+    variable_list parts;
+    for (const Tensor& part : all.split_with_sizes({sizes[0], sizes[1], sizes[2]}, 1)) {
+      parts.push_back(part.unflatten(1, {-1, head_dim}).unflatten(0, {x.size(0), x.size(1)}));
+    }
+    return parts;
+  }
+};
+
+class AddMlp : public torch::autograd::Function<AddMlp> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm,
+                        const Tensor& gate, const Tensor& up, const Tensor& down, double eps) {
+    const Normalized normalized = normalize(x, norm, eps);
+    const Tensor gate_up = at::mm(as_rows(normalized.out), at::cat({gate, up}).t());
+    ctx->save_for_backward({x, norm, gate, up, down, normalized.rstd, gate_up});
+    ctx->saved_data["eps"] = eps;
+    return at::addmm(as_rows(x), swiglu(gate_up), down.t()).view_as(x);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    refuse_double_backward("add_mlp");
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &norm = saved[1], &gate = saved[2], &up = saved[3];
+    const Tensor &down = saved[4], &rstd = saved[5], &gate_up = saved[6];
+    const Tensor grad = as_rows(grad_outputs[0]);
+
+    const auto [hidden, grad_gate_up] = swiglu_backward(at::mm(grad, down), gate_up);
+    const Tensor grad_down = at::mm(grad.t(), hidden);
+    const Tensor normalized = normalize(x, norm, ctx->saved_data["eps"].toDouble()).out;
+    const auto grad_weights = at::mm(grad_gate_up.t(), as_rows(normalized)).chunk(2);
+    const Tensor grad_normalized = at::mm(grad_gate_up, at::cat({gate, up})).view_as(x);
+    auto grads = normalize_backward(grad_normalized, x, norm, rstd);
+    return {grads[0].add_(grad_outputs[0]),
+            grads[1],
+            grad_weights[0],
+            grad_weights[1],
+            grad_down,
+            Tensor()};
   }
 };
 
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  return at::rms_norm(x, {x.size(-1)}, weight.to(x.scalar_type()), eps);
+  return RmsNorm::apply(x, weight.to(x.scalar_type()), eps);
 }
 
 Rotation::Rotation(int64_t head_dim, double theta, const Tensor& x) {
   const auto options = x.options().dtype(at::kFloat).requires_grad(false);
   const Tensor pairs = at::arange(0, head_dim, 2, options) / static_cast<double>(head_dim);
   const Tensor angles =
-      at::outer(at::arange(x.size(1), options), at::pow(theta, pairs).reciprocal()).unsqueeze(1);
-  cos = angles.cos().to(x.scalar_type());
-  sin = angles.sin().to(x.scalar_type());
+      at::outer(at::arange(x.size(1), options), at::pow(theta, pairs).reciprocal());
+  cos = angles.cos().to(angle_type(x));
+  sin = angles.sin().to(angle_type(x));
 }
 
 bool Rotation::fits(const Tensor& x) const {
   return cos.defined() && cos.size(0) >= x.size(1) && cos.device() == x.device() &&
-         cos.scalar_type() == x.scalar_type();
+         cos.scalar_type() == angle_type(x);
 }
 
 Rotation Rotation::first(int64_t tokens) const {
-  Rotation rotation;
-  rotation.cos = cos.narrow(0, 0, tokens);
-  rotation.sin = sin.narrow(0, 0, tokens);
-  return rotation;
+  return {cos.narrow(0, 0, tokens), sin.narrow(0, 0, tokens)};
 }
 
-Tensor rotate(const Tensor& x, const Rotation& rotation) {
-  return Rotate::apply(x, rotation.cos, rotation.sin);
+void rotate_out(const Tensor& x, const Rotation& rotation, bool inverse, Tensor& out) {
+#ifdef LIGHTHOUSE_CUDA
+  if (x.is_cuda()) {
+    const Tensor in = ops::with_contiguous_rows(x.transpose(1, 2)), to = out.transpose(1, 2);
+    ops::dispatch(x.scalar_type(), [&]<class T>() {
+      using Acc = accumulator_t<T>;
+      const ops::CurrentStream stream(x.device());
+      cuda::rotate(
+          cuda::Rotate<T>{ops::rows_of<T>(in), ops::mutable_rows_of<T>(to),
+                          rotation.cos.const_data_ptr<Acc>(), rotation.sin.const_data_ptr<Acc>(),
+                          in.size(0), in.size(1), in.size(2), in.size(3), inverse},
+          stream.get());
+    });
+    return;
+  }
+#endif
+  const Tensor cos = rotation.cos.unsqueeze(1);
+  const Tensor sin = (inverse ? -rotation.sin : rotation.sin).unsqueeze(1);
+  const auto in = x.chunk(2, -1);
+  const auto to = out.chunk(2, -1);
+  const Tensor first = rotated_half(in[0], in[1], cos, -sin);
+  to[1].copy_(rotated_half(in[1], in[0], cos, sin));
+  to[0].copy_(first);
 }
 
-Tensor swiglu(const Tensor& gate, const Tensor& up) { return Swiglu::apply(gate, up); }
+std::array<Tensor, 3> project_heads(const Tensor& x, const Norm& norm, const Tensor& q,
+                                    const Tensor& k, const Tensor& v, const Rotation& rotation,
+                                    int64_t head_dim) {
+  const variable_list heads =
+      ProjectHeads::apply(x, norm.weight, q, k, v, rotation.cos, rotation.sin, norm.eps, head_dim);
+  return {heads[0], heads[1], heads[2]};
+}
+
+Tensor add_projected(const Tensor& x, const Tensor& heads, const Tensor& weight) {
+  return at::addmm(as_rows(x), as_rows(heads.flatten(2)), weight.t()).view_as(x);
+}
+
+Tensor add_mlp(const Tensor& x, const Norm& norm, const Tensor& gate, const Tensor& up,
+               const Tensor& down) {
+  return AddMlp::apply(x, norm.weight, gate, up, down, norm.eps);
+}
 
 }  // namespace lighthouse::model

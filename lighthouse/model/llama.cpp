@@ -27,6 +27,7 @@ struct RmsNormImpl : torch::nn::Module {
       : weight(register_parameter("weight", at::ones({size}))), eps(epsilon) {}
 
   Tensor forward(const Tensor& x) { return rms_norm(x, weight, eps); }
+  Norm get() const { return {weight, eps}; }
 
   Tensor weight;
   double eps;
@@ -59,15 +60,12 @@ struct SelfAttentionImpl : torch::nn::Module {
     }
   }
 
-  // Heads are views of the projections' output, (B, N, heads, D) seen as (B, heads, N, D).
-  Tensor forward(const Tensor& x, const Rotation& rotation) {
-    const auto heads = [&](Linear& projection) {
-      return projection(x).view({x.size(0), x.size(1), -1, head_dim});
-    };
-    const Tensor q = rotate(heads(q_proj), rotation).transpose(1, 2);
-    const Tensor k = rotate(heads(k_proj), rotation).transpose(1, 2);
-    const Tensor v = heads(v_proj).transpose(1, 2);
-    return o_proj(attention(q, k, v).transpose(1, 2).flatten(2));
+  /// x + attention over x normalized. Heads are (B, N, heads, D), seen as (B, heads, N, D).
+  Tensor add_to(const Tensor& x, const Norm& norm, const Rotation& rotation) {
+    const auto [q, k, v] =
+        project_heads(x, norm, q_proj->weight, k_proj->weight, v_proj->weight, rotation, head_dim);
+    const Tensor out = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
+    return add_projected(x, out.transpose(1, 2), o_proj->weight);
   }
 
   Linear q_proj, k_proj, v_proj, o_proj;
@@ -82,7 +80,10 @@ struct MlpImpl : torch::nn::Module {
         up_proj(register_module("up_proj", linear(c.hidden_size, c.intermediate_size))),
         down_proj(register_module("down_proj", linear(c.intermediate_size, c.hidden_size))) {}
 
-  Tensor forward(const Tensor& x) { return down_proj(swiglu(gate_proj(x), up_proj(x))); }
+  /// x + the block's output over x normalized.
+  Tensor add_to(const Tensor& x, const Norm& norm) {
+    return add_mlp(x, norm, gate_proj->weight, up_proj->weight, down_proj->weight);
+  }
 
   Linear gate_proj, up_proj, down_proj;
 };
@@ -97,8 +98,8 @@ struct DecoderLayerImpl : torch::nn::Module {
             register_module("post_attention_layernorm", RmsNorm(c.hidden_size, c.rms_norm_eps))) {}
 
   Tensor forward(const Tensor& x, const Rotation& rotation) {
-    const Tensor attended = x + self_attn(input_layernorm(x), rotation);
-    return attended + mlp(post_attention_layernorm(attended));
+    const Tensor attended = self_attn->add_to(x, input_layernorm->get(), rotation);
+    return mlp->add_to(attended, post_attention_layernorm->get());
   }
 
   SelfAttention self_attn;

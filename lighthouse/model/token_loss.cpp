@@ -15,8 +15,8 @@ using torch::autograd::variable_list;
 /// Positions whose logits exist at a time: enough to keep matrix products efficient, few enough
 /// that the logits are small beside the activations of one layer.
 int64_t chunk_of(const Tensor& weight) {
-  constexpr int64_t kLogits = int64_t{1} << 20;
-  return std::max<int64_t>(256, kLogits / weight.size(0));
+  const int64_t logits = int64_t{1} << (weight.is_cuda() ? 25 : 20);
+  return std::max<int64_t>(256, logits / weight.size(0));
 }
 
 class TokenLoss : public torch::autograd::Function<TokenLoss> {
@@ -53,8 +53,8 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
       const Tensor rows = hidden.narrow(0, begin, count);
       // d loss / d logits = softmax(logits) - one_hot(target)
       Tensor grad_logits = at::softmax(at::mm(rows, weight.t()), -1, grad.scalar_type());
-      grad_logits.scatter_add_(1, targets.narrow(0, begin, count).unsqueeze(1),
-                               at::full({count, 1}, -1.0, grad.options()));
+      const Tensor target = targets.narrow(0, begin, count).unsqueeze(1);
+      grad_logits.scatter_(1, target, grad_logits.gather(1, target).sub_(1));
       grad_logits = grad_logits.mul_(grad.narrow(0, begin, count)).to(hidden.scalar_type());
       Tensor grad_rows = grad_hidden.narrow(0, begin, count);
       at::mm_out(grad_rows, grad_logits, weight);

@@ -106,6 +106,7 @@ Checkpoint read_verified(const fs::path& path) {
   state.at("step").get_to(checkpoint.step);
   state.at("position").get_to(checkpoint.position);
   state.at("seconds").get_to(checkpoint.seconds);
+  checkpoint.skipped = state.value("skipped", int64_t{0});
   state.at("threads").get_to(checkpoint.threads);
   state.at("corpus").get_to(checkpoint.corpus);
   state.at("recipe").get_to(checkpoint.recipe);
@@ -149,6 +150,7 @@ void Checkpoints::write(const Checkpoint& checkpoint, int64_t keep) const {
       {"step", checkpoint.step},
       {"position", checkpoint.position},
       {"seconds", checkpoint.seconds},
+      {"skipped", checkpoint.skipped},
       {"threads", checkpoint.threads},
       {"corpus", checkpoint.corpus},
       {"recipe", checkpoint.recipe},

@@ -17,6 +17,7 @@ struct Checkpoint {
   int64_t step = 0;                             ///< steps done, of all stages together
   uint64_t position = 0;                        ///< of the loader: tokens trained on
   double seconds = 0;                           ///< of training
+  int64_t skipped = 0;                          ///< steps whose update was skipped
   int64_t threads = 0;                          ///< other numbers of threads give other last bits
   uint64_t corpus = 0;                          ///< data::Corpus::fingerprint
   std::string recipe;                           ///< resume_key of it

@@ -11,7 +11,7 @@ namespace lighthouse::train {
 namespace {
 
 using nlohmann::ordered_json;
-using Line = std::variant<StepMetrics, EvalMetrics>;
+using Line = std::variant<StepMetrics, SkipMetrics, EvalMetrics>;
 
 std::string to_line(const StepMetrics& m) {
   return ordered_json{{"kind", "step"},           {"step", m.step},
@@ -19,6 +19,12 @@ std::string to_line(const StepMetrics& m) {
                       {"loss", m.loss},           {"lr", m.lr},
                       {"grad_norm", m.grad_norm}, {"tokens", m.tokens},
                       {"seconds", m.seconds},     {"tokens_per_second", m.tokens_per_second}}
+             .dump() +
+         '\n';
+}
+
+std::string to_line(const SkipMetrics& m) {
+  return ordered_json{{"kind", "skip"}, {"step", m.step}, {"stage", m.stage}, {"why", m.why}}
              .dump() +
          '\n';
 }
@@ -42,6 +48,9 @@ Line parse(std::string_view text) {
     return EvalMetrics{json.at("step"),       json.at("stage"),        json.at("when"),
                        json.at("dense_loss"), json.at("trained_loss"), json.at("tokens"),
                        json.at("seconds")};
+  }
+  if (json.at("kind") == "skip") {
+    return SkipMetrics{json.at("step"), json.at("stage"), json.at("why")};
   }
   return StepMetrics{json.at("step"),   json.at("stage"),   json.at("attention"),
                      json.at("loss"),   json.at("lr"),      json.at("grad_norm"),
@@ -69,9 +78,9 @@ const std::filesystem::path& cut(const std::filesystem::path& path, int64_t step
   std::string kept;
   if (std::filesystem::exists(path)) {
     for_each_line(path, [&](std::string_view line, const Line& contents) {
-      const auto* step = std::get_if<StepMetrics>(&contents);
-      const bool keep = step != nullptr ? step->step <= steps_done
-                                        : std::get<EvalMetrics>(contents).step < steps_done;
+      const auto* eval = std::get_if<EvalMetrics>(&contents);
+      const auto step = std::visit([](const auto& any) { return any.step; }, contents);
+      const bool keep = eval != nullptr ? step < steps_done : step <= steps_done;
       if (keep) kept += line;
       return keep;
     });
@@ -86,6 +95,7 @@ MetricsHistory read_metrics(const std::filesystem::path& path) {
   MetricsHistory history;
   for_each_line(path, [&](std::string_view, const Line& contents) {
     if (const auto* step = std::get_if<StepMetrics>(&contents)) history.steps.push_back(*step);
+    if (const auto* skip = std::get_if<SkipMetrics>(&contents)) history.skips.push_back(*skip);
     if (const auto* eval = std::get_if<EvalMetrics>(&contents)) history.evals.push_back(*eval);
     return true;
   });
@@ -96,6 +106,7 @@ MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t steps_done)
     : file_(cut(path, steps_done)) {}
 
 void MetricsFile::write(const StepMetrics& step) { file_.append(to_line(step)); }
+void MetricsFile::write(const SkipMetrics& skip) { file_.append(to_line(skip)); }
 void MetricsFile::write(const EvalMetrics& eval) { file_.append(to_line(eval)); }
 
 }  // namespace lighthouse::train

@@ -22,6 +22,13 @@ struct StepMetrics {
   double tokens_per_second = 0;  ///< of this step
 };
 
+/// A step whose update was skipped.
+struct SkipMetrics {
+  int64_t step = 0;
+  std::string stage;
+  std::string why;
+};
+
 /// An evaluation on held-out text.
 struct EvalMetrics {
   int64_t step = 0;  ///< steps done
@@ -37,14 +44,15 @@ struct EvalMetrics {
 struct MetricsHistory {
   std::vector<StepMetrics> steps;
   std::vector<EvalMetrics> evals;
+  std::vector<SkipMetrics> skips;
 };
 
 /// Throws std::runtime_error naming the file and the line that is not one of metrics. A last line
 /// that was cut short by the death of its process is left out.
 MetricsHistory read_metrics(const std::filesystem::path& path);
 
-/// The metrics of a run, a JSON object a line: {"kind": "step", ...} or {"kind": "eval", ...} with
-/// the fields above.
+/// The metrics of a run, a JSON object a line: {"kind": "step", ...}, {"kind": "skip", ...} or
+/// {"kind": "eval", ...} with the fields above.
 class MetricsFile {
  public:
   /// Goes on with the file as it was when that many steps were done: later lines, and evaluations
@@ -52,6 +60,7 @@ class MetricsFile {
   MetricsFile(const std::filesystem::path& path, int64_t steps_done);
 
   void write(const StepMetrics& step);
+  void write(const SkipMetrics& skip);
   void write(const EvalMetrics& eval);
   /// Once it has returned, what was written outlasts the machine.
   void sync() { file_.sync(); }

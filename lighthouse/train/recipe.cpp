@@ -3,6 +3,7 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <functional>
@@ -96,7 +97,19 @@ std::vector<Field> fields(DataRecipe& d) {
   };
 }
 
+constexpr std::array kDecays{"linear", "cosine", "stable"};
+
+void set_decay(OptimizerRecipe& optimizer, const std::string& word) {
+  const auto* found = std::ranges::find(kDecays, word);
+  check_argument(found != kDecays.end(), "decay is '", word,
+                 "'; it must be 'linear', 'cosine' or 'stable'");
+  optimizer.decay = static_cast<Decay>(found - kDecays.begin());
+}
+
 std::vector<Field> fields(OptimizerRecipe& o) {
+  const Word decay{"linear, cosine, stable",
+                   [&o] { return std::string(kDecays[static_cast<size_t>(o.decay)]); },
+                   [&o](const std::string& word) { set_decay(o, word); }};
   return {
       {"lr", &o.lr, above(0), "peak learning rate"},
       {"beta1", &o.beta1, {0, 1, false, true}, "decay of the mean gradient"},
@@ -105,13 +118,29 @@ std::vector<Field> fields(OptimizerRecipe& o) {
       {"weight_decay", &o.weight_decay, at_least(0), "of matrices, times the learning rate"},
       {"max_grad_norm", &o.max_grad_norm, above(0), "gradients are clipped to it"},
       {"warmup_steps", &o.warmup_steps, at_least(0), "of linear warm-up, from the first step on"},
-      {"final_lr_share", &o.final_lr_share, {0, 1}, "of lr, reached linearly at the last step"},
+      {"decay", decay, kAny, "of the learning rate after the warm-up"},
+      {"decay_share", &o.decay_share, {0, 1, true}, "of all steps, at the end, where it is stable"},
+      {"final_lr_share", &o.final_lr_share, {0, 1}, "of lr, reached at the last step"},
+      {"skip_grad_norm", &o.skip_grad_norm, at_least(0), "larger ones skip their step; 0: none"},
+      {"max_skipped_steps", &o.max_skipped_steps, at_least(0),
+       "by that or by a loss that is not finite; then the run stops"},
   };
 }
 
+void set_dtype(RunRecipe& run, const std::string& word) {
+  check_argument(word == "float32" || word == "bfloat16", "dtype is '", word,
+                 "'; it must be 'float32' or 'bfloat16'");
+  run.bfloat16 = word == "bfloat16";
+}
+
 std::vector<Field> fields(RunRecipe& r) {
+  const Word dtype{"float32, bfloat16", [&r] { return r.bfloat16 ? "bfloat16" : "float32"; },
+                   [&r](const std::string& word) { set_dtype(r, word); }};
   return {
       {"out", &r.out, kAny, "the run's folder"},
+      {"device", &r.device, kAny, "cpu, cuda or cuda:N"},
+      {"dtype", dtype, kAny, "that the model computes in; weights are kept in float32"},
+      {"deterministic", &r.deterministic, kAny, "the same bits on a GPU too, slower"},
       {"seed", &r.seed, at_least(0), "of the initial model and the order of the data"},
       {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences of an evaluation"},
       {"eval_every_steps", &r.eval_every_steps, at_least(0),

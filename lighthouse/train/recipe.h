@@ -11,8 +11,15 @@
 
 namespace lighthouse::train {
 
-/// AdamW, and the schedule over the steps of all stages together: linear warm-up, then linear decay
-/// to a share of the peak.
+/// How the learning rate falls after the warm-up, to its final share.
+enum class Decay {
+  kLinear,
+  kCosine,
+  kStable,  ///< at the peak until the last decay_share of all steps, then linearly
+};
+
+/// AdamW, and the schedule over the steps of all stages together: linear warm-up, then decay to a
+/// share of the peak.
 struct OptimizerRecipe {
   double lr = 2e-3;
   double beta1 = 0.9;
@@ -21,7 +28,11 @@ struct OptimizerRecipe {
   double weight_decay = 0.1;  ///< of matrices; norms are not decayed
   double max_grad_norm = 1.0;
   int64_t warmup_steps = 100;
+  Decay decay = Decay::kLinear;
+  double decay_share = 0.2;
   double final_lr_share = 0.01;
+  double skip_grad_norm = 0;       ///< a step with a larger gradient norm is skipped; 0: none is
+  int64_t max_skipped_steps = 10;  ///< one more, and the run stops; also of losses not finite
 };
 
 struct DataRecipe {
@@ -29,9 +40,12 @@ struct DataRecipe {
   double held_out_share = 0.05;
 };
 
-/// How often what is measured and saved.
+/// Where it runs, and how often what is measured and saved.
 struct RunRecipe {
   std::string out = "runs/run";  ///< the run's folder
+  std::string device = "cpu";    ///< cpu, cuda or cuda:N
+  bool bfloat16 = false;         ///< type that the model computes in; else float32
+  bool deterministic = false;    ///< the same bits on a GPU too, slower
   uint64_t seed = 0;
   int64_t eval_sequences = 4;    ///< held-out sequences of the stage's context, each evaluation
   int64_t eval_every_steps = 0;  ///< besides before and after each stage; 0: not

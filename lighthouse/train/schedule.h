@@ -7,8 +7,8 @@
 namespace lighthouse::train {
 
 /// The learning rate of a step, counted from 0 over the `steps` of all stages together: it rises
-/// linearly to the peak, which the last step of the warm-up has, and falls linearly to the final
-/// share of it, which the last step has.
+/// linearly to the peak, which the last step of the warm-up has, and decays as the recipe says to
+/// the final share of it, which the last step has.
 double learning_rate(const OptimizerRecipe& recipe, int64_t step, int64_t steps);
 
 }  // namespace lighthouse::train

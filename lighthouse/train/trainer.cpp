@@ -9,6 +9,7 @@
 #include <map>
 #include <ostream>
 #include <sstream>
+#include <variant>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/corpus.h"
@@ -16,12 +17,14 @@
 #include "lighthouse/eval/eval.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/device.h"
 #include "lighthouse/train/metrics.h"
 #include "lighthouse/train/optimizer.h"
 #include "lighthouse/train/progress.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/schedule.h"
 #include "lighthouse/train/stage.h"
+#include "lighthouse/train/step.h"
 #include "lighthouse/train/stop_signals.h"
 #include "lighthouse/train/summary.h"
 
@@ -39,9 +42,18 @@ std::string resume_key(Recipe recipe) {
   return recipe.to_toml();
 }
 
-model::Llama new_model(const Recipe& recipe) {
+/// The same weights on every device.
+model::Llama new_model(const Recipe& recipe, at::Device device) {
   at::manual_seed(recipe.run.seed);
-  return model::Llama(recipe.model);
+  model::Llama model(recipe.model);
+  model->to(device);
+  return model;
+}
+
+void use_deterministic_algorithms(bool on) {
+  at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
+  // Ours write all of what they allocate.
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
 }
 
 int64_t total_tokens(const Recipe& recipe) {
@@ -95,13 +107,19 @@ class Trainer {
         out_(out),
         corpus_(data::Corpus::read(recipe.data.path, recipe.data.held_out_share)),
         loader_(corpus_.train(), recipe.run.seed),
-        model_(new_model(recipe)),
-        optimizer_(model_, recipe.optimizer),
+        device_(find_device(recipe.run.device, "run.device")),
+        model_(new_model(recipe, device_)),
+        optimizer_(model_, recipe.optimizer, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat),
         checkpoints_(folder.checkpoints()),
         progress_(out, terminal, recipe.total_steps(), total_tokens(recipe)) {
+    use_deterministic_algorithms(recipe.run.deterministic);
     for (const StageRecipe& stage : recipe.stages) {
-      held_out_[stage.context] =
+      auto& batches = held_out_[stage.context];
+      batches =
           data::held_out_batches(corpus_.held_out(), recipe.run.eval_sequences, stage.context);
+      for (data::Batch& batch : batches) {
+        batch = {batch.tokens.to(device_), batch.targets.to(device_)};
+      }
     }
     out << "text: " << corpus_.documents() << " documents, " << corpus_.train().size()
         << " bytes to train on, " << corpus_.held_out().size() << " held out; skipped "
@@ -123,7 +141,7 @@ class Trainer {
   int run(const Stage& stage, MetricsFile& metrics);
   void use(const StageRecipe& stage, bool lighthouse);
   EvalMetrics evaluate(const Stage& stage, const char* when);
-  StepMetrics train_step(const Stage& stage);
+  std::variant<StepMetrics, SkipMetrics> train_step(const Stage& stage);
   void save();
   int64_t tokens() const { return static_cast<int64_t>(loader_.position()); }
 
@@ -132,6 +150,7 @@ class Trainer {
   std::ostream& out_;
   data::Corpus corpus_;
   data::Loader loader_;
+  at::Device device_;
   model::Llama model_;
   AdamW optimizer_;
   Checkpoints checkpoints_;
@@ -140,6 +159,7 @@ class Trainer {
   std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< by context
   const StageRecipe* attention_of_ = nullptr;             ///< of the model now; none: dense
   int64_t step_ = 0;                                      ///< steps done
+  int64_t skipped_ = 0;                                   ///< of them
   double seconds_ = 0;
 };
 
@@ -149,12 +169,14 @@ void Trainer::resume(const fs::path& path) {
   check_argument(corpus_.fingerprint() == checkpoint.corpus, "the text in '", recipe_.data.path,
                  "' has the fingerprint ", corpus_.fingerprint(), "; that of the checkpoint is ",
                  checkpoint.corpus, ": a run goes on with the text that it began with");
-  restore(checkpoint.model, parameters_of(model_));
+  restore(checkpoint.model, optimizer_.weights());
+  optimizer_.publish_weights();
   restore(checkpoint.optimizer, optimizer_.state());
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   generator.set_state(checkpoint.random);
   loader_.seek(checkpoint.position);
   step_ = checkpoint.step;
+  skipped_ = checkpoint.skipped;
   seconds_ = checkpoint.seconds;
   checkpoints_.remove_after(step_);
   progress_.say(message("resumed after step ", step_));
@@ -200,13 +222,22 @@ int Trainer::run(const Stage& stage, MetricsFile& metrics) {
     if (step_ == stage.last()) break;
     if (step_ > stage.first && divides(every.eval_every_steps, step_)) evaluate_now("during");
 
-    const StepMetrics step = train_step(stage);
+    const auto step = train_step(stage);
     const bool edge = step_ == stage.first + 1 || step_ == stage.last();
-    if (edge || divides(every.log_every_steps, step_)) metrics.write(step);
-    progress_.step(step, edge);
+    const auto* skip = std::get_if<SkipMetrics>(&step);
+    if (skip != nullptr) {
+      metrics.write(*skip);
+      progress_.say(message("step ", skip->step, " is skipped: ", skip->why));
+    } else {
+      const auto& trained = std::get<StepMetrics>(step);
+      if (edge || divides(every.log_every_steps, step_)) metrics.write(trained);
+      progress_.step(trained, edge);
+    }
 
     const int signal = step_ == recipe_.total_steps() ? 0 : signals_.received();
-    if (signal != 0 || step_ == stage.last() || divides(every.checkpoint_every_steps, step_)) {
+    // Where steps are skipped the weights may be bad: good checkpoints do not make room for them.
+    const bool due = skip == nullptr && divides(every.checkpoint_every_steps, step_);
+    if (signal != 0 || step_ == stage.last() || due) {
       metrics.sync();
       save();
     }
@@ -232,38 +263,37 @@ EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
   return {step_, stage.recipe.name, when, dense, trained, tokens(), seconds_};
 }
 
-StepMetrics Trainer::train_step(const Stage& stage) {
+std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage) {
   const auto start = Clock::now();
   const StepPlan plan = step_plan(stage.recipe, step_ - stage.first);
   const double lr = learning_rate(recipe_.optimizer, step_, recipe_.total_steps());
   const data::Batch batch = loader_.next(plan.sequences, plan.context);
-  const auto step_tokens = static_cast<double>(batch.tokens.numel());
   use(stage.recipe, plan.lighthouse);
-
-  double loss = 0;
-  for (int64_t begin = 0; begin < plan.sequences; begin += plan.micro_batch) {
-    const auto part_of = [&](const at::Tensor& all) {
-      return all.narrow(0, begin, plan.micro_batch);
-    };
-    const at::Tensor part =
-        model_->token_losses(part_of(batch.tokens), part_of(batch.targets)).sum().div(step_tokens);
-    part.backward();
-    loss += part.item<double>();
-  }
-  const double norm = optimizer_.clip_gradients();
-  if (!std::isfinite(loss) || !std::isfinite(norm)) {
-    throw std::runtime_error(
-        message("step ", step_ + 1, " has the loss ", loss, " and the gradient norm ", norm,
-                "; the run stops before they reach the weights. A lower optimizer.lr or a longer "
-                "optimizer.warmup_steps may help"));
-  }
-  optimizer_.step(lr);
+  const StepResult done = train::train_step(model_, optimizer_, batch, plan, recipe_.optimizer, lr);
   ++step_;
-
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   seconds_ += seconds;
-  return {step_,    stage.recipe.name,    attention_name(plan.lighthouse), loss, lr, norm, tokens(),
-          seconds_, step_tokens / seconds};
+  if (!done.skipped) {
+    return StepMetrics{step_,
+                       stage.recipe.name,
+                       attention_name(plan.lighthouse),
+                       done.loss,
+                       lr,
+                       done.grad_norm,
+                       tokens(),
+                       seconds_,
+                       static_cast<double>(batch.tokens.numel()) / seconds};
+  }
+  const std::string why =
+      message("its loss is ", done.loss, " and its gradient norm ", done.grad_norm);
+  if (++skipped_ > recipe_.optimizer.max_skipped_steps) {
+    throw std::runtime_error(
+        message("step ", step_, " would be skipped like ", skipped_ - 1, " before it: ", why,
+                "; optimizer.max_skipped_steps is ", recipe_.optimizer.max_skipped_steps,
+                ". The newest checkpoint is from before it. A lower optimizer.lr or a longer "
+                "optimizer.warmup_steps may help"));
+  }
+  return SkipMetrics{step_, stage.recipe.name, why};
 }
 
 void Trainer::save() {
@@ -275,7 +305,8 @@ void Trainer::save() {
   checkpoint.corpus = corpus_.fingerprint();
   checkpoint.recipe = resume_key(recipe_);
   checkpoint.random = at::detail::getDefaultCPUGenerator().get_state();
-  checkpoint.model = parameters_of(model_);
+  checkpoint.skipped = skipped_;
+  checkpoint.model = optimizer_.weights();
   checkpoint.optimizer = optimizer_.state();
   checkpoints_.write(checkpoint, recipe_.run.keep_checkpoints);
 }

@@ -8,9 +8,11 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "lighthouse/core/check.h"
 #include "lighthouse/train/checkpoint.h"
 #include "lighthouse/train/metrics.h"
 #include "lighthouse/train/run_folder.h"
+#include "tests/support/device.h"
 #include "tests/train/support.h"
 
 namespace lighthouse::train {
@@ -25,12 +27,15 @@ class TrainerTest : public ::testing::Test {
     // Models this small only lose by a second thread.
     at::set_num_threads(1);
     write_text(folder / "text");
+    testing::device();
   }
 
   Recipe recipe(const std::string& stages, const std::string& out = "run") {
     std::ofstream(folder / "recipe.toml") << recipe_head(folder / "text") << stages;
     Recipe read = Recipe::read(folder / "recipe.toml");
     read.run.out = (folder / out).string();
+    read.run.device = testing::device().str();
+    read.run.deterministic = testing::device().is_cuda();
     return read;
   }
 
@@ -214,14 +219,71 @@ TEST_F(TrainerTest, RefusesToGoOnWithAnotherRecipeOrText) {
   train(other, {true, {}});
 }
 
-TEST_F(TrainerTest, StopsBeforeAStepThatIsNotFinite) {
+TEST_F(TrainerTest, SkipsStepsThatAreNotFiniteAndThenStops) {
   Recipe r = recipe(dense_stage("s", 8));
   r.optimizer.lr = 1e30;
   r.optimizer.weight_decay = 0;
-  EXPECT_TRUE(throws<std::runtime_error>([&] { train(r); }, {"the loss", "optimizer.lr"}));
+  r.optimizer.max_skipped_steps = 2;
+  EXPECT_TRUE(throws<std::runtime_error>(
+      [&] { train(r); }, {"would be skipped like 2 before it", "its loss is", "optimizer.lr"}));
   const auto newest = Checkpoints(RunFolder(folder / "run").checkpoints()).list();
   ASSERT_FALSE(newest.empty());
-  EXPECT_EQ(read_checkpoint(newest.back()).step, static_cast<int64_t>(metrics().steps.size()));
+  const MetricsHistory history = metrics();
+  EXPECT_EQ(history.skips.size(), 2u);
+  EXPECT_EQ(read_checkpoint(newest.back()).step, static_cast<int64_t>(history.steps.size()));
+}
+
+TEST_F(TrainerTest, SkipsStepsOfLargeGradientsAndGoesOn) {
+  Recipe plain = recipe(dense_stage("s", 8), "plain");
+  train(plain);
+  const MetricsHistory all = metrics("plain");
+  std::vector<double> norms;
+  for (const StepMetrics& step : all.steps) norms.push_back(step.grad_norm);
+  Recipe r = recipe(dense_stage("s", 8));
+  r.optimizer.skip_grad_norm = *std::max_element(norms.begin(), norms.end()) * 0.999;
+  const std::string said = train(r);
+  const MetricsHistory history = metrics();
+  ASSERT_GE(history.skips.size(), 1u);
+  EXPECT_EQ(history.skips.size() + history.steps.size(), 8u);
+  EXPECT_NE(said.find(message("step ", history.skips[0].step, " is skipped")), std::string::npos);
+  EXPECT_EQ(read_checkpoint(checkpoint(8)).skipped, static_cast<int64_t>(history.skips.size()));
+
+  // A skipped step changes nothing but the position: a run that goes on after it has the same bits.
+  const int64_t before = history.skips[0].step;
+  if (const fs::path from = checkpoint(before - 1); !from.empty()) {
+    const std::string end = io::read_file(checkpoint(8) / "model.safetensors");
+    train(r, {false, from});
+    EXPECT_EQ(io::read_file(checkpoint(8) / "model.safetensors"), end);
+  }
+}
+
+/// Weights and moments stay float32, and so does what is saved.
+TEST_F(TrainerTest, TrainsInBfloat16) {
+  Recipe exact = recipe(kLighthouseStage + dense_stage("dense", 6), "exact");
+  Recipe rounded = recipe(kLighthouseStage + dense_stage("dense", 6), "rounded");
+  rounded.run.bfloat16 = true;
+  train(exact);
+  train(rounded);
+  const auto a = metrics("exact"), b = metrics("rounded");
+  ASSERT_EQ(a.steps.size(), b.steps.size());
+  EXPECT_NE(a.steps.back().loss, b.steps.back().loss);
+  // bfloat16 has 8 bits: losses of some nats agree to a hundredth or so.
+  for (size_t i = 0; i < a.steps.size(); ++i) EXPECT_NEAR(a.steps[i].loss, b.steps[i].loss, 0.1);
+  for (const auto& [name, tensor] : read_checkpoint(checkpoint(16, "rounded")).model) {
+    EXPECT_EQ(tensor.scalar_type(), at::kFloat) << name;
+  }
+  const std::string end = io::read_file(checkpoint(16, "rounded") / "model.safetensors");
+  train(rounded, {false, checkpoint(15, "rounded")});
+  EXPECT_EQ(io::read_file(checkpoint(16, "rounded") / "model.safetensors"), end);
+}
+
+TEST_F(TrainerTest, RefusesADeviceThatIsNotThere) {
+  Recipe r = recipe(dense_stage("s", 4));
+  r.run.device = "gpu";
+  EXPECT_TRUE(throws<std::invalid_argument>([&] { train(r); }, {"run.device is 'gpu'"}));
+  r.run.device = "cuda:99";
+  EXPECT_TRUE(throws<std::invalid_argument>([&] { train(r); }, {"run.device is 'cuda:99'"}));
+  EXPECT_FALSE(fs::exists(folder / "run"));
 }
 
 }  // namespace

@@ -1,0 +1,270 @@
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "apps/lighthouse/bench.h"
+#include "apps/lighthouse/clock.h"
+#include "apps/lighthouse/device.h"
+#include "apps/lighthouse/peak_memory.h"
+#include "apps/lighthouse/table.h"
+#include "lighthouse/core/check.h"
+#include "lighthouse/core/geometry.h"
+#include "lighthouse/model/llama.h"
+#include "lighthouse/ops/attention.h"
+#include "lighthouse/train/device.h"
+#include "lighthouse/train/recipe.h"
+#include "lighthouse/train/step.h"
+
+namespace lighthouse::app {
+namespace {
+
+using at::Tensor;
+
+struct Options {
+  std::string recipe;
+  std::vector<std::string> overrides;
+  int steps = 5;
+  int threads = at::get_num_threads();
+  std::string json;
+};
+
+/// What a training step of a stage takes. Milliseconds.
+struct Row {
+  const train::StageRecipe* stage;
+  int64_t dense_layers, lighthouse_layers;
+  int64_t rows;  ///< S; 0 where all layers are dense
+  Times step;
+  double attention = 0;  ///< of all layers, timed alone
+  double products = 0;   ///< matrix products of all layers and the output projection, timed alone
+  double flops = 0;      ///< of the model, a step
+  int64_t peak_bytes = 0;
+
+  double tokens() const { return static_cast<double>(stage->batch * stage->context); }
+  double rest() const { return step.median() - attention - products; }
+};
+
+at::TensorOptions options_of(const train::Recipe& recipe, at::Device device) {
+  return at::TensorOptions(device).dtype(recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
+}
+
+/// The median of five runs after one.
+template <class F>
+double time_alone(at::Device device, const F& f) {
+  Times times;
+  Clock clock(device);
+  f();
+  for (int i = 0; i < 5; ++i) clock.time(times, f);
+  clock.settle();
+  return times.median();
+}
+
+/// Forward and backward of one layer's attention.
+double time_attention(const train::Recipe& recipe, const train::StageRecipe& stage, bool lighthouse,
+                      at::Device device) {
+  const model::LlamaConfig& m = recipe.model;
+  const int64_t sequences = stage.micro_batch == 0 ? stage.batch : stage.micro_batch;
+  const auto draw = [&](int64_t heads) {
+    return at::randn({sequences, stage.context, heads, m.head_dim}, options_of(recipe, device))
+        .transpose(1, 2);
+  };
+  const std::vector<Tensor> qkv{draw(m.num_attention_heads), draw(m.num_key_value_heads),
+                                draw(m.num_key_value_heads)};
+  for (const Tensor& input : qkv) input.set_requires_grad(true);
+  const Tensor grad = draw(m.num_attention_heads);
+  const double once = time_alone(device, [&] {
+    const Tensor out = lighthouse ? attention(qkv[0], qkv[1], qkv[2], stage.attention)
+                                  : dense_attention(qkv[0], qkv[1], qkv[2], stage.attention.scale);
+    return torch::autograd::grad({out}, qkv, {grad});
+  });
+  return once * static_cast<double>(stage.batch / sequences);
+}
+
+/// The three products of a projection of so many rows: forward, and for both gradients.
+double time_projection(int64_t rows, int64_t in, int64_t out, const at::TensorOptions& options) {
+  const Tensor x = at::randn({rows, in}, options), weight = at::randn({out, in}, options);
+  const Tensor grad = at::randn({rows, out}, options);
+  return time_alone(options.device(), [&] {
+    at::mm(x, weight.t());
+    at::mm(grad, weight);
+    return at::mm(grad.t(), x);
+  });
+}
+
+double time_products(const train::Recipe& recipe, const train::StageRecipe& stage,
+                     at::Device device) {
+  const model::LlamaConfig& m = recipe.model;
+  const auto options = options_of(recipe, device);
+  const int64_t sequences = stage.micro_batch == 0 ? stage.batch : stage.micro_batch;
+  const int64_t rows = sequences * stage.context;
+  const int64_t heads = (m.num_attention_heads + 2 * m.num_key_value_heads) * m.head_dim;
+  const double layer =
+      time_projection(rows, m.hidden_size, heads, options) +
+      time_projection(rows, m.num_attention_heads * m.head_dim, m.hidden_size, options) +
+      time_projection(rows, m.hidden_size, 2 * m.intermediate_size, options) +
+      time_projection(rows, m.intermediate_size, m.hidden_size, options);
+  // Logits are formed a chunk at a time, and once more in the backward pass.
+  const int64_t chunk = std::min<int64_t>(rows, std::max<int64_t>(256, (1 << 25) / m.vocab_size));
+  const double logits = time_projection(chunk, m.hidden_size, m.vocab_size, options) * 4 / 3 *
+                        static_cast<double>(rows) / static_cast<double>(chunk);
+  return (static_cast<double>(m.num_hidden_layers) * layer + logits) *
+         static_cast<double>(stage.batch / sequences);
+}
+
+/// 6 a weight of a matrix and token, and 6 H D a pair of rows that attention compares.
+double model_flops(const train::Recipe& recipe, const Row& row) {
+  const model::LlamaConfig& m = recipe.model;
+  const auto weights = static_cast<double>(
+      m.num_parameters() - (m.tie_word_embeddings ? 0 : m.vocab_size * m.hidden_size));
+  const auto pairs = [](int64_t n) { return static_cast<double>(n) * static_cast<double>(n) / 2; };
+  const double attended = static_cast<double>(row.dense_layers) * pairs(row.stage->context) +
+                          static_cast<double>(row.lighthouse_layers) * pairs(row.rows);
+  return 6 * weights * row.tokens() +
+         12 * attended * static_cast<double>(row.stage->batch * m.num_attention_heads * m.head_dim);
+}
+
+Row measure(const train::Recipe& recipe, const train::StageRecipe& stage, at::Device device,
+            int steps) {
+  Row row{&stage, recipe.model.num_hidden_layers, 0, 0, {}};
+  const int64_t layers = row.dense_layers;
+  if (stage.lighthouse) {
+    std::set<int64_t> dense;
+    for (const int64_t layer : stage.dense_layers) dense.insert((layer + layers) % layers);
+    row.dense_layers = static_cast<int64_t>(dense.size());
+    row.lighthouse_layers = layers - row.dense_layers;
+    row.rows = gathered_rows(stage.context, stage.attention);
+    check_argument(row.rows < stage.context, "stage '", stage.name, "' has ", row.rows,
+                   " rows for ", stage.context, " tokens: it would be dense");
+  }
+  {
+    const PeakMemory memory(device);
+    at::manual_seed(recipe.run.seed);
+    model::Llama model(recipe.model);
+    model->to(device);
+    train::AdamW optimizer(model, recipe.optimizer,
+                           options_of(recipe, device).dtype().toScalarType());
+    model->set_attention(train::attention_plan(stage));
+    const train::StepPlan plan{stage.lighthouse, stage.batch, stage.context,
+                               stage.micro_batch == 0 ? stage.batch : stage.micro_batch};
+    const Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
+                                      at::TensorOptions(at::kLong).device(device));
+    const data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};
+    const auto step = [&] {
+      return train::train_step(model, optimizer, batch, plan, recipe.optimizer,
+                               recipe.optimizer.lr);
+    };
+    for (int i = 0; i < 2; ++i) step();
+    for (int i = 0; i < steps; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      step();
+      row.step.add(
+          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+              .count());
+    }
+    row.peak_bytes = memory.peak_bytes();
+  }
+  row.products = time_products(recipe, stage, device);
+  row.attention = static_cast<double>(row.dense_layers) *
+                  time_attention(recipe, stage, /*lighthouse=*/false, device);
+  if (row.lighthouse_layers > 0) {
+    row.attention += static_cast<double>(row.lighthouse_layers) *
+                     time_attention(recipe, stage, /*lighthouse=*/true, device);
+  }
+  row.flops = model_flops(recipe, row);
+  return row;
+}
+
+void print(const std::vector<Row>& rows) {
+  Table table{{"stage", "context", "S", "layers", "ktok/s", "ms a step", "TFLOP/s", "peak GiB",
+               "attention", "products", "rest"}};
+  for (const Row& row : rows) {
+    const auto part = [&](double milliseconds) {
+      return fixed(milliseconds, 1) + " (" + fixed(100 * milliseconds / row.step.median(), 0) +
+             " %)";
+    };
+    table.push_back({row.stage->name, std::to_string(row.stage->context),
+                     row.rows == 0 ? "-" : std::to_string(row.rows),
+                     message(row.lighthouse_layers, " + ", row.dense_layers, " dense"),
+                     fixed(row.tokens() / row.step.median(), 2),
+                     message(fixed(row.step.median(), 1), " (", fixed(row.step.lowest(), 1), "-",
+                             fixed(row.step.highest(), 1), ")"),
+                     fixed(row.flops / row.step.median() / 1e9, 1),
+                     fixed(static_cast<double>(row.peak_bytes) / (1 << 30), 2), part(row.attention),
+                     part(row.products), part(row.rest())});
+  }
+  print_table(std::cout, table, 1);
+  std::cout
+      << "\nMilliseconds: median (lowest-highest). Attention and products are timed alone, "
+         "forward and backward, of all\nlayers; the rest is what the step takes beyond them. "
+         "FLOP of the model: 6 a weight of a matrix and token, and\n6 H D a pair of rows that "
+         "causal attention compares, N^2/2 or S^2/2.\n";
+}
+
+void bench_train(const Options& options) {
+  at::set_num_threads(options.threads);
+  const train::Recipe recipe = train::Recipe::read(options.recipe, options.overrides);
+  const at::Device device = train::find_device(recipe.run.device, "run.device");
+  at::globalContext().setDeterministicAlgorithms(recipe.run.deterministic, /*warn_only=*/false);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
+  std::ofstream json;
+  if (!options.json.empty()) {
+    json.open(options.json);
+    check_argument(json.good(), "--json is '", options.json, "', which cannot be written");
+  }
+  const std::string title =
+      message(describe(device), ", ", recipe.run.bfloat16 ? "bfloat16" : "float32",
+              recipe.run.deterministic ? ", deterministic" : "", ", ",
+              recipe.model.num_parameters(), " parameters, ", options.steps, " steps after 2");
+  std::cout << title << "\n\n";
+  std::vector<Row> rows;
+  for (const train::StageRecipe& stage : recipe.stages) {
+    std::cerr << "stage " << stage.name << " ...\n";
+    rows.push_back(measure(recipe, stage, device, options.steps));
+  }
+  print(rows);
+  if (!json.is_open()) return;
+  nlohmann::ordered_json all{{"title", title}, {"rows", nlohmann::ordered_json::array()}};
+  for (const Row& row : rows) {
+    all["rows"].push_back({{"stage", row.stage->name},
+                           {"context", row.stage->context},
+                           {"rows", row.rows},
+                           {"step", row.step.json()},
+                           {"tokens_per_second", 1e3 * row.tokens() / row.step.median()},
+                           {"model_flops", row.flops},
+                           {"peak_bytes", row.peak_bytes},
+                           {"attention_ms", row.attention},
+                           {"products_ms", row.products}});
+  }
+  json << all.dump(2) << '\n';
+  check_argument(json.flush().good(), "--json is '", options.json, "', which cannot be written");
+}
+
+}  // namespace
+
+void add_bench_train(CLI::App& bench) {
+  CLI::App* verb = bench.add_subcommand(
+      "train",
+      "Training steps of each stage of a recipe, on random tokens, and what they are made of");
+  const auto options = std::make_shared<Options>();
+  verb->add_option("RECIPE", options->recipe, "TOML file of the run")->required();
+  verb->add_option("--set", options->overrides, "KEY=VALUE in place of the recipe's")
+      ->allow_extra_args(false);
+  verb->add_option("--steps", options->steps, "timed steps of each stage")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  verb->add_option("--threads", options->threads, "threads")
+      ->check(CLI::Range(1, 1 << 10))
+      ->capture_default_str();
+  verb->add_option("--json", options->json, "also write all figures to this file");
+  verb->callback([options] { bench_train(*options); });
+}
+
+}  // namespace lighthouse::app

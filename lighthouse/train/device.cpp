@@ -1,0 +1,36 @@
+#include "lighthouse/train/device.h"
+
+#include <ATen/Context.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "lighthouse/core/check.h"
+
+namespace lighthouse::train {
+
+c10::Device find_device(const std::string& name, const std::string& what) {
+  if (name == "cpu") return at::kCPU;
+  constexpr std::string_view kIndexed = "cuda:";
+  int index = 0;
+  bool known = name == "cuda";
+  if (name.starts_with(kIndexed)) {
+    const char* end = name.data() + name.size();
+    const auto parsed = std::from_chars(name.data() + kIndexed.size(), end, index);
+    known = parsed.ec == std::errc() && parsed.ptr == end && index >= 0;
+  }
+  check_argument(known, what, " is '", name, "'; it must be cpu, cuda or cuda:N");
+#ifdef LIGHTHOUSE_CUDA
+  const int cards = at::hasCUDA() ? at::detail::getCUDAHooks().getNumGPUs() : 0;
+  check_argument(cards > 0, what, " is '", name, "', and PyTorch sees no GPU here");
+  check_argument(index < cards, what, " is '", name, "'; there are ", cards,
+                 " GPUs here, cuda:0 to cuda:", cards - 1);
+  at::globalContext().lazyInitDevice(at::kCUDA);
+  return {at::kCUDA, static_cast<at::DeviceIndex>(index)};
+#else
+  check_argument(false, what, " is '", name, "', and this build has no CUDA kernels");
+  return at::kCPU;
+#endif
+}
+
+}  // namespace lighthouse::train

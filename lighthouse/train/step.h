@@ -1,0 +1,23 @@
+#pragma once
+
+#include "lighthouse/data/loader.h"
+#include "lighthouse/model/llama.h"
+#include "lighthouse/train/optimizer.h"
+#include "lighthouse/train/stage.h"
+
+namespace lighthouse::train {
+
+struct StepResult {
+  double loss;       ///< mean per token, nats
+  double grad_norm;  ///< before clipping
+  bool skipped;      ///< the weights are as they were
+};
+
+/// Forward and backward over a batch, a micro-batch at a time, then the update. The update is
+/// skipped where the loss or the gradient norm is not finite, or the norm is above
+/// recipe.skip_grad_norm. The model has the attention of the plan.
+/// @param batch on any device
+StepResult train_step(model::Llama& model, AdamW& optimizer, const data::Batch& batch,
+                      const StepPlan& plan, const OptimizerRecipe& recipe, double lr);
+
+}  // namespace lighthouse::train
