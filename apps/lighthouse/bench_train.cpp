@@ -152,6 +152,7 @@ Row measure(const train::Recipe& recipe, const train::StageRecipe& stage, at::De
     train::AdamW optimizer(model, recipe.optimizer,
                            options_of(recipe, device).dtype().toScalarType());
     model->set_attention(train::attention_plan(stage));
+    model->set_recompute_mlp(recipe.run.recompute_mlp);
     const train::StepPlan plan{stage.lighthouse, stage.batch, stage.context,
                                stage.micro_batch == 0 ? stage.batch : stage.micro_batch};
     const Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},

@@ -185,10 +185,12 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
 class AddMlp : public torch::autograd::Function<AddMlp> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm,
-                        const Tensor& gate, const Tensor& up, const Tensor& down, double eps) {
+                        const Tensor& gate, const Tensor& up, const Tensor& down, double eps,
+                        bool recompute) {
     const Normalized normalized = normalize(x, norm, eps);
     const Tensor gate_up = at::mm(as_rows(normalized.out), at::cat({gate, up}).t());
-    ctx->save_for_backward({x, norm, gate, up, down, normalized.rstd, gate_up});
+    ctx->save_for_backward(
+        {x, norm, gate, up, down, normalized.rstd, recompute ? Tensor() : gate_up});
     ctx->saved_data["eps"] = eps;
     return at::addmm(as_rows(x), swiglu(gate_up), down.t()).view_as(x);
   }
@@ -196,21 +198,23 @@ class AddMlp : public torch::autograd::Function<AddMlp> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     refuse_double_backward("add_mlp");
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &norm = saved[1], &gate = saved[2], &up = saved[3];
-    const Tensor &down = saved[4], &rstd = saved[5], &gate_up = saved[6];
+    const Tensor &x = saved[0], &norm = saved[1], &down = saved[4], &rstd = saved[5];
+    const Tensor both = at::cat({saved[2], saved[3]});
     const Tensor grad = as_rows(grad_outputs[0]);
 
+    const Tensor normalized = as_rows(normalize(x, norm, ctx->saved_data["eps"].toDouble()).out);
+    const Tensor gate_up = saved[6].defined() ? saved[6] : at::mm(normalized, both.t());
     const auto [hidden, grad_gate_up] = swiglu_backward(at::mm(grad, down), gate_up);
     const Tensor grad_down = at::mm(grad.t(), hidden);
-    const Tensor normalized = normalize(x, norm, ctx->saved_data["eps"].toDouble()).out;
-    const auto grad_weights = at::mm(grad_gate_up.t(), as_rows(normalized)).chunk(2);
-    const Tensor grad_normalized = at::mm(grad_gate_up, at::cat({gate, up})).view_as(x);
+    const auto grad_weights = at::mm(grad_gate_up.t(), normalized).chunk(2);
+    const Tensor grad_normalized = at::mm(grad_gate_up, both).view_as(x);
     auto grads = normalize_backward(grad_normalized, x, norm, rstd);
     return {grads[0].add_(grad_outputs[0]),
             grads[1],
             grad_weights[0],
             grad_weights[1],
             grad_down,
+            Tensor(),
             Tensor()};
   }
 };
@@ -277,8 +281,8 @@ Tensor add_projected(const Tensor& x, const Tensor& heads, const Tensor& weight)
 }
 
 Tensor add_mlp(const Tensor& x, const Norm& norm, const Tensor& gate, const Tensor& up,
-               const Tensor& down) {
-  return AddMlp::apply(x, norm.weight, gate, up, down, norm.eps);
+               const Tensor& down, bool recompute) {
+  return AddMlp::apply(x, norm.weight, gate, up, down, norm.eps, recompute);
 }
 
 }  // namespace lighthouse::model

@@ -52,9 +52,9 @@ std::array<at::Tensor, 3> project_heads(const at::Tensor& x, const Norm& norm, c
 /// x + heads projected: x (B, N, width), heads (B, N, heads, D), weight (width, heads D).
 at::Tensor add_projected(const at::Tensor& x, const at::Tensor& heads, const at::Tensor& weight);
 
-/// x + down(silu(gate(y)) * up(y)) of y, x (B, N, width) normalized. Keeps x and the two
-/// projections.
+/// x + down(silu(gate(y)) * up(y)) of y, x (B, N, width) normalized. Keeps x and gate(y) and up(y).
+/// @param recompute keeps x alone, for one more product in the backward pass
 at::Tensor add_mlp(const at::Tensor& x, const Norm& norm, const at::Tensor& gate,
-                   const at::Tensor& up, const at::Tensor& down);
+                   const at::Tensor& up, const at::Tensor& down, bool recompute = false);
 
 }  // namespace lighthouse::model

@@ -82,10 +82,11 @@ struct MlpImpl : torch::nn::Module {
 
   /// x + the block's output over x normalized.
   Tensor add_to(const Tensor& x, const Norm& norm) {
-    return add_mlp(x, norm, gate_proj->weight, up_proj->weight, down_proj->weight);
+    return add_mlp(x, norm, gate_proj->weight, up_proj->weight, down_proj->weight, recompute);
   }
 
   Linear gate_proj, up_proj, down_proj;
+  bool recompute = false;
 };
 TORCH_MODULE(Mlp);
 
@@ -218,6 +219,10 @@ void LlamaImpl::set_attention(const AttentionPlan& plan) {
     options[layer < 0 ? layers + layer : layer].mode = nn::Mode::kDense;
   }
   for (int64_t i = 0; i < layers; ++i) decoder_->layers[i]->self_attn->set_attention(options[i]);
+}
+
+void LlamaImpl::set_recompute_mlp(bool on) {
+  for (DecoderLayer& layer : decoder_->layers) layer->mlp->recompute = on;
 }
 
 void LlamaImpl::set_lighthouse_in_eval(bool on) {

@@ -66,6 +66,9 @@ class LlamaImpl : public torch::nn::Module {
   /// or the settings of lighthouse mode are out of range.
   void set_attention(const AttentionPlan& plan);
 
+  /// Whether the MLPs form their projections again in the backward pass, for less memory.
+  void set_recompute_mlp(bool on);
+
   /// In eval mode all layers are dense unless this is set ("as trained").
   void set_lighthouse_in_eval(bool on);
   bool lighthouse_in_eval() const { return lighthouse_in_eval_; }

@@ -113,6 +113,7 @@ class Trainer {
         checkpoints_(folder.checkpoints()),
         progress_(out, terminal, recipe.total_steps(), total_tokens(recipe)) {
     use_deterministic_algorithms(recipe.run.deterministic);
+    model_->set_recompute_mlp(recipe.run.recompute_mlp);
     for (const StageRecipe& stage : recipe.stages) {
       auto& batches = held_out_[stage.context];
       batches =

@@ -179,7 +179,13 @@ TEST(AddMlp, IsItsPlainFormInValueAndGradient) {
     const std::vector<Tensor> expected{l.x + at::linear(inner, l.down)};
     expect_same(actual, expected);
     const std::vector<Tensor> of{l.x, l.norm, l.gate, l.up, l.down};
-    expect_same(gradients(actual, of), gradients(expected, of));
+    const auto grads = gradients(actual, of);
+    expect_same(grads, gradients(expected, of));
+
+    const std::vector<Tensor> again{add_mlp(l.x, {l.norm, 0.01}, l.gate, l.up, l.down, true)};
+    EXPECT_TRUE(at::equal(again[0], actual[0]));
+    const auto again_grads = gradients(again, of);
+    for (size_t i = 0; i < of.size(); ++i) EXPECT_TRUE(at::equal(again_grads[i], grads[i])) << i;
   }
 }
 
