@@ -79,7 +79,7 @@ void print_stages(const std::vector<Run>& runs) {
                        loss(stage, "trained_loss_before"), loss(stage, "trained_loss_after")});
     }
   }
-  std::cout << "Stages. Losses are held-out, nats per byte, with dense attention and as the stage "
+  std::cout << "Stages. Losses are held-out, nats per token, with dense attention and as the stage "
                "trains:\n";
   print_table(std::cout, table, 3);
 }
@@ -95,13 +95,13 @@ std::string leak(const Run& run, const char* field) {
 
 void print_runs(const std::vector<Run>& runs) {
   const Run& first = runs.front();
-  Table table{{"run", "time", "tokens/s", "speed-up", "held-out loss", "byte frequencies",
+  Table table{{"run", "time", "tokens/s", "speed-up", "held-out loss", "token frequencies",
                "leak, dense", "leak, as trained"}};
   for (const Run& run : runs) {
     table.push_back({run.name, fixed(run.seconds(), 0, " s"),
                      fixed(run.tokens() / run.seconds(), 0),
                      fixed(first.seconds() / run.seconds(), 2, "x"), fixed(run.final_loss(), 3),
-                     fixed(run.summary.at("byte_frequency_loss").get<double>(), 3),
+                     fixed(run.summary.at("token_frequency_loss").get<double>(), 3),
                      leak(run, "leak_dense"), leak(run, "leak_as_trained")});
   }
   std::cout
@@ -188,7 +188,7 @@ void compare(const std::vector<std::string>& folders, const std::string& picture
   print_verdict(runs);
   if (picture.empty()) return;
   io::write_atomically(
-      picture, svg("Loss while training (thin) and on held-out text (dots)", "nats per byte",
+      picture, svg("Loss while training (thin) and on held-out text (dots)", "nats per token",
                    {panel(runs, "seconds", 1, "seconds of training"),
                     panel(runs, "tokens", 1e6, "million tokens")}));
   std::cout << "\nLoss curves: " << std::filesystem::absolute(picture).string() << '\n';

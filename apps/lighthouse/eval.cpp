@@ -88,22 +88,24 @@ void eval_run(const Options& options) {
   train::restore(checkpoint.model, train::parameters_of(model));
   const train::StageRecipe& stage = stage_to_measure(recipe);
   model->set_attention(train::attention_plan(stage));
-  const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context);
+  const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
+                                              recipe.model.vocab_size);
 
   const auto loss = [&](bool as_trained) {
     return eval::held_out_loss(model, batches, as_trained);
   };
   const double dense = loss(false);
   const double trained = stage.lighthouse ? loss(true) : dense;
-  const double bytes = eval::byte_frequency_loss(corpus.train(), corpus.held_out());
+  const double bytes =
+      eval::token_frequency_loss(corpus.train(), corpus.held_out(), recipe.model.vocab_size);
   std::cout << "checkpoint " << path.string() << ", " << batches.size() << " held-out sequences of "
             << stage.context << " tokens; as trained: stage " << stage.name << ", "
             << train::attention_name(stage.lighthouse) << "\n\n";
   print_table(std::cout,
-              {{"loss on held-out text", "nats per byte"},
+              {{"loss on held-out text", "nats per token"},
                {"dense", fixed(dense, 4)},
                {"as trained", fixed(trained, 4)},
-               {"byte frequencies alone", fixed(bytes, 4)}},
+               {"token frequencies alone", fixed(bytes, 4)}},
               1);
   std::cout << "\nrise of the loss before a cut, after which all inputs are replaced:\n"
             << std::flush;
@@ -117,7 +119,7 @@ void eval_run(const Options& options) {
   if (options.json.empty()) return;
   const ordered_json all{{"held_out_dense", dense},
                          {"held_out_as_trained", trained},
-                         {"byte_frequency", bytes},
+                         {"token_frequency", bytes},
                          {"leak_dense", to_json(leak_dense)},
                          {"leak_as_trained", to_json(leak_trained)}};
   io::write_atomically(options.json, all.dump(2) + '\n');

@@ -2,27 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/data/hash.h"
 #include "lighthouse/io/file.h"
 
 namespace lighthouse::data {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr uint64_t kHashStart = 0xcbf29ce484222325u;
-
-/// FNV-1a.
-template <class Bytes>
-uint64_t hash(const Bytes& bytes, uint64_t state = kHashStart) {
-  for (const auto byte : bytes) state = (state ^ static_cast<uint8_t>(byte)) * 0x100000001b3u;
-  return state;
-}
 
 /// A number in [0, 1) that depends on the path alone.
 double place(const fs::path& relative) {
@@ -80,6 +74,12 @@ bool is_text(std::string_view text) {
   return true;
 }
 
+/// Of so many, those at the end that are held out; both parts keep one.
+int64_t held_out_tokens(uint64_t size, double share) {
+  const int64_t last = std::llround(static_cast<double>(size) * share);
+  return std::clamp<int64_t>(last, 1, static_cast<int64_t>(size) - 1);
+}
+
 }  // namespace
 
 Corpus Corpus::read(const fs::path& path, double held_out_share) {
@@ -92,10 +92,16 @@ Corpus Corpus::read(const fs::path& path, double held_out_share) {
   check_argument(type == fs::file_type::regular || type == fs::file_type::directory, "the text '",
                  path.string(), "' is neither a file nor a folder");
 
+  const std::vector<fs::path> files = files_of(path);
+  std::vector<fs::path> token_files;
+  std::ranges::copy_if(files, std::back_inserter(token_files),
+                       [](const fs::path& file) { return file.extension() == ".bin"; });
+  if (!token_files.empty()) return of_token_files(token_files, held_out_share);
+
   Corpus corpus;
   std::vector<std::string> documents;
   std::vector<bool> held_out;
-  for (const fs::path& file : files_of(path)) {
+  for (const fs::path& file : files) {
     std::string bytes = io::read_file(file);
     if (bytes.empty()) {
       ++corpus.skipped_empty_;
@@ -114,23 +120,57 @@ Corpus Corpus::read(const fs::path& path, double held_out_share) {
 
   const int64_t documents_held_out = std::count(held_out.begin(), held_out.end(), true);
   const bool by_document = 0 < documents_held_out && documents_held_out < corpus.documents_;
+  std::vector<uint8_t> train, apart;
   for (size_t i = 0; i < documents.size(); ++i) {
-    auto& part = by_document && held_out[i] ? corpus.held_out_ : corpus.train_;
+    auto& part = by_document && held_out[i] ? apart : train;
     part.insert(part.end(), documents[i].begin(), documents[i].end());
   }
   if (!by_document) {
-    const auto size = static_cast<int64_t>(corpus.train_.size());
-    const int64_t last = std::llround(static_cast<double>(size) * held_out_share);
-    const auto cut = corpus.train_.end() - std::clamp<int64_t>(last, 1, size - 1);
-    corpus.held_out_.assign(cut, corpus.train_.end());
-    corpus.train_.erase(cut, corpus.train_.end());
-    corpus.train_.push_back(0);
+    const auto cut = train.end() - held_out_tokens(train.size(), held_out_share);
+    apart.assign(cut, train.end());
+    train.erase(cut, train.end());
+    train.push_back(0);
+  }
+  corpus.train_ = std::move(train);
+  corpus.held_out_ = std::move(apart);
+  return corpus;
+}
+
+Corpus Corpus::of_token_files(const std::vector<fs::path>& files, double held_out_share) {
+  Corpus corpus;
+  corpus.documents_ = static_cast<int64_t>(files.size());
+  std::vector<Tokens> train, held_out;
+  for (const fs::path& file : files) {
+    const std::string name = file.filename();
+    const bool apart = name.starts_with("val") || name.find("_val") != std::string::npos;
+    (apart ? held_out : train).push_back(Tokens::map(file));
+  }
+  if (train.empty()) std::swap(train, held_out);
+  corpus.train_ = Tokens::join(train);
+  corpus.held_out_ = Tokens::join(held_out);
+  if (held_out.empty()) {
+    const uint64_t size = corpus.train_.size();
+    check_argument(size >= 2, "the token files hold ", size, " token; 2 or more are needed");
+    const auto last = static_cast<uint64_t>(held_out_tokens(size, held_out_share));
+    corpus.held_out_ = corpus.train_.slice(size - last, last);
+    corpus.train_ = corpus.train_.slice(0, size - last);
   }
   return corpus;
 }
 
 uint64_t Corpus::fingerprint() const {
-  return hash(held_out_, hash(train_, hash(std::to_string(train_.size()))));
+  const uint64_t parts[2] = {train_.fingerprint(), held_out_.fingerprint()};
+  return hash(std::span(reinterpret_cast<const uint8_t*>(parts), sizeof(parts)));
+}
+
+std::string Corpus::describe() const {
+  if (!train_.is_text()) {
+    return message("tokens: ", documents_, " files, ", train_.size(), " tokens to train on, ",
+                   held_out_.size(), " held out");
+  }
+  return message("text: ", documents_, " documents, ", train_.size(), " bytes to train on, ",
+                 held_out_.size(), " held out; skipped ", skipped_empty_, " empty and ",
+                 skipped_binary_, " binary files");
 }
 
 }  // namespace lighthouse::data

@@ -2,18 +2,26 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 #include <vector>
+
+#include "lighthouse/data/tokens.h"
 
 namespace lighthouse::data {
 
-/// The text of a file, or of all files below a folder, as bytes, split by a fixed rule into a
-/// training part and a held-out part. Binary files (with a NUL byte or not valid UTF-8) and empty
-/// ones are skipped and counted.
+/// What a model is trained on, and what is held out: text as bytes, or token files.
+///
+/// The text of a file, or of all files below a folder, as bytes, is split by a fixed rule. Binary
+/// files (with a NUL byte or not valid UTF-8) and empty ones are skipped and counted.
 ///
 /// A byte is a token; every document ends with byte 0, which text never contains. Documents stand
 /// in the order of their paths relative to the folder. A document is held out whole, if a hash of
 /// its relative path says so: adding or removing others does not move it. Where that leaves a part
 /// empty, as it does for a single file, the whole text is split by position, its end held out.
+///
+/// A file whose name ends with .bin, or a folder with such files, is token files (tokens.h),
+/// mapped, in the order of their names. Those whose name begins with "val" or contains "_val" are
+/// held out where there are any; else the end of all of it is.
 class Corpus {
  public:
   /// Symbolic links to files are read, those to folders below `path` are not followed.
@@ -25,16 +33,21 @@ class Corpus {
   /// @throws std::runtime_error naming the file or folder that cannot be read
   static Corpus read(const std::filesystem::path& path, double held_out_share = 0.05);
 
-  const std::vector<uint8_t>& train() const { return train_; }
-  const std::vector<uint8_t>& held_out() const { return held_out_; }
-  int64_t documents() const { return documents_; }
+  const Tokens& train() const { return train_; }
+  const Tokens& held_out() const { return held_out_; }
+  int64_t documents() const { return documents_; }  ///< or token files
   int64_t skipped_empty() const { return skipped_empty_; }
   int64_t skipped_binary() const { return skipped_binary_; }
   /// A hash of both parts: a run refuses to resume on other data.
   uint64_t fingerprint() const;
+  /// What there is, a line.
+  std::string describe() const;
 
  private:
-  std::vector<uint8_t> train_, held_out_;
+  static Corpus of_token_files(const std::vector<std::filesystem::path>& files,
+                               double held_out_share);
+
+  Tokens train_, held_out_;
   int64_t documents_ = 0, skipped_empty_ = 0, skipped_binary_ = 0;
 };
 

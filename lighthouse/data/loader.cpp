@@ -11,27 +11,37 @@
 namespace lighthouse::data {
 namespace {
 
-at::Tensor tokens_of(std::span<const uint8_t> bytes, int64_t batch) {
-  at::Tensor tokens = at::empty({batch, static_cast<int64_t>(bytes.size()) / batch}, at::kLong);
-  std::copy(bytes.begin(), bytes.end(), tokens.data_ptr<int64_t>());
-  return tokens;
+/// The batch of all tokens but the last, and the one that follows them.
+Batch batch_of(const at::Tensor& stream, int64_t batch) {
+  const int64_t count = stream.numel() - 1;
+  return {stream.narrow(0, 0, count).view({batch, -1}),
+          stream.narrow(0, 1, count).clone().view({batch, -1})};
 }
 
-/// The batch of `bytes` tokens and the one that follows them.
-Batch batch_of(std::span<const uint8_t> bytes, int64_t batch) {
-  return {tokens_of(bytes.first(bytes.size() - 1), batch), tokens_of(bytes.subspan(1), batch)};
+at::Tensor empty_stream(uint64_t count) {
+  return at::empty({static_cast<int64_t>(count)}, at::kLong);
 }
 
 }  // namespace
 
-Loader::Loader(const std::vector<uint8_t>& bytes, uint64_t seed) : bytes_(bytes), seed_(seed) {
-  check_argument(!bytes.empty(), "there are 0 bytes of training text; at least 1 is needed");
-  for (auto rest = bytes_; !rest.empty(); rest = rest.subspan(pieces_.back().size())) {
-    const Piece longest = rest.first(std::min<size_t>(rest.size(), kPiece));
-    const auto end = std::find(longest.begin(), longest.end(), 0);
-    const size_t size = end == longest.end() ? longest.size() : end - longest.begin() + 1;
-    pieces_.push_back(rest.first(size));
+Loader::Loader(Tokens tokens, uint64_t seed, int64_t vocabulary)
+    : tokens_(std::move(tokens)), seed_(seed), vocabulary_(vocabulary) {
+  check_argument(!tokens_.empty(), "there are 0 tokens to train on; at least 1 is needed");
+  uint64_t begin = 0;
+  const auto add_piece = [&](uint64_t end) {
+    pieces_.push_back({begin, end});
+    begin = end;
+  };
+  std::vector<int64_t> chunk;
+  for (uint64_t done = 0; tokens_.is_text() && done < tokens_.size(); done += chunk.size()) {
+    chunk.resize(std::min(tokens_.size() - done, kPiece));
+    tokens_.copy(done, chunk.size(), vocabulary, chunk.data());
+    for (uint64_t end = done + 1; const int64_t id : chunk) {
+      if (id == 0 || end - begin == kPiece) add_piece(end);
+      ++end;
+    }
   }
+  while (begin < tokens_.size()) add_piece(std::min(begin + kPiece, tokens_.size()));
   shuffle(0);
 }
 
@@ -47,45 +57,49 @@ void Loader::shuffle(uint64_t epoch) {
 
   ends_.clear();
   uint64_t end = 0;
-  for (const Piece& piece : order_) ends_.push_back(end += piece.size());
+  for (const Piece& piece : order_) ends_.push_back(end += piece.end - piece.begin);
 }
 
 Loader::Piece Loader::rest_of_piece(uint64_t position) {
-  const uint64_t epoch = position / bytes_.size();
-  const uint64_t offset = position % bytes_.size();
+  const uint64_t epoch = position / tokens_.size();
+  const uint64_t offset = position % tokens_.size();
   if (epoch != shuffled_epoch_) shuffle(epoch);
   const auto end = std::upper_bound(ends_.begin(), ends_.end(), offset);
-  return order_[end - ends_.begin()].last(*end - offset);
+  const Piece& piece = order_[static_cast<size_t>(end - ends_.begin())];
+  return {piece.end - (*end - offset), piece.end};
 }
 
 Batch Loader::next(int64_t batch, int64_t context) {
   check_argument(batch >= 1, "the batch is ", batch, "; it must be 1 or more");
   check_argument(context >= 1, "the context is ", context, "; it must be 1 or more");
   const uint64_t count = static_cast<uint64_t>(batch) * static_cast<uint64_t>(context);
-  std::vector<uint8_t> stream;
-  stream.reserve(count + 1);
-  while (stream.size() < count + 1) {
-    const Piece rest = rest_of_piece(position_ + stream.size());
-    const size_t taken = std::min<size_t>(rest.size(), count + 1 - stream.size());
-    stream.insert(stream.end(), rest.begin(), rest.begin() + static_cast<ptrdiff_t>(taken));
+  const at::Tensor stream = empty_stream(count + 1);
+  for (uint64_t done = 0; done < count + 1;) {
+    const Piece rest = rest_of_piece(position_ + done);
+    const uint64_t taken = std::min(rest.end - rest.begin, count + 1 - done);
+    tokens_.copy(rest.begin, taken, vocabulary_, stream.data_ptr<int64_t>() + done);
+    done += taken;
   }
   position_ += count;
   return batch_of(stream, batch);
 }
 
-std::vector<Batch> held_out_batches(const std::vector<uint8_t>& bytes, int64_t sequences,
-                                    int64_t context) {
+std::vector<Batch> held_out_batches(const Tokens& tokens, int64_t sequences, int64_t context,
+                                    int64_t vocabulary) {
   check_argument(sequences >= 1, "the number of held-out sequences is ", sequences,
                  "; it must be 1 or more");
   check_argument(context >= 1, "the held-out context is ", context, "; it must be 1 or more");
-  const int64_t last = static_cast<int64_t>(bytes.size()) - 1;
-  check_argument(last >= context, "the held-out text has ", bytes.size(), " bytes; a sequence of ",
-                 context, " tokens needs ", context, " + 1");
+  const int64_t last = static_cast<int64_t>(tokens.size()) - 1;
+  check_argument(last >= context, "there are ", tokens.size(), " held-out tokens; a sequence of ",
+                 context, " needs ", context, " + 1");
   const int64_t count = std::min(sequences, last / context);
   std::vector<Batch> batches;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t begin = last * i / count;
-    batches.push_back(batch_of(std::span(bytes).subspan(begin, context + 1), 1));
+    const auto length = static_cast<uint64_t>(context) + 1;
+    const at::Tensor stream = empty_stream(length);
+    tokens.copy(static_cast<uint64_t>(last * i / count), length, vocabulary,
+                stream.data_ptr<int64_t>());
+    batches.push_back(batch_of(stream, 1));
   }
   return batches;
 }

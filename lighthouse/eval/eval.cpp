@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <random>
 
 #include "lighthouse/core/check.h"
@@ -74,20 +75,27 @@ double held_out_loss(model::Llama& model, const std::vector<data::Batch>& batche
   return total / static_cast<double>(tokens);
 }
 
-double byte_frequency_loss(const std::vector<uint8_t>& train,
-                           const std::vector<uint8_t>& held_out) {
-  check_argument(!held_out.empty(), "there are 0 bytes of held-out text; at least 1 is needed");
-  std::array<double, 256> counts;
-  counts.fill(1);
-  for (const uint8_t byte : train) ++counts[byte];
-  std::array<double, 256> held_out_counts{};
-  for (const uint8_t byte : held_out) ++held_out_counts[byte];
-  const double total = static_cast<double>(train.size()) + 256;
+double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_out,
+                            int64_t vocabulary) {
+  check_argument(!held_out.empty(), "there are 0 held-out tokens; at least 1 is needed");
+  const auto counts_of = [&](const data::Tokens& tokens, double least) {
+    std::vector<double> counts(static_cast<size_t>(vocabulary), least);
+    std::vector<int64_t> ids;
+    const uint64_t all = std::min(tokens.size(), uint64_t{1} << 26);
+    for (uint64_t begin = 0; begin < all; begin += ids.size()) {
+      ids.resize(std::min<uint64_t>(all - begin, 1 << 20));
+      tokens.copy(begin, ids.size(), vocabulary, ids.data());
+      for (const int64_t id : ids) ++counts[static_cast<size_t>(id)];
+    }
+    return counts;
+  };
+  const auto counts = counts_of(train, 1), held_out_counts = counts_of(held_out, 0);
+  const double total = std::accumulate(counts.begin(), counts.end(), 0.0);
   double loss = 0;
-  for (size_t byte = 0; byte < 256; ++byte) {
-    loss -= held_out_counts[byte] * std::log(counts[byte] / total);
+  for (size_t id = 0; id < counts.size(); ++id) {
+    loss -= held_out_counts[id] * std::log(counts[id] / total);
   }
-  return loss / static_cast<double>(held_out.size());
+  return loss / std::accumulate(held_out_counts.begin(), held_out_counts.end(), 0.0);
 }
 
 std::vector<LeakBin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,

@@ -14,10 +14,12 @@ namespace lighthouse::eval {
 /// @throws std::invalid_argument where there are no batches
 double held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches, bool as_trained);
 
-/// The loss of byte frequencies alone: the cross entropy of `held_out` under the frequencies of
-/// `train` (add-one smoothed), nats per byte. The reference that any model has to beat.
+/// The loss of token frequencies alone: the cross entropy of `held_out` under the frequencies of
+/// `train` (add-one smoothed), nats per token. The reference that any model has to beat. Of more
+/// than 2^26 tokens the first are counted.
 /// @throws std::invalid_argument where `held_out` is empty
-double byte_frequency_loss(const std::vector<uint8_t>& train, const std::vector<uint8_t>& held_out);
+double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_out,
+                            int64_t vocabulary = 256);
 
 /// How much the losses at some distances before a cut rise.
 struct LeakBin {

@@ -76,7 +76,7 @@ struct Section {
 
 std::vector<Field> fields(model::LlamaConfig& m) {
   return {
-      {"vocab_size", &m.vocab_size, at_least(256), "a byte is a token"},
+      {"vocab_size", &m.vocab_size, at_least(256), "of text 256: a byte is a token"},
       {"hidden_size", &m.hidden_size, at_least(1), "width of the residual stream"},
       {"intermediate_size", &m.intermediate_size, at_least(1), "width of SwiGLU"},
       {"num_hidden_layers", &m.num_hidden_layers, at_least(1), "layers"},
@@ -92,7 +92,7 @@ std::vector<Field> fields(model::LlamaConfig& m) {
 
 std::vector<Field> fields(DataRecipe& d) {
   return {
-      {"path", &d.path, kAny, "file or folder of text, from the working directory"},
+      {"path", &d.path, kAny, "file or folder of text, or of token files (.bin)"},
       {"held_out_share", &d.held_out_share, {0, 1, true, true}, "of the text, never trained on"},
   };
 }

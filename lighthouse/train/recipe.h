@@ -36,7 +36,7 @@ struct OptimizerRecipe {
 };
 
 struct DataRecipe {
-  std::string path;  ///< a file or folder of text; relative paths: from the working directory
+  std::string path;  ///< text or token files (data::Corpus); relative: to the working directory
   double held_out_share = 0.05;
 };
 

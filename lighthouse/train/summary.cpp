@@ -33,9 +33,10 @@ double final_train_loss(const MetricsHistory& history, int64_t first, int64_t la
 
 }  // namespace
 
-Summary summarize(const Recipe& recipe, const MetricsHistory& history, double byte_frequency_loss) {
+Summary summarize(const Recipe& recipe, const MetricsHistory& history,
+                  double token_frequency_loss) {
   Summary summary;
-  summary.byte_frequency_loss = byte_frequency_loss;
+  summary.token_frequency_loss = token_frequency_loss;
   const std::vector<EvalMetrics> befores = evals_of(history, "before");
   const std::vector<EvalMetrics> afters = evals_of(history, "after");
   for (size_t i = 0; i < recipe.stages.size(); ++i) {
@@ -71,7 +72,8 @@ std::string to_json(const Summary& summary) {
                       {"dense_loss_after", s.after.dense_loss},
                       {"trained_loss_after", s.after.trained_loss}});
   }
-  const ordered_json all{{"stages", stages}, {"byte_frequency_loss", summary.byte_frequency_loss}};
+  const ordered_json all{{"stages", stages},
+                         {"token_frequency_loss", summary.token_frequency_loss}};
   return all.dump(2) + '\n';
 }
 
@@ -95,8 +97,8 @@ void print(std::ostream& out, const Summary& summary) {
           << s.before.dense_loss << std::setw(9) << s.after.dense_loss << std::setw(13)
           << s.before.trained_loss << std::setw(9) << s.after.trained_loss << '\n';
   }
-  table << "Losses are nats per byte; byte frequencies alone reach " << summary.byte_frequency_loss
-        << " on the held-out text.\n";
+  table << "Losses are nats per token; token frequencies alone reach "
+        << summary.token_frequency_loss << " on the held-out text.\n";
   out << table.str();
 }
 

@@ -24,11 +24,11 @@ struct StageSummary {
 
 struct Summary {
   std::vector<StageSummary> stages;
-  double byte_frequency_loss = 0;
+  double token_frequency_loss = 0;
 };
 
 /// Of a run that is complete.
-Summary summarize(const Recipe& recipe, const MetricsHistory& history, double byte_frequency_loss);
+Summary summarize(const Recipe& recipe, const MetricsHistory& history, double token_frequency_loss);
 
 std::string to_json(const Summary& summary);
 

@@ -106,7 +106,7 @@ class Trainer {
         folder_(folder),
         out_(out),
         corpus_(data::Corpus::read(recipe.data.path, recipe.data.held_out_share)),
-        loader_(corpus_.train(), recipe.run.seed),
+        loader_(corpus_.train(), recipe.run.seed, recipe.model.vocab_size),
         device_(find_device(recipe.run.device, "run.device")),
         model_(new_model(recipe, device_)),
         optimizer_(model_, recipe.optimizer, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat),
@@ -116,16 +116,13 @@ class Trainer {
     model_->set_recompute_mlp(recipe.run.recompute_mlp);
     for (const StageRecipe& stage : recipe.stages) {
       auto& batches = held_out_[stage.context];
-      batches =
-          data::held_out_batches(corpus_.held_out(), recipe.run.eval_sequences, stage.context);
+      batches = data::held_out_batches(corpus_.held_out(), recipe.run.eval_sequences, stage.context,
+                                       recipe.model.vocab_size);
       for (data::Batch& batch : batches) {
         batch = {batch.tokens.to(device_), batch.targets.to(device_)};
       }
     }
-    out << "text: " << corpus_.documents() << " documents, " << corpus_.train().size()
-        << " bytes to train on, " << corpus_.held_out().size() << " held out; skipped "
-        << corpus_.skipped_empty() << " empty and " << corpus_.skipped_binary()
-        << " binary files\n";
+    out << corpus_.describe() << '\n';
   }
 
   void resume(const fs::path& path);
@@ -198,8 +195,9 @@ int Trainer::run() {
     if (step_ > stage.last()) continue;
     if (const int signal = run(stage, metrics); signal != 0) return signal;
   }
-  const Summary summary = summarize(recipe_, read_metrics(folder_.metrics()),
-                                    eval::byte_frequency_loss(corpus_.train(), corpus_.held_out()));
+  const Summary summary = summarize(
+      recipe_, read_metrics(folder_.metrics()),
+      eval::token_frequency_loss(corpus_.train(), corpus_.held_out(), recipe_.model.vocab_size));
   io::write_atomically(folder_.summary(), to_json(summary));
   print(out_, summary);
   return 0;

@@ -14,11 +14,14 @@ namespace lighthouse::data {
 namespace {
 
 namespace fs = std::filesystem;
-using Bytes = std::vector<uint8_t>;
 
-std::string text_of(const Bytes& bytes) { return {bytes.begin(), bytes.end()}; }
+std::string text_of(const Tokens& tokens) {
+  const auto ids = tokens.first(tokens.size());
+  return {ids.begin(), ids.end()};
+}
 
-std::set<std::string> documents_of(const Bytes& bytes) {
+std::set<std::string> documents_of(const Tokens& tokens) {
+  const std::string bytes = text_of(tokens);
   std::set<std::string> documents;
   for (auto begin = bytes.begin(); begin != bytes.end();) {
     const auto end = std::find(begin, bytes.end(), 0);
@@ -201,6 +204,29 @@ TEST_F(CorpusTest, FingerprintsBothParts) {
   EXPECT_NE(Corpus::read(path, 0.25).fingerprint(), print);
   write("text", "O123456789abcdefghi");
   EXPECT_NE(Corpus::read(path, 0.25).fingerprint(), print);
+}
+
+TEST_F(CorpusTest, TakesTokenFilesInTheOrderOfTheirNames) {
+  const std::vector<int64_t> first{1, 2, 3, 4, 5}, second{6, 7, 8, 9, 10};
+  write_tokens(root_ / "b.bin", second, 1000);
+  write_tokens(root_ / "a.bin", first, 100000);
+  write("notes.txt", "left out");
+  const Corpus corpus = Corpus::read(root_, 0.2);
+  EXPECT_EQ(corpus.train().first(99), (std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8}));
+  EXPECT_EQ(corpus.held_out().first(99), (std::vector<int64_t>{9, 10}));
+  EXPECT_EQ(corpus.describe(), "tokens: 2 files, 8 tokens to train on, 2 held out");
+  const Corpus one = Corpus::read(root_ / "a.bin", 0.2);
+  EXPECT_EQ(one.held_out().first(99), std::vector<int64_t>{5});
+  EXPECT_NE(one.fingerprint(), corpus.fingerprint());
+  EXPECT_EQ(Corpus::read(root_, 0.2).fingerprint(), corpus.fingerprint());
+}
+
+TEST_F(CorpusTest, HoldsOutTheTokenFilesThatSaySo) {
+  write_tokens(root_ / "train.bin", std::vector<int64_t>{1, 2, 3}, 1000);
+  write_tokens(root_ / "val.bin", std::vector<int64_t>{4, 5}, 1000);
+  const Corpus corpus = Corpus::read(root_, 0.5);
+  EXPECT_EQ(corpus.train().first(99), (std::vector<int64_t>{1, 2, 3}));
+  EXPECT_EQ(corpus.held_out().first(99), (std::vector<int64_t>{4, 5}));
 }
 
 }  // namespace

@@ -80,9 +80,9 @@ TEST(ByteFrequencyLoss, IsTheCrossEntropyUnderSmoothedFrequencies) {
   const Bytes train{'a', 'b', 'a'}, held_out{'a', 'b', 'c', 'c'};
   const double expected =
       -(std::log(3.0 / 259) + std::log(2.0 / 259) + 2 * std::log(1.0 / 259)) / 4;
-  EXPECT_NEAR(byte_frequency_loss(train, held_out), expected, 1e-12);
-  EXPECT_NEAR(byte_frequency_loss({}, held_out), std::log(256.0), 1e-12);
-  EXPECT_THROW(byte_frequency_loss(train, {}), std::invalid_argument);
+  EXPECT_NEAR(token_frequency_loss(train, held_out), expected, 1e-12);
+  EXPECT_NEAR(token_frequency_loss({}, held_out), std::log(256.0), 1e-12);
+  EXPECT_THROW(token_frequency_loss(train, {}), std::invalid_argument);
 }
 
 TEST(SelectionLeak, OfDenseAttentionIsExactlyZero) {
@@ -118,7 +118,7 @@ TEST(SelectionLeak, OfThePublishedRuleIsSeen) {
 }
 
 TEST(SelectionLeak, MeasuresOneCutByHand) {
-  at::manual_seed(5);
+  at::manual_seed(7);  // whose cut changes what is selected
   model::LlamaConfig config = small_config();
   config.vocab_size = 2;  // so that there is one other token
   model::Llama model(config);

@@ -197,7 +197,7 @@ TEST_F(ProcessTest, EvalMeasuresARun) {
   // The context of the Lighthouse stage: longer than that of the last stage.
   EXPECT_NE(json.at("held_out_dense"), json.at("held_out_as_trained"));
   EXPECT_LT(json.at("held_out_dense"), 5);
-  EXPECT_GT(json.at("byte_frequency"), 2);
+  EXPECT_GT(json.at("token_frequency"), 2);
   ASSERT_EQ(json.at("leak_dense").size(), 5u);
   ASSERT_EQ(json.at("leak_as_trained").size(), 5u);
   for (const auto& bin : json.at("leak_dense")) EXPECT_EQ(bin.at("mean"), 0);
