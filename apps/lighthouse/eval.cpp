@@ -85,7 +85,7 @@ void eval_run(const Options& options) {
                  "; that which the run was trained on has ", checkpoint.corpus);
 
   model::Llama model(recipe.model);
-  train::restore(checkpoint.model, train::parameters_of(model));
+  train::restore(checkpoint.model, train::parameters_of(model), "the checkpoint");
   const train::StageRecipe& stage = stage_to_measure(recipe);
   model->set_attention(train::attention_plan(stage));
   const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,

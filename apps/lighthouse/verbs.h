@@ -16,6 +16,7 @@ inline constexpr int kUnusable = 2;
 void add_bench(CLI::App& app);
 void add_compare(CLI::App& app);
 void add_eval(CLI::App& app);
+void add_export(CLI::App& app);
 void add_info(CLI::App& app);
 void add_train(CLI::App& app);
 void add_verify(CLI::App& app);

@@ -4,6 +4,8 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <numbers>
+
 #ifdef LIGHTHOUSE_CUDA
 #include "lighthouse/model/cuda/elementwise.h"
 #include "lighthouse/ops/stream.h"
@@ -225,11 +227,19 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   return RmsNorm::apply(x, weight.to(x.scalar_type()), eps);
 }
 
-Rotation::Rotation(int64_t head_dim, double theta, const Tensor& x) {
+Rotation::Rotation(int64_t head_dim, double theta, const Tensor& x, const RopeScaling& scaling) {
   const auto options = x.options().dtype(at::kFloat).requires_grad(false);
   const Tensor pairs = at::arange(0, head_dim, 2, options) / static_cast<double>(head_dim);
-  const Tensor angles =
-      at::outer(at::arange(x.size(1), options), at::pow(theta, pairs).reciprocal());
+  Tensor frequencies = at::pow(theta, pairs).reciprocal();
+  if (scaling.factor != 1) {
+    const Tensor turns =
+        frequencies * (static_cast<double>(scaling.original_context) / (2 * std::numbers::pi));
+    const Tensor fast =
+        ((turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency))
+            .clamp(0, 1);
+    frequencies = (1 - fast) * frequencies / scaling.factor + fast * frequencies;
+  }
+  const Tensor angles = at::outer(at::arange(x.size(1), options), frequencies);
   cos = angles.cos().to(angle_type(x));
   sin = angles.sin().to(angle_type(x));
 }

@@ -14,6 +14,16 @@ namespace lighthouse::model {
 /// (width), which is taken in the type of x.
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
+/// How Llama 3 stretches rotary embedding to longer contexts: slow pairs turn slower by the factor,
+/// fast ones as before, those between by something between. A factor of 1 changes nothing.
+struct RopeScaling {
+  double factor = 1;
+  double low_frequency = 1;   ///< pairs of fewer turns over the original context are slow
+  double high_frequency = 4;  ///< pairs of more turns are fast
+  int64_t original_context = 8192;
+  bool operator==(const RopeScaling&) const = default;
+};
+
 /// The angles of rotary embedding: cosines and sines, both (N, D/2), in float32, or in float64 for
 /// a model of that type, whose angles are float32's all the same.
 struct Rotation {
@@ -22,7 +32,7 @@ struct Rotation {
   Rotation() = default;
   Rotation(at::Tensor cosines, at::Tensor sines) : cos(std::move(cosines)), sin(std::move(sines)) {}
   /// For the positions of x (B, N, ...), on its device.
-  Rotation(int64_t head_dim, double theta, const at::Tensor& x);
+  Rotation(int64_t head_dim, double theta, const at::Tensor& x, const RopeScaling& scaling = {});
 
   /// Whether it covers the positions of x (B, N, ...), on its device, for its type.
   bool fits(const at::Tensor& x) const;

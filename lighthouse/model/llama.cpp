@@ -116,7 +116,8 @@ struct DecoderImpl : torch::nn::Module {
       : embed_tokens(register_module("embed_tokens", Embedding(c.vocab_size, c.hidden_size))),
         norm(RmsNorm(c.hidden_size, c.rms_norm_eps)),
         head_dim(c.head_dim),
-        rope_theta(c.rope_theta) {
+        rope_theta(c.rope_theta),
+        rope_scaling(c.rope_scaling) {
     torch::nn::ModuleList list = register_module("layers", torch::nn::ModuleList());
     for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
       layers.emplace_back(c);
@@ -127,7 +128,7 @@ struct DecoderImpl : torch::nn::Module {
 
   Tensor forward(const Tensor& tokens) {
     Tensor x = embed_tokens(tokens);
-    if (!rotation.fits(x)) rotation = Rotation(head_dim, rope_theta, x);
+    if (!rotation.fits(x)) rotation = Rotation(head_dim, rope_theta, x, rope_scaling);
     const Rotation here = rotation.first(x.size(1));
     for (DecoderLayer& layer : layers) x = layer(x, here);
     return norm(x);
@@ -138,6 +139,7 @@ struct DecoderImpl : torch::nn::Module {
   RmsNorm norm;
   int64_t head_dim;
   double rope_theta;
+  RopeScaling rope_scaling;
   Rotation rotation;  ///< of the longest sequence so far
 };
 
@@ -157,6 +159,12 @@ void LlamaConfig::validate() const {
   check_argument(head_dim > 0 && head_dim % 2 == 0, "head_dim is ", head_dim,
                  "; it must be even and above 0");
   positive("rope_theta", rope_theta);
+  positive("rope_scaling_factor", rope_scaling.factor);
+  positive("rope_low_frequency", rope_scaling.low_frequency);
+  check_argument(rope_scaling.high_frequency > rope_scaling.low_frequency,
+                 "rope_high_frequency is ", rope_scaling.high_frequency,
+                 "; it must be above rope_low_frequency, ", rope_scaling.low_frequency);
+  positive("rope_original_context", rope_scaling.original_context);
   positive("rms_norm_eps", rms_norm_eps);
   positive("initializer_range", initializer_range);
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "lighthouse/model/layers.h"
 #include "lighthouse/nn/attention.h"
 
 namespace lighthouse::model {
@@ -21,6 +22,7 @@ struct LlamaConfig {
   int64_t num_key_value_heads = 4;
   int64_t head_dim = 32;
   double rope_theta = 10000.0;
+  RopeScaling rope_scaling;
   double rms_norm_eps = 1e-5;
   double initializer_range = 0.02;
   bool tie_word_embeddings = false;

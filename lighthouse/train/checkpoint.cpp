@@ -204,9 +204,9 @@ std::map<std::string, at::Tensor> parameters_of(const model::Llama& model) {
 }
 
 void restore(const std::map<std::string, at::Tensor>& from,
-             const std::map<std::string, at::Tensor>& into) {
-  const auto require = [](bool condition, const auto&... parts) {
-    if (!condition) throw std::runtime_error(message("the checkpoint's tensor '", parts...));
+             const std::map<std::string, at::Tensor>& into, const std::string& source) {
+  const auto require = [&](bool condition, const auto&... parts) {
+    if (!condition) throw std::runtime_error(message(source, ": the tensor '", parts...));
   };
   for (const auto& [name, tensor] : from) {
     require(into.contains(name), name, "' is none of the run's");

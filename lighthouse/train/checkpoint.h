@@ -60,9 +60,9 @@ Checkpoint read_checkpoint(const std::filesystem::path& folder);
 /// The parameters themselves, not copies.
 std::map<std::string, at::Tensor> parameters_of(const model::Llama& model);
 
-/// Copies tensors into those of the same names. Throws std::runtime_error, naming the tensor,
-/// unless both have the same names, shapes and types.
+/// Copies tensors into those of the same names. Throws std::runtime_error, naming the tensor and
+/// `source`, unless both have the same names, shapes and types.
 void restore(const std::map<std::string, at::Tensor>& from,
-             const std::map<std::string, at::Tensor>& into);
+             const std::map<std::string, at::Tensor>& into, const std::string& source);
 
 }  // namespace lighthouse::train

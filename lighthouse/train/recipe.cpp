@@ -18,6 +18,7 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/model/hugging_face.h"
 
 namespace lighthouse::train {
 namespace {
@@ -74,8 +75,11 @@ struct Section {
 // The one list of fields: of it are made the defaults, the parser, the overrides, the help and the
 // table.
 
-std::vector<Field> fields(model::LlamaConfig& m) {
+std::vector<Field> fields(model::LlamaConfig& m, std::string& init_from) {
+  model::RopeScaling& scaling = m.rope_scaling;
   return {
+      {"init_from", &init_from, kAny,
+       "folder of a Llama of Hugging Face's to begin with; '': none"},
       {"vocab_size", &m.vocab_size, at_least(256), "of text 256: a byte is a token"},
       {"hidden_size", &m.hidden_size, at_least(1), "width of the residual stream"},
       {"intermediate_size", &m.intermediate_size, at_least(1), "width of SwiGLU"},
@@ -84,6 +88,11 @@ std::vector<Field> fields(model::LlamaConfig& m) {
       {"num_key_value_heads", &m.num_key_value_heads, at_least(1), "divides the query heads"},
       {"head_dim", &m.head_dim, at_least(2), "of queries, keys and values; even"},
       {"rope_theta", &m.rope_theta, above(0), "base of the rotary embedding"},
+      {"rope_scaling_factor", &scaling.factor, above(0), "Llama 3's for longer contexts; 1: none"},
+      {"rope_low_frequency", &scaling.low_frequency, above(0), "fewer turns: stretched by it"},
+      {"rope_high_frequency", &scaling.high_frequency, above(0), "more turns: not stretched"},
+      {"rope_original_context", &scaling.original_context, at_least(1),
+       "that turns are counted over"},
       {"rms_norm_eps", &m.rms_norm_eps, above(0), "added to the mean square"},
       {"initializer_range", &m.initializer_range, above(0), "standard deviation of new matrices"},
       {"tie_word_embeddings", &m.tie_word_embeddings, kAny, "one matrix embeds and projects out"},
@@ -193,7 +202,7 @@ std::vector<Field> fields(StageRecipe& s) {
 
 /// All fields of a recipe; they point into it.
 std::vector<Section> sections(Recipe& recipe) {
-  std::vector<Section> all{{"model", fields(recipe.model)},
+  std::vector<Section> all{{"model", fields(recipe.model, recipe.init_from)},
                            {"data", fields(recipe.data)},
                            {"optimizer", fields(recipe.optimizer)},
                            {"run", fields(recipe.run)}};
@@ -456,8 +465,29 @@ void read_preset(Recipe& recipe, const toml::table& root, const std::filesystem:
   for (const auto& [key, value] : preset) {
     check_argument(key.str() == "model", place(key.source()), "a preset has no section '",
                    key.str(), "'; it must have [model] alone");
-    const Section section{"model", fields(recipe.model)};
+    const Section section{"model", fields(recipe.model, recipe.init_from)};
     set_fields(section, as_table(value, "model"));
+  }
+}
+
+/// Reads the sizes of the model to begin with, where one is named.
+void read_init_from(Recipe& recipe, const toml::table& root,
+                    const std::vector<Override>& overrides) {
+  const auto in_file = root["model"]["init_from"].value<std::string>();
+  std::string folder = in_file.value_or("");
+  for (const Override& given : overrides) {
+    if (given.section == "model" && given.key == "init_from") folder = *given.bare;
+  }
+  // A run's own recipe has every size: it goes on without the folder.
+  const toml::table* model = root["model"].as_table();
+  if (folder.empty() ||
+      (model != nullptr && model->size() >= fields(recipe.model, folder).size())) {
+    return;
+  }
+  try {
+    recipe.model = model::read_config(folder);
+  } catch (const std::exception& error) {
+    throw std::invalid_argument(message("model.init_from: ", error.what()));
   }
 }
 
@@ -551,6 +581,7 @@ Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::st
     recipe.stages.resize(stages->as_array()->size());
   }
   read_preset(recipe, root, file, given);
+  read_init_from(recipe, root, given);
   const std::vector<Section> all = sections(recipe);
   size_t stage = 0;
   for (const Section& section : all) {

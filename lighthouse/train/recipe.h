@@ -73,13 +73,16 @@ struct StageRecipe {
 /// One file describes a whole run.
 struct Recipe {
   model::LlamaConfig model;
+  std::string
+      init_from;  ///< folder of a model of Hugging Face's, whose weights the run begins with
   DataRecipe data;
   OptimizerRecipe optimizer;
   RunRecipe run;
   std::vector<StageRecipe> stages;
 
   /// Reads a TOML file: [model] (or [model] with preset = "models/tiny.toml", relative to the
-  /// recipe, whose keys the others override), [data], [optimizer], [run] and [[stage]]...
+  /// recipe, or with init_from, whose keys the others override), [data], [optimizer], [run] and
+  /// [[stage]]...
   ///
   /// @param overrides "key=value", as in a file: "optimizer.lr=1e-3", "stage.0.steps=10", or with
   ///        the stage's name, "stage.lighthouse.steps=10"

@@ -16,6 +16,7 @@
 #include "lighthouse/data/loader.h"
 #include "lighthouse/eval/eval.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/model/hugging_face.h"
 #include "lighthouse/train/checkpoint.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/metrics.h"
@@ -35,17 +36,22 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 /// What a run must have in common with the checkpoint that it goes on from: the recipe without its
-/// paths, since folders move, and a fingerprint tells whether the text is the same.
+/// paths, since folders move, the model to begin with included; a fingerprint tells whether the
+/// text is the same.
 std::string resume_key(Recipe recipe) {
   recipe.run.out.clear();
   recipe.data.path.clear();
+  recipe.init_from.clear();
   return recipe.to_toml();
 }
 
 /// The same weights on every device.
-model::Llama new_model(const Recipe& recipe, at::Device device) {
+model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
   at::manual_seed(recipe.run.seed);
   model::Llama model(recipe.model);
+  if (!recipe.init_from.empty() && !resume) {
+    restore(model::read_weights(recipe.init_from), parameters_of(model), "model.init_from");
+  }
   model->to(device);
   return model;
 }
@@ -101,14 +107,15 @@ fs::path starting_point(const RunFolder& folder, const Start& start) {
 
 class Trainer {
  public:
-  Trainer(const Recipe& recipe, const RunFolder& folder, std::ostream& out, bool terminal)
+  Trainer(const Recipe& recipe, const RunFolder& folder, bool resume, std::ostream& out,
+          bool terminal)
       : recipe_(recipe),
         folder_(folder),
         out_(out),
         corpus_(data::Corpus::read(recipe.data.path, recipe.data.held_out_share)),
         loader_(corpus_.train(), recipe.run.seed, recipe.model.vocab_size),
         device_(find_device(recipe.run.device, "run.device")),
-        model_(new_model(recipe, device_)),
+        model_(new_model(recipe, device_, resume)),
         optimizer_(model_, recipe.optimizer, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat),
         checkpoints_(folder.checkpoints()),
         progress_(out, terminal, recipe.total_steps(), total_tokens(recipe)) {
@@ -167,9 +174,9 @@ void Trainer::resume(const fs::path& path) {
   check_argument(corpus_.fingerprint() == checkpoint.corpus, "the text in '", recipe_.data.path,
                  "' has the fingerprint ", corpus_.fingerprint(), "; that of the checkpoint is ",
                  checkpoint.corpus, ": a run goes on with the text that it began with");
-  restore(checkpoint.model, optimizer_.weights());
+  restore(checkpoint.model, optimizer_.weights(), "the checkpoint");
   optimizer_.publish_weights();
-  restore(checkpoint.optimizer, optimizer_.state());
+  restore(checkpoint.optimizer, optimizer_.state(), "the checkpoint");
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   generator.set_state(checkpoint.random);
   loader_.seek(checkpoint.position);
@@ -315,8 +322,8 @@ void Trainer::save() {
 int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal) {
   recipe.validate();
   const RunFolder folder(recipe.run.out);
-  starting_point(folder, start);
-  Trainer trainer(recipe, folder, out, terminal);
+  const bool resume = !starting_point(folder, start).empty();
+  Trainer trainer(recipe, folder, resume, out, terminal);
 
   fs::create_directories(folder.checkpoints());
   const io::Lock lock(folder.lock());

@@ -129,23 +129,23 @@ TEST(DamagedCheckpointAlone, SaysThatThereIsNoOther) {
 TEST(Restore, RefusesOtherTensors) {
   const std::map<std::string, at::Tensor> into{{"a", at::zeros({2, 3})}, {"b", at::zeros({1})}};
   const at::Tensor a = at::ones({2, 3}), b = at::ones({1});
-  EXPECT_TRUE(throws<std::runtime_error>([&] { restore({{"a", a}}, into); }, {"'b'"}));
+  EXPECT_TRUE(throws<std::runtime_error>([&] { restore({{"a", a}}, into, "here"); }, {"'b'"}));
   EXPECT_TRUE(throws<std::runtime_error>(
       [&] {
-        restore({{"a", a}, {"b", b}, {"c", b}}, into);
+        restore({{"a", a}, {"b", b}, {"c", b}}, into, "here");
       },
       {"'c'"}));
   EXPECT_TRUE(throws<std::runtime_error>(
       [&] {
-        restore({{"a", b}, {"b", b}}, into);
+        restore({{"a", b}, {"b", b}}, into, "here");
       },
       {"'a'", "[1]", "[2, 3]"}));
   EXPECT_TRUE(throws<std::runtime_error>(
       [&] {
-        restore({{"a", a.to(at::kDouble)}, {"b", b}}, into);
+        restore({{"a", a.to(at::kDouble)}, {"b", b}}, into, "here");
       },
       {"'a'", "Double", "Float"}));
-  restore({{"a", a}, {"b", b}}, into);
+  restore({{"a", a}, {"b", b}}, into, "here");
   EXPECT_TRUE(into.at("a").equal(a));
 }
 
