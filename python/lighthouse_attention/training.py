@@ -30,7 +30,7 @@ def dense_loss(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) 
     Raises:
         ValueError: There are no batches.
     """
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         losses = [
@@ -38,7 +38,8 @@ def dense_loss(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) 
             for batch in batches
         ]
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
     if not losses:
         raise ValueError("batches is empty; the dense loss needs at least one")
     mean = math.fsum(losses) / len(losses)

@@ -79,8 +79,10 @@ def test_dense_loss_is_dense_and_leaves_the_model_as_it_was() -> None:
     model, batches = make_model("Llama"), [make_tokens(2), make_tokens(2).flip(1)]
     expected = [model(input_ids=batch, labels=batch).loss.item() for batch in batches]
     wrap(model, SMALL, dense_layers=(0, -1))
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
     loss = dense_loss(model, batches)
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
     close = pytest.approx(sum(expected) / 2, rel=1e-6)
     assert loss.mean == close
     assert loss.stderr == pytest.approx(abs(expected[0] - expected[1]) / 2, abs=1e-6)
