@@ -1,7 +1,6 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -9,20 +8,18 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "apps/lighthouse/bench.h"
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/device.h"
-#include "apps/lighthouse/peak_memory.h"
 #include "apps/lighthouse/table.h"
+#include "apps/lighthouse/trial.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/model/llama.h"
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/recipe.h"
-#include "lighthouse/train/step.h"
 
 namespace lighthouse::app {
 namespace {
@@ -56,6 +53,15 @@ at::TensorOptions options_of(const train::Recipe& recipe, at::Device device) {
   return at::TensorOptions(device).dtype(recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
 }
 
+int64_t sequences_at_once(const train::StageRecipe& stage) {
+  return stage.micro_batch == 0 ? stage.batch : stage.micro_batch;
+}
+
+/// Micro-batches of a step.
+double parts_of(const train::StageRecipe& stage) {
+  return static_cast<double>(stage.batch) / static_cast<double>(sequences_at_once(stage));
+}
+
 /// The median of five runs after one.
 template <class F>
 double time_alone(at::Device device, const F& f) {
@@ -71,7 +77,7 @@ double time_alone(at::Device device, const F& f) {
 double time_attention(const train::Recipe& recipe, const train::StageRecipe& stage, bool lighthouse,
                       at::Device device) {
   const model::LlamaConfig& m = recipe.model;
-  const int64_t sequences = stage.micro_batch == 0 ? stage.batch : stage.micro_batch;
+  const int64_t sequences = sequences_at_once(stage);
   const auto draw = [&](int64_t heads) {
     return at::randn({sequences, stage.context, heads, m.head_dim}, options_of(recipe, device))
         .transpose(1, 2);
@@ -85,7 +91,7 @@ double time_attention(const train::Recipe& recipe, const train::StageRecipe& sta
                                   : dense_attention(qkv[0], qkv[1], qkv[2], stage.attention.scale);
     return torch::autograd::grad({out}, qkv, {grad});
   });
-  return once * static_cast<double>(stage.batch / sequences);
+  return once * parts_of(stage);
 }
 
 /// The three products of a projection of so many rows: forward, and for both gradients.
@@ -103,8 +109,7 @@ double time_products(const train::Recipe& recipe, const train::StageRecipe& stag
                      at::Device device) {
   const model::LlamaConfig& m = recipe.model;
   const auto options = options_of(recipe, device);
-  const int64_t sequences = stage.micro_batch == 0 ? stage.batch : stage.micro_batch;
-  const int64_t rows = sequences * stage.context;
+  const int64_t rows = sequences_at_once(stage) * stage.context;
   const int64_t heads = (m.num_attention_heads + 2 * m.num_key_value_heads) * m.head_dim;
   const double layer =
       time_projection(rows, m.hidden_size, heads, options) +
@@ -115,11 +120,10 @@ double time_products(const train::Recipe& recipe, const train::StageRecipe& stag
   const int64_t chunk = std::min<int64_t>(rows, std::max<int64_t>(256, (1 << 25) / m.vocab_size));
   const double logits = time_projection(chunk, m.hidden_size, m.vocab_size, options) * 4 / 3 *
                         static_cast<double>(rows) / static_cast<double>(chunk);
-  return (static_cast<double>(m.num_hidden_layers) * layer + logits) *
-         static_cast<double>(stage.batch / sequences);
+  return (static_cast<double>(m.num_hidden_layers) * layer + logits) * parts_of(stage);
 }
 
-/// 6 a weight of a matrix and token, and 6 H D a pair of rows that attention compares.
+/// 6 a weight of a matrix and token, and 12 H D a pair of rows that attention compares.
 double model_flops(const train::Recipe& recipe, const Row& row) {
   const model::LlamaConfig& m = recipe.model;
   const auto weights = static_cast<double>(
@@ -134,44 +138,14 @@ double model_flops(const train::Recipe& recipe, const Row& row) {
 Row measure(const train::Recipe& recipe, const train::StageRecipe& stage, at::Device device,
             int steps) {
   Row row{&stage, recipe.model.num_hidden_layers, 0, 0, {}};
-  const int64_t layers = row.dense_layers;
   if (stage.lighthouse) {
-    std::set<int64_t> dense;
-    for (const int64_t layer : stage.dense_layers) dense.insert((layer + layers) % layers);
-    row.dense_layers = static_cast<int64_t>(dense.size());
-    row.lighthouse_layers = layers - row.dense_layers;
+    row.dense_layers = count_dense_layers(recipe, stage);
+    row.lighthouse_layers = recipe.model.num_hidden_layers - row.dense_layers;
     row.rows = gathered_rows(stage.context, stage.attention);
-    check_argument(row.rows < stage.context, "stage '", stage.name, "' has ", row.rows,
-                   " rows for ", stage.context, " tokens: it would be dense");
   }
-  {
-    const PeakMemory memory(device);
-    at::manual_seed(recipe.run.seed);
-    model::Llama model(recipe.model);
-    model->to(device);
-    train::AdamW optimizer(model, recipe.optimizer,
-                           options_of(recipe, device).dtype().toScalarType());
-    model->set_attention(train::attention_plan(stage));
-    model->set_recompute_mlp(recipe.run.recompute_mlp);
-    const train::StepPlan plan{stage.lighthouse, stage.batch, stage.context,
-                               stage.micro_batch == 0 ? stage.batch : stage.micro_batch};
-    const Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
-                                      at::TensorOptions(at::kLong).device(device));
-    const data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};
-    const auto step = [&] {
-      return train::train_step(model, optimizer, batch, plan, recipe.optimizer,
-                               recipe.optimizer.lr);
-    };
-    for (int i = 0; i < 2; ++i) step();
-    for (int i = 0; i < steps; ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      step();
-      row.step.add(
-          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-              .count());
-    }
-    row.peak_bytes = memory.peak_bytes();
-  }
+  const Trial trial = run_trial(recipe, stage, device, steps);
+  row.step = trial.step;
+  row.peak_bytes = trial.peak_bytes;
   row.products = time_products(recipe, stage, device);
   row.attention = static_cast<double>(row.dense_layers) *
                   time_attention(recipe, stage, /*lighthouse=*/false, device);
@@ -205,8 +179,8 @@ void print(const std::vector<Row>& rows) {
   std::cout
       << "\nMilliseconds: median (lowest-highest). Attention and products are timed alone, "
          "forward and backward, of all\nlayers; the rest is what the step takes beyond them. "
-         "FLOP of the model: 6 a weight of a matrix and token, and\n6 H D a pair of rows that "
-         "causal attention compares, N^2/2 or S^2/2.\n";
+         "FLOP of the model: 6 a weight of a matrix and token, and\n12 H D a pair of rows that "
+         "causal attention compares, of which there are N^2/2 or S^2/2.\n";
 }
 
 void bench_train(const Options& options) {
@@ -222,7 +196,8 @@ void bench_train(const Options& options) {
   }
   const std::string title =
       message(describe(device), ", ", recipe.run.bfloat16 ? "bfloat16" : "float32",
-              recipe.run.deterministic ? ", deterministic" : "", ", ",
+              recipe.run.deterministic ? ", deterministic" : "",
+              recipe.run.recompute_mlp ? ", MLPs recomputed" : "", ", ",
               recipe.model.num_parameters(), " parameters, ", options.steps, " steps after 2");
   std::cout << title << "\n\n";
   std::vector<Row> rows;

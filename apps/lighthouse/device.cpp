@@ -5,6 +5,7 @@
 #include <ATen/SDPBackend.h>
 #include <ATen/ops/_fused_sdp_choice.h>
 #include <torch/version.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <map>
@@ -51,6 +52,16 @@ std::string describe(at::Device device) {
 #endif
   if (device.is_cpu()) text = message(processor(), ", ", at::get_num_threads(), " threads");
   return text + ", PyTorch " TORCH_VERSION;
+}
+
+int64_t memory_of([[maybe_unused]] at::Device device) {
+#ifdef LIGHTHOUSE_CUDA
+  cudaDeviceProp properties{};
+  if (device.is_cuda() && cudaGetDeviceProperties(&properties, device.index()) == cudaSuccess) {
+    return static_cast<int64_t>(properties.totalGlobalMem);
+  }
+#endif
+  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
 }
 
 void use_attention_kernel(const std::string& name) {

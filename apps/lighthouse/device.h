@@ -2,12 +2,16 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <string>
 
 namespace lighthouse::app {
 
 /// The processor with its threads or the card, and the versions that its timings depend on.
 std::string describe(at::Device device);
+
+/// The bytes of memory that a device has.
+int64_t memory_of(at::Device device);
 
 /// Lets PyTorch's attention choose among all of its kernels (auto), or use one alone: cudnn, flash,
 /// efficient or math.

@@ -133,6 +133,7 @@ struct Layer {
 std::vector<Tensor> gradients(const std::vector<Tensor>& outputs, const std::vector<Tensor>& of) {
   at::manual_seed(4);
   std::vector<Tensor> weights;
+  weights.reserve(outputs.size());
   for (const Tensor& out : outputs)
     weights.push_back(at::randn(out.sizes(), at::kDouble).to(device()));
   return torch::autograd::grad(outputs, of, weights);

@@ -211,6 +211,22 @@ TEST_F(ProcessTest, EvalMeasuresARun) {
   EXPECT_NE(io::read_file(folder / "output").find("fingerprint"), std::string::npos);
 }
 
+TEST_F(ProcessTest, PlansAndTimesARunWithoutItsText) {
+  fs::remove(folder / "text");
+  const auto said_by = [&](std::vector<std::string> words) {
+    words.insert(words.end(), {folder / "recipe.toml", "--threads", "2"});
+    const int status = Program(words, folder / "output").wait();
+    const std::string said = io::read_file(folder / "output");
+    EXPECT_EQ(status, 0) << said;
+    return said;
+  };
+  const std::string plan = said_by({"plan"});
+  EXPECT_NE(plan.find("All stages: "), std::string::npos) << plan;
+  EXPECT_NE(plan.find("yes"), std::string::npos) << plan;
+  const std::string timed = said_by({"bench", "train", "--steps", "1"});
+  EXPECT_NE(timed.find("ktok/s"), std::string::npos) << timed;
+}
+
 TEST_F(ProcessTest, ADryRunLeavesNothing) {
   auto all = arguments("dry", false);
   all.emplace_back("--dry-run");

@@ -1,0 +1,131 @@
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "apps/lighthouse/device.h"
+#include "apps/lighthouse/table.h"
+#include "apps/lighthouse/trial.h"
+#include "apps/lighthouse/verbs.h"
+#include "lighthouse/core/check.h"
+#include "lighthouse/ops/attention.h"
+#include "lighthouse/train/device.h"
+#include "lighthouse/train/stage.h"
+
+namespace lighthouse::app {
+namespace {
+
+struct Options {
+  std::string recipe;
+  std::vector<std::string> overrides;
+  int threads = at::get_num_threads();
+};
+
+/// Milliseconds and bytes of a step.
+struct Cost {
+  double time = 0, memory = 0;
+
+  Cost operator+(const Cost& other) const { return {time + other.time, memory + other.memory}; }
+  Cost operator-(const Cost& other) const { return {time - other.time, memory - other.memory}; }
+  Cost operator*(int64_t factor) const {
+    return {time * static_cast<double>(factor), memory * static_cast<double>(factor)};
+  }
+};
+
+/// Bytes of a weight and what belongs to it between steps: itself, its two moments, and the copy
+/// that the model computes with.
+double bytes_of_weight(const train::Recipe& recipe) { return recipe.run.bfloat16 ? 14 : 12; }
+
+/// A step of a model that has so many layers, all of one kind, beyond its weights and moments.
+Cost measure(train::Recipe recipe, train::StageRecipe stage, int64_t layers, bool lighthouse,
+             at::Device device) {
+  recipe.model.num_hidden_layers = layers;
+  stage.lighthouse = lighthouse;
+  stage.dense_layers.clear();
+  const Trial trial = run_trial(recipe, stage, device, 3);
+  const double states =
+      bytes_of_weight(recipe) * static_cast<double>(recipe.model.num_parameters());
+  return {trial.step.median(), static_cast<double>(trial.peak_bytes) - states};
+}
+
+/// A layer costs the difference of two layers and one; the rest of the model, what one layer
+/// leaves.
+Cost expect(const train::Recipe& recipe, const train::StageRecipe& stage, at::Device device) {
+  const Cost one = measure(recipe, stage, 1, stage.lighthouse, device);
+  const Cost layer = measure(recipe, stage, 2, stage.lighthouse, device) - one;
+  const int64_t dense = count_dense_layers(recipe, stage);
+  Cost dense_layer = layer;
+  if (stage.lighthouse && dense > 0) {
+    dense_layer =
+        measure(recipe, stage, 2, false, device) - measure(recipe, stage, 1, false, device);
+  }
+  return one - layer + layer * (recipe.model.num_hidden_layers - dense) + dense_layer * dense;
+}
+
+std::string duration(double seconds) {
+  if (seconds < 120) return fixed(seconds, 1, " s");
+  if (seconds < 7200) return fixed(seconds / 60, 1, " min");
+  return fixed(seconds / 3600, 1, " h");
+}
+
+std::string gib(double bytes) { return fixed(bytes / (1 << 30), 2); }
+
+void plan(const Options& options) {
+  at::set_num_threads(options.threads);
+  const train::Recipe recipe = train::Recipe::read(options.recipe, options.overrides);
+  const at::Device device = train::find_device(recipe.run.device, "run.device");
+  const auto available = static_cast<double>(memory_of(device));
+  const auto parameters = static_cast<double>(recipe.model.num_parameters());
+  const double states = bytes_of_weight(recipe) * parameters;
+  std::cout << describe(device) << ", " << (recipe.run.bfloat16 ? "bfloat16" : "float32") << ", "
+            << gib(available) << " GiB of memory\n\nparameters " << recipe.model.num_parameters()
+            << "; GiB: weights " << gib(4 * parameters) << ", moments " << gib(8 * parameters);
+  if (recipe.run.bfloat16) std::cout << ", copies in bfloat16 " << gib(2 * parameters);
+  std::cout << ", gradients " << gib((recipe.run.bfloat16 ? 6 : 4) * parameters) << "\n\n";
+
+  Table table{{"stage", "attention", "context", "S", "S/N", "steps", "ms a step", "ktok/s", "time",
+               "activations GiB", "all GiB", "fits"}};
+  double seconds = 0;
+  for (const train::StageRecipe& stage : recipe.stages) {
+    std::cerr << "stage " << stage.name << " ...\n";
+    const Cost cost = expect(recipe, stage, device);
+    const auto context = static_cast<double>(stage.context);
+    const int64_t rows = stage.lighthouse ? gathered_rows(stage.context, stage.attention) : 0;
+    const double all = states + cost.memory;
+    const double stage_seconds = cost.time * static_cast<double>(stage.steps) / 1e3;
+    seconds += stage_seconds;
+    table.push_back({stage.name, train::attention_name(stage.lighthouse),
+                     std::to_string(stage.context), rows == 0 ? "-" : std::to_string(rows),
+                     rows == 0 ? "-" : fixed(static_cast<double>(rows) / context, 3),
+                     std::to_string(stage.steps), fixed(cost.time, 1),
+                     fixed(static_cast<double>(stage.batch) * context / cost.time, 2),
+                     duration(stage_seconds), gib(cost.memory), gib(all),
+                     all < available ? "yes" : "NO"});
+  }
+  print_table(std::cout, table, 2);
+  std::cout
+      << "\nAll stages: " << duration(seconds)
+      << ". Expected from steps of models of one layer and of two, measured here; activations "
+         "are all that a step\nallocates at once beyond weights, copies and moments. "
+         "Evaluations and checkpoints are not in it.\n";
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app) {
+  CLI::App* verb =
+      app.add_subcommand("plan", "Says what a run will need, memory and time, before it begins");
+  const auto options = std::make_shared<Options>();
+  verb->add_option("RECIPE", options->recipe, "TOML file of the run")->required();
+  verb->add_option("--set", options->overrides, "KEY=VALUE in place of the recipe's")
+      ->allow_extra_args(false);
+  verb->add_option("--threads", options->threads, "threads")
+      ->check(CLI::Range(1, 1 << 10))
+      ->capture_default_str();
+  verb->callback([options] { plan(*options); });
+}
+
+}  // namespace lighthouse::app

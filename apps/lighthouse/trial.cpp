@@ -1,0 +1,55 @@
+#include "apps/lighthouse/trial.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/randint.h>
+
+#include <set>
+
+#include "apps/lighthouse/peak_memory.h"
+#include "lighthouse/core/check.h"
+#include "lighthouse/model/llama.h"
+#include "lighthouse/ops/attention.h"
+#include "lighthouse/train/step.h"
+
+namespace lighthouse::app {
+
+Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c10::Device device,
+                int steps) {
+  if (stage.lighthouse) {
+    const int64_t rows = gathered_rows(stage.context, stage.attention);
+    check_argument(rows < stage.context, "stage '", stage.name, "' has ", rows, " rows for ",
+                   stage.context, " tokens: it would be dense");
+  }
+  Trial trial;
+  const PeakMemory memory(device);
+  at::manual_seed(recipe.run.seed);
+  model::Llama model(recipe.model);
+  model->to(device);
+  train::AdamW optimizer(model, recipe.optimizer, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
+  model->set_attention(train::attention_plan(stage));
+  model->set_recompute_mlp(recipe.run.recompute_mlp);
+  const train::StepPlan plan{stage.lighthouse, stage.batch, stage.context,
+                             stage.micro_batch == 0 ? stage.batch : stage.micro_batch};
+  const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
+                                        at::TensorOptions(at::kLong).device(device));
+  const data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};
+  for (int i = -2; i < steps; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    train::train_step(model, optimizer, batch, plan, recipe.optimizer, recipe.optimizer.lr);
+    const std::chrono::duration<double, std::milli> spent =
+        std::chrono::steady_clock::now() - start;
+    if (i >= 0) trial.step.add(spent.count());
+  }
+  trial.peak_bytes = memory.peak_bytes();
+  return trial;
+}
+
+int64_t count_dense_layers(const train::Recipe& recipe, const train::StageRecipe& stage) {
+  const int64_t layers = recipe.model.num_hidden_layers;
+  if (!stage.lighthouse) return layers;
+  std::set<int64_t> dense;
+  for (const int64_t layer : stage.dense_layers) dense.insert((layer + layers) % layers);
+  return static_cast<int64_t>(dense.size());
+}
+
+}  // namespace lighthouse::app

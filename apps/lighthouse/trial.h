@@ -1,0 +1,26 @@
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+
+#include "apps/lighthouse/clock.h"
+#include "lighthouse/train/recipe.h"
+
+namespace lighthouse::app {
+
+/// What some training steps took.
+struct Trial {
+  Times step;
+  int64_t peak_bytes = 0;  ///< of the model and its optimizer too
+};
+
+/// Trains the recipe's model for two steps and then, timed, `steps` more, as the stage does, on
+/// random tokens. Throws std::invalid_argument where a stage with Lighthouse would be dense.
+Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c10::Device device,
+                int steps);
+
+/// Layers of a stage that are dense; all of them where it is.
+int64_t count_dense_layers(const train::Recipe& recipe, const train::StageRecipe& stage);
+
+}  // namespace lighthouse::app
