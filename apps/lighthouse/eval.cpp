@@ -13,6 +13,7 @@
 #include "lighthouse/data/corpus.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/device.h"
 #include "lighthouse/train/recipe.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/stage.h"
@@ -28,6 +29,7 @@ struct Options {
   std::string checkpoint;
   int64_t sequences = 8;
   int64_t cuts = 4;
+  std::string device;
   std::string json;
 };
 
@@ -59,6 +61,31 @@ ordered_json to_json(const std::vector<eval::LeakBin>& leak) {
   return bins;
 }
 
+ordered_json to_json(const std::vector<eval::PositionLoss>& losses) {
+  ordered_json bins = ordered_json::array();
+  for (const eval::PositionLoss& bin : losses) {
+    bins.push_back({{"first", bin.first},
+                    {"last", bin.last},
+                    {"mean", bin.loss.mean},
+                    {"standard_error", bin.loss.standard_error}});
+  }
+  return bins;
+}
+
+std::string cell(const eval::Estimate& loss) {
+  return fixed(loss.mean, 4) + " +- " + fixed(loss.standard_error, 4);
+}
+
+void print_positions(const eval::HeldOutLoss& dense, const eval::HeldOutLoss& trained) {
+  Table table{{"loss by position", "dense", "as trained"}};
+  for (size_t i = 0; i < dense.by_position.size(); ++i) {
+    const eval::PositionLoss& bin = dense.by_position[i];
+    table.push_back(
+        {message(bin.first, " to ", bin.last), cell(bin.loss), cell(trained.by_position[i].loss)});
+  }
+  print_table(std::cout, table, 1);
+}
+
 void print_leak(const std::vector<eval::LeakBin>& dense,
                 const std::vector<eval::LeakBin>& trained) {
   const auto cell = [](const eval::LeakBin& bin) {
@@ -84,18 +111,25 @@ void eval_run(const Options& options) {
                  "' has the fingerprint ", corpus.fingerprint(),
                  "; that which the run was trained on has ", checkpoint.corpus);
 
+  const at::Device device = options.device.empty()
+                                ? train::find_device(recipe.run.device, "run.device of the recipe")
+                                : train::find_device(options.device, "--device");
   model::Llama model(recipe.model);
   train::restore(checkpoint.model, train::parameters_of(model), "the checkpoint");
   const train::StageRecipe& stage = stage_to_measure(recipe);
+  model->to(device, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
   model->set_attention(train::attention_plan(stage));
-  const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
-                                              recipe.model.vocab_size);
+  auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
+                                        recipe.model.vocab_size);
 
   const auto loss = [&](bool as_trained) {
     return eval::held_out_loss(model, batches, as_trained);
   };
-  const double dense = loss(false);
-  const double trained = stage.lighthouse ? loss(true) : dense;
+  for (data::Batch& batch : batches) {
+    batch = {batch.tokens.to(device), batch.targets.to(device)};
+  }
+  const eval::HeldOutLoss dense = loss(false);
+  const eval::HeldOutLoss trained = stage.lighthouse ? loss(true) : dense;
   const double bytes =
       eval::token_frequency_loss(corpus.train(), corpus.held_out(), recipe.model.vocab_size);
   std::cout << "checkpoint " << path.string() << ", " << batches.size() << " held-out sequences of "
@@ -103,10 +137,12 @@ void eval_run(const Options& options) {
             << train::attention_name(stage.lighthouse) << "\n\n";
   print_table(std::cout,
               {{"loss on held-out text", "nats per token"},
-               {"dense", fixed(dense, 4)},
-               {"as trained", fixed(trained, 4)},
+               {"dense", cell(dense.all)},
+               {"as trained", cell(trained.all)},
                {"token frequencies alone", fixed(bytes, 4)}},
               1);
+  std::cout << '\n';
+  print_positions(dense, trained);
   std::cout << "\nrise of the loss before a cut, after which all inputs are replaced:\n"
             << std::flush;
   const auto leak = [&](bool as_trained) {
@@ -117,8 +153,12 @@ void eval_run(const Options& options) {
   print_leak(leak_dense, leak_trained);
 
   if (options.json.empty()) return;
-  const ordered_json all{{"held_out_dense", dense},
-                         {"held_out_as_trained", trained},
+  const ordered_json all{{"held_out_dense", dense.all.mean},
+                         {"held_out_dense_standard_error", dense.all.standard_error},
+                         {"held_out_as_trained", trained.all.mean},
+                         {"held_out_as_trained_standard_error", trained.all.standard_error},
+                         {"by_position_dense", to_json(dense.by_position)},
+                         {"by_position_as_trained", to_json(trained.by_position)},
                          {"token_frequency", bytes},
                          {"leak_dense", to_json(leak_dense)},
                          {"leak_as_trained", to_json(leak_trained)}};
@@ -139,6 +179,7 @@ void add_eval(CLI::App& app) {
   verb->add_option("--cuts", options->cuts, "of each sequence, to measure the leak")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:N, in place of the recipe's");
   verb->add_option("--json", options->json, "also write all figures to this file");
   verb->callback([options] { eval_run(*options); });
 }

@@ -54,6 +54,7 @@ class Sample {
   double count() const { return count_; }
   double mean() const { return mean_; }
   double standard_error() const { return std::sqrt(squares_ / (count_ - 1) / count_); }
+  Estimate estimate() const { return {mean(), standard_error()}; }
 
  private:
   double count_ = 0, mean_ = 0, squares_ = 0;
@@ -61,18 +62,31 @@ class Sample {
 
 }  // namespace
 
-double held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches,
-                     bool as_trained) {
+HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches,
+                          bool as_trained) {
   check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
   const Evaluating evaluating(model, as_trained);
-  double total = 0;
-  int64_t tokens = 0;
-  for (const data::Batch& batch : batches) {
-    const at::Tensor losses = model->token_losses(batch.tokens, batch.targets);
-    total += losses.sum(at::kDouble).item<double>();
-    tokens += losses.numel();
+  const int64_t context = batches[0].tokens.size(1);
+  std::vector<PositionLoss> bins;
+  for (int64_t first = 0, end = 64; first < context; first = end, end *= 2) {
+    bins.push_back({first, std::min(end, context) - 1, {}});
   }
-  return total / static_cast<double>(tokens);
+  Sample all;
+  std::vector<Sample> of_bins(bins.size());
+  for (const data::Batch& batch : batches) {
+    check_argument(batch.tokens.size(1) == context, "held-out sequences have ", context, " and ",
+                   batch.tokens.size(1), " tokens; they must have as many each");
+    const at::Tensor losses =
+        model->token_losses(batch.tokens, batch.targets).to(at::kCPU, at::kDouble);
+    for (int64_t b = 0; b < losses.size(0); ++b) {
+      all.add(losses[b].mean().item<double>());
+      for (size_t i = 0; i < bins.size(); ++i) {
+        of_bins[i].add(losses[b].slice(0, bins[i].first, bins[i].last + 1).mean().item<double>());
+      }
+    }
+  }
+  for (size_t i = 0; i < bins.size(); ++i) bins[i].loss = of_bins[i].estimate();
+  return {all.estimate(), bins};
 }
 
 double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_out,

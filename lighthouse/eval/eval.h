@@ -8,11 +8,30 @@
 
 namespace lighthouse::eval {
 
-/// Mean loss per token, nats, over held-out batches, without gradients, in eval mode (the model is
-/// put back into the mode it was in).
+/// A mean and its standard error, over sequences; NaN for a single one.
+struct Estimate {
+  double mean, standard_error;
+};
+
+/// The mean loss of the positions first to last of a sequence, counted from 0.
+struct PositionLoss {
+  int64_t first, last;
+  Estimate loss;
+};
+
+/// Losses per token, nats.
+struct HeldOutLoss {
+  Estimate all;
+  /// Positions 0 to 63, then each time as many again: whether the far context is used.
+  std::vector<PositionLoss> by_position;
+};
+
+/// Measures held-out batches of one context, without gradients, in eval mode (the model is put back
+/// into the mode it was in).
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
 /// @throws std::invalid_argument where there are no batches
-double held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches, bool as_trained);
+HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches,
+                          bool as_trained);
 
 /// The loss of token frequencies alone: the cross entropy of `held_out` under the frequencies of
 /// `train` (add-one smoothed), nats per token. The reference that any model has to beat. Of more

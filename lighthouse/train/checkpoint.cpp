@@ -137,7 +137,7 @@ std::vector<fs::path> Checkpoints::list() const {
   return paths;
 }
 
-void Checkpoints::write(const Checkpoint& checkpoint, int64_t keep) const {
+void Checkpoints::write(const Checkpoint& checkpoint, int64_t keep, int64_t keep_every) const {
   const std::string name = folder_name(checkpoint.step);
   const fs::path partial = folder_ / message(kPartial, name);
   fs::remove_all(partial);
@@ -162,7 +162,10 @@ void Checkpoints::write(const Checkpoint& checkpoint, int64_t keep) const {
   io::rename_durably(partial, folder_ / name);
 
   const std::vector<fs::path> all = list();
-  for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i) remove(all[i]);
+  for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i) {
+    const bool for_good = keep_every > 0 && step_of(all[i].filename()) % keep_every == 0;
+    if (!for_good) remove(all[i]);
+  }
 }
 
 void Checkpoints::remove_partial() const {

@@ -37,9 +37,10 @@ class Checkpoints {
   /// Paths of all checkpoints, oldest first.
   std::vector<std::filesystem::path> list() const;
 
-  /// Writes a checkpoint, then removes all but the newest `keep`. Throws std::runtime_error naming
+  /// Writes a checkpoint, then removes all but the newest `keep`, and those of the multiples of
+  /// `keep_every` steps where that is not 0. Throws std::runtime_error naming
   /// the path; those that were there are there then.
-  void write(const Checkpoint& checkpoint, int64_t keep) const;
+  void write(const Checkpoint& checkpoint, int64_t keep, int64_t keep_every = 0) const;
 
   /// Removes what a process that died left half-written.
   void remove_partial() const;

@@ -158,6 +158,8 @@ std::vector<Field> fields(RunRecipe& r) {
       {"checkpoint_every_steps", &r.checkpoint_every_steps, at_least(1),
        "besides after each stage"},
       {"keep_checkpoints", &r.keep_checkpoints, at_least(2), "the newest that are kept"},
+      {"keep_every_steps", &r.keep_every_steps, at_least(0),
+       "checkpoints of its multiples are kept for good; 0: none"},
       {"log_every_steps", &r.log_every_steps, at_least(1), "lines in metrics.jsonl"},
   };
 }

@@ -52,6 +52,7 @@ struct RunRecipe {
   int64_t eval_every_steps = 0;  ///< besides before and after each stage; 0: not
   int64_t checkpoint_every_steps = 100;
   int64_t keep_checkpoints = 2;  ///< at least 2: the newest may turn out damaged
+  int64_t keep_every_steps = 0;  ///< checkpoints of its multiples are kept for good; 0: none
   int64_t log_every_steps = 1;   ///< lines in the metrics file
 };
 

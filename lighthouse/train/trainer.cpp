@@ -263,9 +263,10 @@ void Trainer::use(const StageRecipe& stage, bool lighthouse) {
 EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
   use(stage.recipe, stage.recipe.lighthouse);
   const auto& batches = held_out_.at(stage.recipe.context);
-  const double dense = eval::held_out_loss(model_, batches, /*as_trained=*/false);
-  const double trained =
-      stage.recipe.lighthouse ? eval::held_out_loss(model_, batches, /*as_trained=*/true) : dense;
+  const double dense = eval::held_out_loss(model_, batches, /*as_trained=*/false).all.mean;
+  const double trained = stage.recipe.lighthouse
+                             ? eval::held_out_loss(model_, batches, /*as_trained=*/true).all.mean
+                             : dense;
   return {step_, stage.recipe.name, when, dense, trained, tokens(), seconds_};
 }
 
@@ -314,7 +315,7 @@ void Trainer::save() {
   checkpoint.skipped = skipped_;
   checkpoint.model = optimizer_.weights();
   checkpoint.optimizer = optimizer_.state();
-  checkpoints_.write(checkpoint, recipe_.run.keep_checkpoints);
+  checkpoints_.write(checkpoint, recipe_.run.keep_checkpoints, recipe_.run.keep_every_steps);
 }
 
 }  // namespace

@@ -43,28 +43,51 @@ std::vector<data::Batch> random_batches(int64_t count, int64_t sequences, int64_
   return batches;
 }
 
-TEST(HeldOutLoss, IsTheMeanOverAllTokens) {
+TEST(HeldOutLoss, IsTheMeanOverSequencesAsAWholeAndByPosition) {
   at::manual_seed(1);
   model::Llama model(small_config());
-  auto batches = random_batches(1, 2, 50);
-  batches.push_back(random_batches(1, 1, 7)[0]);
-  double sum = 0;
+  std::vector<data::Batch> batches = random_batches(1, 2, 150);
+  batches.push_back(random_batches(1, 1, 150)[0]);
+  const HeldOutLoss found = held_out_loss(model, batches, false);
+
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> rows;
   for (const auto& batch : batches) {
-    sum += model->token_losses(batch.tokens, batch.targets).sum(at::kDouble).item<double>();
+    rows.push_back(model->token_losses(batch.tokens, batch.targets).to(at::kDouble));
   }
-  EXPECT_DOUBLE_EQ(held_out_loss(model, batches, false), sum / 107);
+  const at::Tensor losses = at::cat(rows);
+  const auto expect = [](const Estimate& actual, const at::Tensor& means) {
+    EXPECT_NEAR(actual.mean, means.mean().item<double>(), 1e-12);
+    EXPECT_NEAR(actual.standard_error, means.std().item<double>() / std::sqrt(3.0), 1e-12);
+  };
+  expect(found.all, losses.mean(1));
+  const std::vector<std::pair<int64_t, int64_t>> bins{{0, 63}, {64, 127}, {128, 149}};
+  ASSERT_EQ(found.by_position.size(), bins.size());
+  for (size_t i = 0; i < bins.size(); ++i) {
+    EXPECT_EQ(found.by_position[i].first, bins[i].first);
+    EXPECT_EQ(found.by_position[i].last, bins[i].second);
+    expect(found.by_position[i].loss, losses.slice(1, bins[i].first, bins[i].second + 1).mean(1));
+  }
+
+  const HeldOutLoss one = held_out_loss(model, random_batches(1, 1, 10), false);
+  EXPECT_TRUE(std::isnan(one.all.standard_error));
+  ASSERT_EQ(one.by_position.size(), 1u);
+  EXPECT_EQ(one.by_position[0].last, 9);
+  EXPECT_EQ(one.by_position[0].loss.mean, one.all.mean);
   EXPECT_THROW(held_out_loss(model, {}, false), std::invalid_argument);
+  batches.push_back(random_batches(1, 1, 100)[0]);
+  EXPECT_THROW(held_out_loss(model, batches, false), std::invalid_argument);
 }
 
 TEST(HeldOutLoss, IsDenseOrAsTrainedAndLeavesTheModelAsItWas) {
   at::manual_seed(2);
   model::Llama model(small_config());
   const auto batches = random_batches(2, 1, 512);
-  const double dense = held_out_loss(model, batches, false);
-  EXPECT_EQ(held_out_loss(model, batches, true), dense);
+  const double dense = held_out_loss(model, batches, false).all.mean;
+  EXPECT_EQ(held_out_loss(model, batches, true).all.mean, dense);
   model->set_attention(plan_of(SelectionRule::kPublished));
-  EXPECT_EQ(held_out_loss(model, batches, false), dense);
-  EXPECT_NE(held_out_loss(model, batches, true), dense);
+  EXPECT_EQ(held_out_loss(model, batches, false).all.mean, dense);
+  EXPECT_NE(held_out_loss(model, batches, true).all.mean, dense);
   EXPECT_TRUE(model->is_training());
   EXPECT_FALSE(model->lighthouse_in_eval());
   model->eval();
@@ -75,7 +98,7 @@ TEST(HeldOutLoss, IsDenseOrAsTrainedAndLeavesTheModelAsItWas) {
   EXPECT_FALSE(model->parameters()[0].grad().defined());
 }
 
-TEST(ByteFrequencyLoss, IsTheCrossEntropyUnderSmoothedFrequencies) {
+TEST(TokenFrequencyLoss, IsTheCrossEntropyUnderSmoothedFrequencies) {
   // Counts with one added: 3 of a, 2 of b, 1 of each other, 259 together.
   const Bytes train{'a', 'b', 'a'}, held_out{'a', 'b', 'c', 'c'};
   const double expected =

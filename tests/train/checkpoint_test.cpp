@@ -56,6 +56,15 @@ TEST(Checkpoint, TheNewestAreKept) {
   EXPECT_EQ(checkpoints.list().size(), 1u);
 }
 
+TEST(Checkpoint, SomeAreKeptForGood) {
+  const Folder folder;
+  const Checkpoints checkpoints(folder / "");
+  for (int64_t step = 1; step <= 12; ++step) checkpoints.write(checkpoint(step), 2, 5);
+  std::vector<int64_t> steps;
+  for (const auto& path : checkpoints.list()) steps.push_back(read_checkpoint(path).step);
+  EXPECT_EQ(steps, (std::vector<int64_t>{5, 10, 11, 12}));
+}
+
 TEST(Checkpoint, HalfWrittenOnesAreNone) {
   const Folder folder;
   const Checkpoints checkpoints(folder / "");

@@ -198,6 +198,8 @@ TEST_F(ProcessTest, EvalMeasuresARun) {
   EXPECT_NE(json.at("held_out_dense"), json.at("held_out_as_trained"));
   EXPECT_LT(json.at("held_out_dense"), 5);
   EXPECT_GT(json.at("token_frequency"), 2);
+  EXPECT_GE(json.at("by_position_dense").size(), 2u);
+  EXPECT_EQ(json.at("by_position_as_trained").size(), json.at("by_position_dense").size());
   ASSERT_EQ(json.at("leak_dense").size(), 5u);
   ASSERT_EQ(json.at("leak_as_trained").size(), 5u);
   for (const auto& bin : json.at("leak_dense")) EXPECT_EQ(bin.at("mean"), 0);
