@@ -22,6 +22,7 @@ struct Options {
   std::string out;
   bool resume = false;
   std::string resume_from;
+  std::string branch_from;
   bool dry_run = false;
   int threads = at::get_num_threads();
 };
@@ -36,6 +37,7 @@ void run(const Options& options) {
   train::Start start;
   start.resume = options.resume;
   if (!options.resume_from.empty()) start.from = options.resume_from;
+  if (!options.branch_from.empty()) start.branch = options.branch_from;
   const int signal = train::train(recipe, start, std::cout, isatty(STDOUT_FILENO) == 1);
   const train::RunFolder folder(recipe.run.out);
   if (signal != 0) {
@@ -60,12 +62,17 @@ void add_train(CLI::App& app) {
                    "KEY=VALUE in place of the recipe's: optimizer.lr=1e-3, stage.0.steps=10")
       ->allow_extra_args(false);
   verb->add_option("--out", options->out, "the run's folder, in place of run.out");
+  CLI::Option* branch = verb->add_option(
+      "--branch-from", options->branch_from,
+      "begin a new run at this checkpoint of another, whose later stages may be others");
   CLI::Option* resume = verb->add_flag("--resume", options->resume,
                                        "go on from the run's newest checkpoint, or begin again "
                                        "where it has none yet");
   verb->add_option("--resume-from", options->resume_from,
                    "go on from this one of the run's checkpoints; removes what came after it")
-      ->excludes(resume);
+      ->excludes(resume)
+      ->excludes(branch);
+  branch->excludes(resume);
   verb->add_flag("--dry-run", options->dry_run, "only say what would run");
   verb->add_option("--threads", options->threads, "threads")
       ->check(CLI::Range(1, 1 << 10))

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <ostream>
 #include <sstream>
 #include <variant>
@@ -83,6 +84,61 @@ void check_same_recipe(const std::string& ours, const std::string& theirs) {
                  "its folder");
 }
 
+/// The sections of a recipe in a file, [model], [data], [optimizer], [run] and the stages.
+std::vector<std::string> sections_of(const std::string& toml) {
+  std::vector<std::string> sections;
+  for (size_t begin = 0, end = 0; end != std::string::npos; begin = end + 2) {
+    end = toml.find("\n\n", begin);
+    const std::string section = toml.substr(begin, end == std::string::npos ? end : end - begin);
+    if (!section.empty()) sections.push_back(section);
+  }
+  return sections;
+}
+
+/// "OLD -> NEW" for every line of a section that differs.
+std::vector<std::string> changes(const std::string& from, const std::string& to) {
+  std::vector<std::string> found;
+  std::istringstream old_lines(from), new_lines(to);
+  while (old_lines || new_lines) {
+    std::string old_line, new_line;
+    std::getline(old_lines, old_line);
+    std::getline(new_lines, new_line);
+    if (old_line != new_line) {
+      found.push_back((old_line.empty() ? "nothing" : old_line) + " -> " +
+                      (new_line.empty() ? "nothing" : new_line));
+    }
+  }
+  return found;
+}
+
+/// What a branch changes. Throws where that reaches into what was trained already.
+std::vector<std::string> changes_of_branch(const Recipe& recipe, const Checkpoint& checkpoint) {
+  constexpr size_t kModel = 0, kData = 1, kStages = 4;
+  const auto ours = sections_of(resume_key(recipe)), theirs = sections_of(checkpoint.recipe);
+  std::vector<std::string> all;
+  int64_t first = 0;
+  for (size_t i = 0; i < std::max(ours.size(), theirs.size()); ++i) {
+    const std::string to = i < ours.size() ? ours[i] : "",
+                      from = i < theirs.size() ? theirs[i] : "";
+    const std::string name = to.substr(0, to.find('\n'));
+    bool fixed = i == kModel || i == kData;
+    if (i >= kStages && i < ours.size()) {
+      fixed = first < checkpoint.step;
+      first += recipe.stages[i - kStages].steps;
+    }
+    for (const std::string& change : changes(from, to)) {
+      const bool longer = i >= kStages && first > checkpoint.step && change.starts_with("steps = ");
+      check_argument(!fixed || longer, name, " would change, ", change,
+                     ", which was trained already at step ", checkpoint.step,
+                     "; a branch may change what comes later");
+      all.push_back(message(i >= kStages ? message("stage.", i - kStages) : name, ": ", change));
+    }
+  }
+  check_argument(recipe.total_steps() >= checkpoint.step, "the recipe has ", recipe.total_steps(),
+                 " steps; the checkpoint to branch from has done ", checkpoint.step);
+  return all;
+}
+
 /// The folder's checkpoint to start from; an empty path for the first step.
 fs::path starting_point(const RunFolder& folder, const Start& start) {
   if (start.from) {
@@ -133,6 +189,7 @@ class Trainer {
   }
 
   void resume(const fs::path& path);
+  void branch(const fs::path& path);
   int run();
 
  private:
@@ -144,6 +201,7 @@ class Trainer {
   };
 
   int run(const Stage& stage, MetricsFile& metrics);
+  void restore_from(const Checkpoint& checkpoint);
   void use(const StageRecipe& stage, bool lighthouse);
   EvalMetrics evaluate(const Stage& stage, const char* when);
   std::variant<StepMetrics, SkipMetrics> train_step(const Stage& stage);
@@ -171,6 +229,32 @@ class Trainer {
 void Trainer::resume(const fs::path& path) {
   const Checkpoint checkpoint = read_checkpoint(path);
   check_same_recipe(resume_key(recipe_), checkpoint.recipe);
+  restore_from(checkpoint);
+  checkpoints_.remove_after(step_);
+  progress_.say(message("resumed after step ", step_));
+  if (checkpoint.threads != at::get_num_threads()) {
+    progress_.say(message("the checkpoint was made with ", checkpoint.threads, " threads, not ",
+                          at::get_num_threads(), ": the last bits will differ"));
+  }
+}
+
+/// The other run's metrics up to there are this one's too.
+void Trainer::branch(const fs::path& path) {
+  const Checkpoint checkpoint = read_checkpoint(path);
+  const std::vector<std::string> changed = changes_of_branch(recipe_, checkpoint);
+  restore_from(checkpoint);
+  const RunFolder other(fs::absolute(path / "").parent_path().parent_path().parent_path());
+  if (fs::exists(other.metrics())) {
+    io::write_atomically(folder_.metrics(), io::read_file(other.metrics()));
+  }
+  const nlohmann::ordered_json record{
+      {"from", fs::absolute(path).string()}, {"step", step_}, {"changed", changed}};
+  io::write_atomically(folder_.branch(), record.dump(2) + '\n');
+  save();
+  progress_.say(message("branched after step ", step_, ", with ", changed.size(), " changes"));
+}
+
+void Trainer::restore_from(const Checkpoint& checkpoint) {
   check_argument(corpus_.fingerprint() == checkpoint.corpus, "the text in '", recipe_.data.path,
                  "' has the fingerprint ", corpus_.fingerprint(), "; that of the checkpoint is ",
                  checkpoint.corpus, ": a run goes on with the text that it began with");
@@ -183,12 +267,6 @@ void Trainer::resume(const fs::path& path) {
   step_ = checkpoint.step;
   skipped_ = checkpoint.skipped;
   seconds_ = checkpoint.seconds;
-  checkpoints_.remove_after(step_);
-  progress_.say(message("resumed after step ", step_));
-  if (checkpoint.threads != at::get_num_threads()) {
-    progress_.say(message("the checkpoint was made with ", checkpoint.threads, " threads, not ",
-                          at::get_num_threads(), ": the last bits will differ"));
-  }
 }
 
 int Trainer::run() {
@@ -323,7 +401,7 @@ void Trainer::save() {
 int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal) {
   recipe.validate();
   const RunFolder folder(recipe.run.out);
-  const bool resume = !starting_point(folder, start).empty();
+  const bool resume = !starting_point(folder, start).empty() || start.branch;
   Trainer trainer(recipe, folder, resume, out, terminal);
 
   fs::create_directories(folder.checkpoints());
@@ -332,6 +410,7 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
     // Another process may have gone on with the run until the folder was locked.
     if (const fs::path from = starting_point(folder, start); !from.empty()) trainer.resume(from);
   }
+  if (start.branch) trainer.branch(*start.branch);
   io::write_atomically(folder.recipe(), recipe.to_toml());
   return trainer.run();
 }

@@ -11,7 +11,10 @@ namespace lighthouse::train {
 /// Where a run begins.
 struct Start {
   bool resume = false;  ///< at its newest checkpoint, or the first step where it has none yet
-  std::optional<std::filesystem::path> from;  ///< at this one of its checkpoints instead
+  std::optional<std::filesystem::path> from = {};  ///< at this one of its checkpoints instead
+  /// A new run, at this checkpoint of another one, whose model, text and stages up to there are the
+  /// same. Later stages, and settings, may be others: branch.json says which.
+  std::optional<std::filesystem::path> branch = {};
 };
 
 /// Runs a recipe, stage after stage, in the folder recipe.run.out: recipe.toml, metrics.jsonl,

@@ -219,6 +219,60 @@ TEST_F(TrainerTest, RefusesToGoOnWithAnotherRecipeOrText) {
   train(other, {true, {}});
 }
 
+TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
+  const std::string stages = kLighthouseStage + dense_stage("dense", 6);
+  Recipe whole = recipe(stages, "whole");
+  whole.run.keep_checkpoints = 20;
+  train(whole);
+  const fs::path from = checkpoint(10, "whole");
+
+  // Unchanged, it is the same run.
+  Recipe same = whole;
+  same.run.out = (folder / "same").string();
+  EXPECT_NE(train(same, {false, {}, from}).find("branched after step 10, with 0 changes"),
+            std::string::npos);
+  EXPECT_TRUE(same_tensors(checkpoint(16, "whole"), checkpoint(16, "same")));
+  const auto a = metrics("whole"), b = metrics("same");
+  ASSERT_EQ(b.steps.size(), 16u);
+  for (size_t i = 0; i < 16; ++i) EXPECT_EQ(a.steps[i].loss, b.steps[i].loss);
+  EXPECT_EQ(a.evals.size(), b.evals.size());
+
+  // Later stages and settings may be others; one that had begun may be longer or shorter.
+  Recipe other = whole;
+  other.run.out = (folder / "other").string();
+  other.stages[1].context = 64;
+  other.stages[1].steps = 3;
+  other.optimizer.beta1 = 0.8;
+  train(other, {false, {}, from});
+  EXPECT_EQ(metrics("other").steps.size(), 13u);
+  const auto record = nlohmann::json::parse(io::read_file(RunFolder(folder / "other").branch()));
+  EXPECT_EQ(record.at("step"), 10);
+  EXPECT_EQ(record.at("changed"),
+            (std::vector<std::string>{"[optimizer]: beta1 = 0.9 -> beta1 = 0.8",
+                                      "stage.1: steps = 6 -> steps = 3",
+                                      "stage.1: context = 128 -> context = 64"}));
+  Recipe shorter = whole;
+  shorter.run.out = (folder / "shorter").string();
+  shorter.stages[0].steps = 8;
+  train(shorter, {false, {}, checkpoint(7, "whole")});
+  EXPECT_EQ(metrics("shorter").steps.size(), 14u);
+
+  const auto refused = [&](const char* out, const auto& change, const fs::path& at,
+                           std::initializer_list<std::string> words) {
+    Recipe bad = whole;
+    bad.run.out = (folder / out).string();
+    change(bad);
+    return throws<std::invalid_argument>([&] { train(bad, {false, {}, at}); }, words);
+  };
+  EXPECT_TRUE(refused("a", [](Recipe& r) { r.stages[0].attention.budget = 4; }, from,
+                      {"would change", "budget = 8 -> budget = 4", "trained already at step 10"}));
+  EXPECT_TRUE(
+      refused("b", [](Recipe& r) { r.stages[0].steps = 9; }, from, {"steps = 10 -> steps = 9"}));
+  EXPECT_TRUE(
+      refused("c", [](Recipe& r) { r.model.hidden_size = 32; }, from, {"[model] would change"}));
+  EXPECT_TRUE(refused("same", [](Recipe&) {}, from, {"is there already"}));
+}
+
 TEST_F(TrainerTest, SkipsStepsThatAreNotFiniteAndThenStops) {
   Recipe r = recipe(dense_stage("s", 8));
   r.optimizer.lr = 1e30;
