@@ -5,13 +5,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/metrics.h"
 #include "lighthouse/train/run_folder.h"
 #include "tests/train/support.h"
 
@@ -227,6 +230,38 @@ TEST_F(ProcessTest, PlansAndTimesARunWithoutItsText) {
   EXPECT_NE(plan.find("yes"), std::string::npos) << plan;
   const std::string timed = said_by({"bench", "train", "--steps", "1"});
   EXPECT_NE(timed.find("ktok/s"), std::string::npos) << timed;
+}
+
+/// Losses of a small run, to the bit: with the instructions of libraries fixed they are the same on
+/// every x86-64 processor. LIGHTHOUSE_GOLDEN=write writes them anew.
+TEST_F(ProcessTest, LossesAreThoseOfTheGoldenRun) {
+  const fs::path golden = fs::path(LIGHTHOUSE_GOLDEN);
+  ::setenv("ATEN_CPU_CAPABILITY", "default", 1);
+  ::setenv("MKL_CBWR", "COMPATIBLE", 1);
+  Program training({"train", golden / "recipe.toml", "--threads", "1", "--set",
+                    "data.path=" + (folder / "text").string(), "--out", folder / "golden"},
+                   folder / "output");
+  ::unsetenv("ATEN_CPU_CAPABILITY");
+  ::unsetenv("MKL_CBWR");
+  ASSERT_EQ(training.wait(), 0) << io::read_file(folder / "output");
+  const MetricsHistory history = read_metrics(RunFolder(folder / "golden").metrics());
+  std::vector<double> losses;
+  for (const StepMetrics& step : history.steps) losses.push_back(step.loss);
+  losses.push_back(history.evals.back().dense_loss);
+  if (const char* what = std::getenv("LIGHTHOUSE_GOLDEN"); what && what == std::string("write")) {
+    io::write_atomically(golden / "losses.json", nlohmann::json(losses).dump(1) + '\n');
+  }
+  const auto expected =
+      nlohmann::json::parse(io::read_file(golden / "losses.json")).get<std::vector<double>>();
+  ASSERT_EQ(losses.size(), expected.size());
+#ifdef __SANITIZE_ADDRESS__
+  constexpr double kBound = 1e-4;  // code built for sanitizers may round otherwise
+#else
+  constexpr double kBound = 0;
+#endif
+  for (size_t i = 0; i < losses.size(); ++i) {
+    EXPECT_LE(std::abs(losses[i] - expected[i]), kBound * expected[i]) << "step " << i + 1;
+  }
 }
 
 TEST_F(ProcessTest, ADryRunLeavesNothing) {
