@@ -198,11 +198,11 @@ Tensor LlamaImpl::forward(const Tensor& tokens) {
   return at::linear(hidden(tokens), output_weight());
 }
 
-Tensor LlamaImpl::token_losses(const Tensor& tokens, const Tensor& targets) {
+Tensor LlamaImpl::token_losses(const Tensor& tokens, const Tensor& targets, double z_loss) {
   check_argument(targets.sizes() == tokens.sizes() && targets.scalar_type() == at::kLong,
                  "targets are ", targets.scalar_type(), " of shape ", targets.sizes(),
                  "; they must be Long of the tokens' shape, ", tokens.sizes());
-  return token_loss(hidden(tokens).flatten(0, 1), output_weight(), targets.flatten())
+  return token_loss(hidden(tokens).flatten(0, 1), output_weight(), targets.flatten(), z_loss)
       .view(tokens.sizes());
 }
 

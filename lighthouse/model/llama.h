@@ -61,8 +61,10 @@ class LlamaImpl : public torch::nn::Module {
 
   /// The cross entropy of each next token, float32 nats: tokens and targets (B, N) int64 -> (B, N).
   /// Logits are formed a chunk of positions at a time, in the backward pass too, so that
-  /// (tokens x vocabulary) never exists as a whole. Differentiable once.
-  torch::Tensor token_losses(const torch::Tensor& tokens, const torch::Tensor& targets);
+  /// (tokens x vocabulary) never exists as a whole. Differentiable once; with a z_loss the gradient
+  /// is that of more than is returned (token_loss.h).
+  torch::Tensor token_losses(const torch::Tensor& tokens, const torch::Tensor& targets,
+                             double z_loss = 0);
 
   /// Sets every layer's attention; throws std::invalid_argument where a dense layer does not exist
   /// or the settings of lighthouse mode are out of range.

@@ -22,7 +22,7 @@ int64_t chunk_of(const Tensor& weight) {
 class TokenLoss : public torch::autograd::Function<TokenLoss> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
-                        const Tensor& targets) {
+                        const Tensor& targets, double z_loss) {
     const auto type = at::promote_types(hidden.scalar_type(), at::kFloat);
     const int64_t positions = hidden.size(0);
     const int64_t chunk = chunk_of(weight);
@@ -35,6 +35,7 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
       losses.narrow(0, begin, count).copy_(log_likelihood.gather(1, target).squeeze(1)).neg_();
     }
     ctx->save_for_backward({hidden, weight, targets});
+    ctx->saved_data["z_loss"] = z_loss;
     return losses;
   }
 
@@ -44,6 +45,7 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &hidden = saved[0], &weight = saved[1], &targets = saved[2];
     const Tensor grad = grad_outputs[0].unsqueeze(1);
+    const double z_loss = ctx->saved_data["z_loss"].toDouble();
     const int64_t positions = hidden.size(0);
     const int64_t chunk = chunk_of(weight);
     Tensor grad_hidden = at::empty_like(hidden);
@@ -51,23 +53,29 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
     for (int64_t begin = 0; begin < positions; begin += chunk) {
       const int64_t count = std::min(chunk, positions - begin);
       const Tensor rows = hidden.narrow(0, begin, count);
-      // d loss / d logits = softmax(logits) - one_hot(target)
-      Tensor grad_logits = at::softmax(at::mm(rows, weight.t()), -1, grad.scalar_type());
+      // d loss / d logits = (1 + 2 z_loss log Z) softmax(logits) - one_hot(target)
+      const Tensor logits = at::mm(rows, weight.t());
+      Tensor grad_logits = at::softmax(logits, -1, grad.scalar_type());
       const Tensor target = targets.narrow(0, begin, count).unsqueeze(1);
+      if (z_loss != 0) {
+        const Tensor log_z = at::logsumexp(logits.to(grad.scalar_type()), 1, /*keepdim=*/true);
+        grad_logits.mul_(log_z.mul_(2 * z_loss).add_(1));
+      }
       grad_logits.scatter_(1, target, grad_logits.gather(1, target).sub_(1));
       grad_logits = grad_logits.mul_(grad.narrow(0, begin, count)).to(hidden.scalar_type());
       Tensor grad_rows = grad_hidden.narrow(0, begin, count);
       at::mm_out(grad_rows, grad_logits, weight);
       grad_weight.add_(at::mm(grad_logits.t(), rows));
     }
-    return {grad_hidden, grad_weight.to(weight.scalar_type()), Tensor()};
+    return {grad_hidden, grad_weight.to(weight.scalar_type()), Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-Tensor token_loss(const Tensor& hidden, const Tensor& weight, const Tensor& targets) {
-  return TokenLoss::apply(hidden, weight, targets);
+Tensor token_loss(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+                  double z_loss) {
+  return TokenLoss::apply(hidden, weight, targets, z_loss);
 }
 
 }  // namespace lighthouse::model

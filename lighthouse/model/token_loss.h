@@ -11,8 +11,10 @@ namespace lighthouse::model {
 /// @param hidden (positions, width)
 /// @param weight (vocabulary, width), the output projection
 /// @param targets (positions) int64, in [0, vocabulary)
+/// @param z_loss adds z_loss (log Z)^2, Z being the sum of exp(logits), to what is differentiated,
+///        not to what is returned: it keeps log Z near 0
 /// @return (positions), nats
-at::Tensor token_loss(const at::Tensor& hidden, const at::Tensor& weight,
-                      const at::Tensor& targets);
+at::Tensor token_loss(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
+                      double z_loss = 0);
 
 }  // namespace lighthouse::model

@@ -130,6 +130,7 @@ std::vector<Field> fields(OptimizerRecipe& o) {
       {"decay", decay, kAny, "of the learning rate after the warm-up"},
       {"decay_share", &o.decay_share, {0, 1, true}, "of all steps, at the end, where it is stable"},
       {"final_lr_share", &o.final_lr_share, {0, 1}, "of lr, reached at the last step"},
+      {"z_loss", &o.z_loss, at_least(0), "times (log Z)^2 of the logits, in the gradient alone"},
       {"skip_grad_norm", &o.skip_grad_norm, at_least(0), "larger ones skip their step; 0: none"},
       {"max_skipped_steps", &o.max_skipped_steps, at_least(0),
        "by that or by a loss that is not finite; then the run stops"},

@@ -31,6 +31,7 @@ struct OptimizerRecipe {
   Decay decay = Decay::kLinear;
   double decay_share = 0.2;
   double final_lr_share = 0.01;
+  double z_loss = 0;               ///< times (log Z)^2 of the logits, in the gradient alone
   double skip_grad_norm = 0;       ///< a step with a larger gradient norm is skipped; 0: none is
   int64_t max_skipped_steps = 10;  ///< one more, and the run stops; also of losses not finite
 };

@@ -16,7 +16,9 @@ StepResult train_step(model::Llama& model, AdamW& optimizer, const data::Batch& 
       return all.narrow(0, begin, plan.micro_batch).to(device);
     };
     const at::Tensor part =
-        model->token_losses(part_of(batch.tokens), part_of(batch.targets)).sum().div(tokens);
+        model->token_losses(part_of(batch.tokens), part_of(batch.targets), recipe.z_loss)
+            .sum()
+            .div(tokens);
     part.backward();
     optimizer.collect_gradients();
     loss = loss.defined() ? loss + part.detach() : part.detach();

@@ -53,6 +53,24 @@ TEST(TokenLoss, IsPlainCrossEntropyOverOneChunk) {
   expect_plain_cross_entropy(at::kDouble, 1e-12, 256, 5000);
 }
 
+TEST(TokenLoss, DifferentiatesTheZLossToo) {
+  at::manual_seed(4);
+  const double z_loss = 0.3;
+  const Problem problem(at::kDouble);
+  const Tensor losses = token_loss(problem.hidden, problem.weight, problem.targets, z_loss);
+  EXPECT_TRUE(at::equal(losses, token_loss(problem.hidden, problem.weight, problem.targets)));
+  losses.backward(problem.grad);
+
+  const Tensor hidden = problem.hidden.detach().clone().requires_grad_();
+  const Tensor weight = problem.weight.detach().clone().requires_grad_();
+  const Tensor logits = at::linear(hidden, weight);
+  const Tensor plain = at::cross_entropy_loss(logits, problem.targets, {}, at::Reduction::None) +
+                       z_loss * at::logsumexp(logits, 1).square();
+  plain.backward(problem.grad);
+  EXPECT_LE(relative_error(problem.hidden.grad(), hidden.grad()), 1e-12);
+  EXPECT_LE(relative_error(problem.weight.grad(), weight.grad()), 1e-12);
+}
+
 TEST(TokenLoss, IsFloat32ForBfloat16) {
   at::manual_seed(2);
   const Problem problem(at::kBFloat16);

@@ -219,6 +219,17 @@ TEST_F(TrainerTest, RefusesToGoOnWithAnotherRecipeOrText) {
   train(other, {true, {}});
 }
 
+TEST_F(TrainerTest, TheZLossMovesTheWeightsAndNotTheReportedLoss) {
+  Recipe plain = recipe(dense_stage("s", 4), "plain");
+  Recipe pulled = recipe(dense_stage("s", 4), "pulled");
+  pulled.optimizer.z_loss = 0.1;
+  train(plain);
+  train(pulled);
+  EXPECT_EQ(metrics("plain").steps[0].loss, metrics("pulled").steps[0].loss);
+  EXPECT_NE(metrics("plain").steps[0].grad_norm, metrics("pulled").steps[0].grad_norm);
+  EXPECT_NE(metrics("plain").steps[3].loss, metrics("pulled").steps[3].loss);
+}
+
 TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
   const std::string stages = kLighthouseStage + dense_stage("dense", 6);
   Recipe whole = recipe(stages, "whole");
