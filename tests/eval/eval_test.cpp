@@ -52,6 +52,7 @@ TEST(HeldOutLoss, IsTheMeanOverSequencesAsAWholeAndByPosition) {
 
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> rows;
+  rows.reserve(batches.size());
   for (const auto& batch : batches) {
     rows.push_back(model->token_losses(batch.tokens, batch.targets).to(at::kDouble));
   }

@@ -221,7 +221,7 @@ TEST_F(ProcessTest, PlansAndTimesARunWithoutItsText) {
   const auto said_by = [&](std::vector<std::string> words) {
     words.insert(words.end(), {folder / "recipe.toml", "--threads", "2"});
     const int status = Program(words, folder / "output").wait();
-    const std::string said = io::read_file(folder / "output");
+    std::string said = io::read_file(folder / "output");
     EXPECT_EQ(status, 0) << said;
     return said;
   };
