@@ -163,6 +163,11 @@ class Wrapping:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not decoder.training:
             return None
+        if self.decoder.config._attn_implementation != _IMPLEMENTATION:
+            raise UnsupportedError(
+                f"the attention implementation was changed to {self.decoder.config._attn_implementation!r} while the "
+                "model is wrapped: unwrap it first"
+            )
         given = dict(zip(self._parameters, args)) | kwargs
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if inputs is None or given.get("past_key_values") is not None:
@@ -172,6 +177,7 @@ class Wrapping:
         if torch.is_grad_enabled():
             if lighthouse:
                 self._trained_lighthouse = True
+                self._trained_dense = False
             else:
                 self._trained_dense = True
         if self.mode == "lighthouse" and reason and not torch.compiler.is_compiling():
@@ -179,6 +185,7 @@ class Wrapping:
         if lighthouse:
             _refuse_masks(given)
             _forward.without_mask = self.decoder.config
+            _forward.awaits_lighthouse = True
             return args, {**kwargs, _IMPLEMENTATION: True}
         if all(given.get(name) is None for name in ("attention_mask", "position_ids", *_DOCUMENT_BOUNDS)):
             _forward.without_mask = self.decoder.config
@@ -245,13 +252,21 @@ class _Forward:
 
     without_mask: object = None
     """The model configuration of a training forward pass of which it is known that plain causal attention is right."""
+    awaits_lighthouse: bool = False
+    """Whether a layer should compute Lighthouse and none has yet."""
 
 
 _forward = _Forward()
 
 
-def _after_forward(*_: object) -> None:
+def _after_forward(decoder: nn.Module, args: object, out: object) -> None:
+    missed, _forward.awaits_lighthouse = _forward.awaits_lighthouse, False
     _forward.without_mask = None
+    if missed and out is not None and not torch.compiler.is_compiling():
+        raise UnsupportedError(
+            f"no layer of {type(decoder).__name__} computed Lighthouse Attention: its layers do not hand keyword "
+            "arguments down to attention"
+        )
 
 
 def _before_saving(decoder: nn.Module, *_: object) -> None:
@@ -286,6 +301,8 @@ def _attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     _refuse_options(attention_mask, dropout, kwargs)
+    if not torch.compiler.is_compiling():
+        _forward.awaits_lighthouse = False
     config, scores = layer.wrapping.config, layer.scores(query, key)
     selection = (None, None) if scores is None else select(query, key, value, config, scores)
     out = torch.ops.lighthouse.attention(query, key, value, *config.arguments()[:-1], scaling, *selection)
@@ -299,6 +316,10 @@ def _refuse_masks(given: dict[str, Any]) -> None:
         _require(
             mask.bool().all(),
             "attention_mask masks tokens, and Lighthouse Attention knows no padding: train on full sequences",
+        )
+    elif isinstance(mask, Tensor) and mask.dim() != 4:
+        raise UnsupportedError(
+            f"attention_mask has {mask.dim()} dimensions; Lighthouse Attention takes (batch, tokens)"
         )
     if isinstance(positions, Tensor):
         _require(
@@ -409,6 +430,8 @@ def _causal_attentions(decoder: nn.Module) -> list[nn.Module]:
 
 def _check_decoder(decoder: PreTrainedModel, attentions: Sequence[nn.Module]) -> None:
     name = type(decoder).__name__
+    if decoder.config.is_encoder_decoder or getattr(decoder.config, "add_cross_attention", False):
+        raise TypeError(f"{name} has cross-attention, whose masks wrap does not know; it must be a decoder alone")
     found = decoder.config._attn_implementation
     if found != "sdpa":
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -16,6 +17,7 @@ from families import (
     DEVICE,
     FAMILIES,
     LIGHTHOUSE_LAYERS,
+    SHAPE,
     TOKENS,
     VOCABULARY,
     assert_same_gradients,
@@ -406,3 +408,23 @@ def test_a_training_step_as_a_cuda_graph(family: str) -> None:
 
 def test_the_device_of_these_tests() -> None:
     assert make_model("Llama").device.type == os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu")
+
+
+def test_refuses_models_and_masks_that_it_would_get_wrong() -> None:
+    model, tokens = make_model("Llama"), make_tokens()
+    wrap_small(model)
+    with pytest.raises(UnsupportedError, match="attention_mask has 3 dimensions"):
+        model(input_ids=tokens, attention_mask=torch.ones(2, TOKENS, TOKENS, dtype=torch.bool, device=DEVICE))
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(UnsupportedError, match="was changed to 'sdpa' while the model is wrapped"):
+        model(input_ids=tokens)
+    crossing = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=512, add_cross_attention=True
+    )
+    with pytest.raises(TypeError, match="GPT2Model has cross-attention"):
+        wrap(transformers.GPT2LMHeadModel(crossing), SMALL, dense_layers=())
+    # Its layers take keyword arguments and keep them.
+    keeping = transformers.StableLmForCausalLM(transformers.StableLmConfig(**SHAPE)).to(DEVICE).train()
+    wrap(keeping, SMALL, dense_layers=())
+    with pytest.raises(UnsupportedError, match="no layer of StableLmModel computed Lighthouse Attention"):
+        keeping(input_ids=tokens)
