@@ -1,5 +1,3 @@
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/randn.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -12,14 +10,15 @@
 #include "apps/lighthouse/bench.h"
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/device.h"
+#include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/table.h"
 #include "apps/lighthouse/trial.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/model/llama.h"
+#include "lighthouse/model/token_loss.h"
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/train/device.h"
-#include "lighthouse/train/recipe.h"
 
 namespace lighthouse::app {
 namespace {
@@ -27,10 +26,8 @@ namespace {
 using at::Tensor;
 
 struct Options {
-  std::string recipe;
-  std::vector<std::string> overrides;
+  RecipeOptions recipe;
   int steps = 5;
-  int threads = at::get_num_threads();
   std::string json;
 };
 
@@ -53,13 +50,9 @@ at::TensorOptions options_of(const train::Recipe& recipe, at::Device device) {
   return at::TensorOptions(device).dtype(recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
 }
 
-int64_t sequences_at_once(const train::StageRecipe& stage) {
-  return stage.micro_batch == 0 ? stage.batch : stage.micro_batch;
-}
-
 /// Micro-batches of a step.
 double parts_of(const train::StageRecipe& stage) {
-  return static_cast<double>(stage.batch) / static_cast<double>(sequences_at_once(stage));
+  return static_cast<double>(stage.batch) / static_cast<double>(stage.sequences_at_once());
 }
 
 /// The median of five runs after one.
@@ -77,7 +70,7 @@ double time_alone(at::Device device, const F& f) {
 double time_attention(const train::Recipe& recipe, const train::StageRecipe& stage, bool lighthouse,
                       at::Device device) {
   const model::LlamaConfig& m = recipe.model;
-  const int64_t sequences = sequences_at_once(stage);
+  const int64_t sequences = stage.sequences_at_once();
   const auto draw = [&](int64_t heads) {
     return at::randn({sequences, stage.context, heads, m.head_dim}, options_of(recipe, device))
         .transpose(1, 2);
@@ -109,7 +102,7 @@ double time_products(const train::Recipe& recipe, const train::StageRecipe& stag
                      at::Device device) {
   const model::LlamaConfig& m = recipe.model;
   const auto options = options_of(recipe, device);
-  const int64_t rows = sequences_at_once(stage) * stage.context;
+  const int64_t rows = stage.sequences_at_once() * stage.context;
   const int64_t heads = (m.num_attention_heads + 2 * m.num_key_value_heads) * m.head_dim;
   const double layer =
       time_projection(rows, m.hidden_size, heads, options) +
@@ -117,7 +110,7 @@ double time_products(const train::Recipe& recipe, const train::StageRecipe& stag
       time_projection(rows, m.hidden_size, 2 * m.intermediate_size, options) +
       time_projection(rows, m.intermediate_size, m.hidden_size, options);
   // Logits are formed a chunk at a time, and once more in the backward pass.
-  const int64_t chunk = std::min<int64_t>(rows, std::max<int64_t>(256, (1 << 25) / m.vocab_size));
+  const int64_t chunk = std::min(rows, model::positions_at_once(m.vocab_size, device));
   const double logits = time_projection(chunk, m.hidden_size, m.vocab_size, options) * 4 / 3 *
                         static_cast<double>(rows) / static_cast<double>(chunk);
   return (static_cast<double>(m.num_hidden_layers) * layer + logits) * parts_of(stage);
@@ -184,11 +177,9 @@ void print(const std::vector<Row>& rows) {
 }
 
 void bench_train(const Options& options) {
-  at::set_num_threads(options.threads);
-  const train::Recipe recipe = train::Recipe::read(options.recipe, options.overrides);
+  const train::Recipe recipe = options.recipe.read();
   const at::Device device = train::find_device(recipe.run.device, "run.device");
-  at::globalContext().setDeterministicAlgorithms(recipe.run.deterministic, /*warn_only=*/false);
-  at::globalContext().setDeterministicFillUninitializedMemory(false);
+  train::use_deterministic_algorithms(recipe.run.deterministic);
   std::ofstream json;
   if (!options.json.empty()) {
     json.open(options.json);
@@ -230,14 +221,9 @@ void add_bench_train(CLI::App& bench) {
       "train",
       "Training steps of each stage of a recipe, on random tokens, and what they are made of");
   const auto options = std::make_shared<Options>();
-  verb->add_option("RECIPE", options->recipe, "TOML file of the run")->required();
-  verb->add_option("--set", options->overrides, "KEY=VALUE in place of the recipe's")
-      ->allow_extra_args(false);
+  options->recipe.add_to(*verb);
   verb->add_option("--steps", options->steps, "timed steps of each stage")
       ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  verb->add_option("--threads", options->threads, "threads")
-      ->check(CLI::Range(1, 1 << 10))
       ->capture_default_str();
   verb->add_option("--json", options->json, "also write all figures to this file");
   verb->callback([options] { bench_train(*options); });

@@ -7,40 +7,27 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "apps/lighthouse/run.h"
 #include "apps/lighthouse/table.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/corpus.h"
 #include "lighthouse/io/file.h"
-#include "lighthouse/train/checkpoint.h"
 #include "lighthouse/train/device.h"
-#include "lighthouse/train/recipe.h"
-#include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
 struct Options {
-  std::string run;
-  std::string checkpoint;
+  RunOptions run;
   int64_t sequences = 8;
   int64_t cuts = 4;
   std::string device;
   std::string json;
 };
-
-fs::path checkpoint_of(const Options& options) {
-  if (!options.checkpoint.empty()) return options.checkpoint;
-  const fs::path folder = train::RunFolder(options.run).checkpoints();
-  const auto all = train::Checkpoints(folder).list();
-  check_argument(!all.empty(), "there is no checkpoint in '", folder.string(),
-                 "'; RUN must be the folder of a run that has made one");
-  return all.back();
-}
 
 /// The last stage with Lighthouse; the last of all where there is none.
 const train::StageRecipe& stage_to_measure(const train::Recipe& recipe) {
@@ -100,12 +87,7 @@ void print_leak(const std::vector<eval::LeakBin>& dense,
 }
 
 void eval_run(const Options& options) {
-  const train::RunFolder folder(options.run);
-  check_argument(fs::exists(folder.recipe()), "RUN is '", options.run,
-                 "'; it must be the folder of a run, with a recipe.toml");
-  const auto recipe = train::Recipe::read(folder.recipe());
-  const fs::path path = checkpoint_of(options);
-  const train::Checkpoint checkpoint = train::read_checkpoint(path);
+  const auto [folder, recipe, path, checkpoint] = open_run(options.run);
   const auto corpus = data::Corpus::read(recipe.data.path, recipe.data.held_out_share);
   check_argument(corpus.fingerprint() == checkpoint.corpus, "the text in '", recipe.data.path,
                  "' has the fingerprint ", corpus.fingerprint(),
@@ -171,8 +153,7 @@ void add_eval(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "eval", "Measures a run on held-out text: loss, and how much the selection leaks");
   const auto options = std::make_shared<Options>();
-  verb->add_option("RUN", options->run, "folder of the run")->required();
-  verb->add_option("--checkpoint", options->checkpoint, "in place of the run's newest");
+  options->run.add_to(*verb);
   verb->add_option("--sequences", options->sequences, "held-out sequences")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string>
 
+#include "apps/lighthouse/run.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
@@ -13,10 +14,7 @@
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/safetensors.h"
 #include "lighthouse/model/hugging_face.h"
-#include "lighthouse/train/checkpoint.h"
 #include "lighthouse/train/metrics.h"
-#include "lighthouse/train/recipe.h"
-#include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
@@ -25,9 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Options {
-  std::string run;
+  RunOptions run;
   std::string folder;
-  std::string checkpoint;
 };
 
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "tokenizer_config.json",
@@ -119,17 +116,9 @@ std::string write_tokenizer(const train::Recipe& recipe, int64_t context, const 
 }
 
 void export_run(const Options& options) {
-  const train::RunFolder run(options.run);
-  check_argument(fs::exists(run.recipe()), "RUN is '", options.run,
-                 "'; it must be the folder of a run, with a recipe.toml");
   check_argument(!fs::exists(options.folder) || fs::is_empty(options.folder), "DIR is '",
                  options.folder, "', which is not empty; it must be new");
-  const auto recipe = train::Recipe::read(run.recipe());
-  const auto all = train::Checkpoints(run.checkpoints()).list();
-  check_argument(!options.checkpoint.empty() || !all.empty(), "there is no checkpoint in '",
-                 run.checkpoints().string(), "'");
-  const fs::path path = options.checkpoint.empty() ? all.back() : fs::path(options.checkpoint);
-  const train::Checkpoint checkpoint = train::read_checkpoint(path);
+  const auto [run, recipe, path, checkpoint] = open_run(options.run);
   const std::vector<Done> done = stages_done(recipe, checkpoint.step);
   int64_t context = 0;
   for (const train::StageRecipe& stage : recipe.stages) context = std::max(context, stage.context);
@@ -157,9 +146,8 @@ void add_export(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "export", "Writes a run's model as a folder that Hugging Face's from_pretrained loads");
   const auto options = std::make_shared<Options>();
-  verb->add_option("RUN", options->run, "folder of the run")->required();
+  options->run.add_to(*verb);
   verb->add_option("DIR", options->folder, "folder to write, new or empty")->required();
-  verb->add_option("--checkpoint", options->checkpoint, "in place of the run's newest");
   verb->callback([options] { export_run(*options); });
 }
 

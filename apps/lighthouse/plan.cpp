@@ -1,12 +1,10 @@
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
-
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
 #include <string>
 
 #include "apps/lighthouse/device.h"
+#include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/table.h"
 #include "apps/lighthouse/trial.h"
 #include "apps/lighthouse/verbs.h"
@@ -17,12 +15,6 @@
 
 namespace lighthouse::app {
 namespace {
-
-struct Options {
-  std::string recipe;
-  std::vector<std::string> overrides;
-  int threads = at::get_num_threads();
-};
 
 /// Milliseconds and bytes of a step.
 struct Cost {
@@ -73,9 +65,8 @@ std::string duration(double seconds) {
 
 std::string gib(double bytes) { return fixed(bytes / (1 << 30), 2); }
 
-void plan(const Options& options) {
-  at::set_num_threads(options.threads);
-  const train::Recipe recipe = train::Recipe::read(options.recipe, options.overrides);
+void plan(const RecipeOptions& options) {
+  const train::Recipe recipe = options.read();
   const at::Device device = train::find_device(recipe.run.device, "run.device");
   const auto available = static_cast<double>(memory_of(device));
   const auto parameters = static_cast<double>(recipe.model.num_parameters());
@@ -118,13 +109,8 @@ void plan(const Options& options) {
 void add_plan(CLI::App& app) {
   CLI::App* verb =
       app.add_subcommand("plan", "Says what a run will need, memory and time, before it begins");
-  const auto options = std::make_shared<Options>();
-  verb->add_option("RECIPE", options->recipe, "TOML file of the run")->required();
-  verb->add_option("--set", options->overrides, "KEY=VALUE in place of the recipe's")
-      ->allow_extra_args(false);
-  verb->add_option("--threads", options->threads, "threads")
-      ->check(CLI::Range(1, 1 << 10))
-      ->capture_default_str();
+  const auto options = std::make_shared<RecipeOptions>();
+  options->add_to(*verb);
   verb->callback([options] { plan(*options); });
 }
 

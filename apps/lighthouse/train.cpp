@@ -1,35 +1,30 @@
 #include "lighthouse/train/trainer.h"
 
-#include <ATen/Parallel.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
 #include <string>
-#include <vector>
 
+#include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/verbs.h"
-#include "lighthouse/train/recipe.h"
 #include "lighthouse/train/run_folder.h"
 
 namespace lighthouse::app {
 namespace {
 
 struct Options {
-  std::string recipe;
-  std::vector<std::string> overrides;
+  RecipeOptions recipe;
   std::string out;
   bool resume = false;
   std::string resume_from;
   std::string branch_from;
   bool dry_run = false;
-  int threads = at::get_num_threads();
 };
 
 void run(const Options& options) {
-  at::set_num_threads(options.threads);
-  train::Recipe recipe = train::Recipe::read(options.recipe, options.overrides);
+  train::Recipe recipe = options.recipe.read();
   if (!options.out.empty()) recipe.run.out = options.out;
   train::print(std::cout, recipe);
   if (options.dry_run) return;
@@ -57,10 +52,7 @@ void add_train(CLI::App& app) {
   CLI::App* verb =
       app.add_subcommand("train", "Trains a model as a recipe says, stage after stage");
   const auto options = std::make_shared<Options>();
-  verb->add_option("RECIPE", options->recipe, "TOML file of the run")->required();
-  verb->add_option("--set", options->overrides,
-                   "KEY=VALUE in place of the recipe's: optimizer.lr=1e-3, stage.0.steps=10")
-      ->allow_extra_args(false);
+  options->recipe.add_to(*verb);
   verb->add_option("--out", options->out, "the run's folder, in place of run.out");
   CLI::Option* branch = verb->add_option(
       "--branch-from", options->branch_from,
@@ -74,9 +66,6 @@ void add_train(CLI::App& app) {
       ->excludes(branch);
   branch->excludes(resume);
   verb->add_flag("--dry-run", options->dry_run, "only say what would run");
-  verb->add_option("--threads", options->threads, "threads")
-      ->check(CLI::Range(1, 1 << 10))
-      ->capture_default_str();
   verb->footer("A recipe has these keys:\n" + train::describe_fields());
   verb->callback([options] { run(*options); });
 }

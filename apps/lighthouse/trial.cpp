@@ -29,7 +29,7 @@ Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c1
   model->set_attention(train::attention_plan(stage));
   model->set_recompute_mlp(recipe.run.recompute_mlp);
   const train::StepPlan plan{stage.lighthouse, stage.batch, stage.context,
-                             stage.micro_batch == 0 ? stage.batch : stage.micro_batch};
+                             stage.sequences_at_once()};
   const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
                                         at::TensorOptions(at::kLong).device(device));
   const data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};

@@ -12,20 +12,13 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Positions whose logits exist at a time: enough to keep matrix products efficient, few enough
-/// that the logits are small beside the activations of one layer.
-int64_t chunk_of(const Tensor& weight) {
-  const int64_t logits = int64_t{1} << (weight.is_cuda() ? 25 : 20);
-  return std::max<int64_t>(256, logits / weight.size(0));
-}
-
 class TokenLoss : public torch::autograd::Function<TokenLoss> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
                         const Tensor& targets, double z_loss) {
     const auto type = at::promote_types(hidden.scalar_type(), at::kFloat);
     const int64_t positions = hidden.size(0);
-    const int64_t chunk = chunk_of(weight);
+    const int64_t chunk = positions_at_once(weight.size(0), weight.device());
     Tensor losses = at::empty({positions}, hidden.options().dtype(type));
     for (int64_t begin = 0; begin < positions; begin += chunk) {
       const int64_t count = std::min(chunk, positions - begin);
@@ -47,7 +40,7 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
     const Tensor grad = grad_outputs[0].unsqueeze(1);
     const double z_loss = ctx->saved_data["z_loss"].toDouble();
     const int64_t positions = hidden.size(0);
-    const int64_t chunk = chunk_of(weight);
+    const int64_t chunk = positions_at_once(weight.size(0), weight.device());
     Tensor grad_hidden = at::empty_like(hidden);
     Tensor grad_weight = at::zeros_like(weight, grad.options());
     for (int64_t begin = 0; begin < positions; begin += chunk) {
@@ -72,6 +65,11 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
 };
 
 }  // namespace
+
+int64_t positions_at_once(int64_t vocabulary, at::Device device) {
+  const int64_t logits = int64_t{1} << (device.is_cuda() ? 25 : 20);
+  return std::max<int64_t>(256, logits / vocabulary);
+}
 
 Tensor token_loss(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
                   double z_loss) {

@@ -17,4 +17,8 @@ namespace lighthouse::model {
 at::Tensor token_loss(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
                       double z_loss = 0);
 
+/// Positions whose logits token_loss forms at a time: enough to keep matrix products efficient, few
+/// enough that the logits are small beside the activations of one layer.
+int64_t positions_at_once(int64_t vocabulary, at::Device device);
+
 }  // namespace lighthouse::model

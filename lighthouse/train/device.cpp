@@ -33,4 +33,10 @@ c10::Device find_device(const std::string& name, const std::string& what) {
 #endif
 }
 
+void use_deterministic_algorithms(bool on) {
+  at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
+  // Ours write all of what they allocate.
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
+}
+
 }  // namespace lighthouse::train

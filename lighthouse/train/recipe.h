@@ -70,6 +70,8 @@ struct StageRecipe {
   std::vector<int64_t> dense_layers{0, 1, -2, -1};
   double dense_share = 0;     ///< of the steps: dense, on pieces of dense_context tokens
   int64_t dense_context = 0;  ///< the step's tokens stay the same: it must divide context
+
+  int64_t sequences_at_once() const { return micro_batch == 0 ? batch : micro_batch; }
 };
 
 /// One file describes a whole run.

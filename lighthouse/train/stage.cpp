@@ -8,7 +8,7 @@ StepPlan step_plan(const StageRecipe& stage, int64_t step) {
   const auto dense_steps = [&](int64_t steps) {
     return std::floor(static_cast<double>(steps) * stage.dense_share);
   };
-  const int64_t micro_batch = stage.micro_batch == 0 ? stage.batch : stage.micro_batch;
+  const int64_t micro_batch = stage.sequences_at_once();
   if (dense_steps(step + 1) == dense_steps(step)) {
     return {stage.lighthouse, stage.batch, stage.context, micro_batch};
   }

@@ -57,12 +57,6 @@ model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
   return model;
 }
 
-void use_deterministic_algorithms(bool on) {
-  at::globalContext().setDeterministicAlgorithms(on, /*warn_only=*/false);
-  // Ours write all of what they allocate.
-  at::globalContext().setDeterministicFillUninitializedMemory(false);
-}
-
 int64_t total_tokens(const Recipe& recipe) {
   int64_t tokens = 0;
   for (const StageRecipe& stage : recipe.stages) {

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <string>
+
+#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/recipe.h"
+#include "lighthouse/train/run_folder.h"
+
+namespace lighthouse::app {
+
+/// What every verb that takes a run is told.
+struct RunOptions {
+  std::string run;
+  std::string checkpoint;
+
+  void add_to(CLI::App& verb);
+};
+
+/// A run that is there, and one of its checkpoints.
+struct Run {
+  train::RunFolder folder;
+  train::Recipe recipe;
+  std::filesystem::path path;  ///< of the checkpoint
+  train::Checkpoint checkpoint;
+};
+
+/// Throws std::invalid_argument where there is no run, or no checkpoint of it.
+Run open_run(const RunOptions& options);
+
+}  // namespace lighthouse::app

@@ -1,0 +1,244 @@
+#include "lighthouse/train/recipe_fields.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <iomanip>
+#include <ostream>
+#include <sstream>
+
+#include "lighthouse/core/check.h"
+
+namespace lighthouse::train {
+namespace {
+
+constexpr Range kAny;
+constexpr Range at_least(double least) { return {least}; }
+constexpr Range above(double least) {
+  return {least, std::numeric_limits<double>::infinity(), true};
+}
+
+std::vector<Field> model_fields(Recipe& recipe) {
+  model::LlamaConfig& m = recipe.model;
+  model::RopeScaling& scaling = m.rope_scaling;
+  return {
+      {"init_from", &recipe.init_from, kAny,
+       "folder of a Llama of Hugging Face's to begin with; '': none"},
+      {"vocab_size", &m.vocab_size, at_least(256), "of text 256: a byte is a token"},
+      {"hidden_size", &m.hidden_size, at_least(1), "width of the residual stream"},
+      {"intermediate_size", &m.intermediate_size, at_least(1), "width of SwiGLU"},
+      {"num_hidden_layers", &m.num_hidden_layers, at_least(1), "layers"},
+      {"num_attention_heads", &m.num_attention_heads, at_least(1), "query heads"},
+      {"num_key_value_heads", &m.num_key_value_heads, at_least(1), "divides the query heads"},
+      {"head_dim", &m.head_dim, at_least(2), "of queries, keys and values; even"},
+      {"rope_theta", &m.rope_theta, above(0), "base of the rotary embedding"},
+      {"rope_scaling_factor", &scaling.factor, above(0), "Llama 3's for longer contexts; 1: none"},
+      {"rope_low_frequency", &scaling.low_frequency, above(0), "fewer turns: stretched by it"},
+      {"rope_high_frequency", &scaling.high_frequency, above(0), "more turns: not stretched"},
+      {"rope_original_context", &scaling.original_context, at_least(1),
+       "that turns are counted over"},
+      {"rms_norm_eps", &m.rms_norm_eps, above(0), "added to the mean square"},
+      {"initializer_range", &m.initializer_range, above(0), "standard deviation of new matrices"},
+      {"tie_word_embeddings", &m.tie_word_embeddings, kAny, "one matrix embeds and projects out"},
+  };
+}
+
+std::vector<Field> fields(DataRecipe& d) {
+  return {
+      {"path", &d.path, kAny, "file or folder of text, or of token files (.bin)"},
+      {"held_out_share", &d.held_out_share, {0, 1, true, true}, "of the text, never trained on"},
+  };
+}
+
+constexpr std::array kDecays{"linear", "cosine", "stable"};
+
+void set_decay(OptimizerRecipe& optimizer, const std::string& word) {
+  const auto* found = std::ranges::find(kDecays, word);
+  check_argument(found != kDecays.end(), "decay is '", word,
+                 "'; it must be 'linear', 'cosine' or 'stable'");
+  optimizer.decay = static_cast<Decay>(found - kDecays.begin());
+}
+
+std::vector<Field> fields(OptimizerRecipe& o) {
+  const Word decay{"linear, cosine, stable",
+                   [&o] { return std::string(kDecays[static_cast<size_t>(o.decay)]); },
+                   [&o](const std::string& word) { set_decay(o, word); }};
+  return {
+      {"lr", &o.lr, above(0), "peak learning rate"},
+      {"beta1", &o.beta1, {0, 1, false, true}, "decay of the mean gradient"},
+      {"beta2", &o.beta2, {0, 1, false, true}, "decay of the mean squared gradient"},
+      {"eps", &o.eps, above(0), "added to its root"},
+      {"weight_decay", &o.weight_decay, at_least(0), "of matrices, times the learning rate"},
+      {"max_grad_norm", &o.max_grad_norm, above(0), "gradients are clipped to it"},
+      {"warmup_steps", &o.warmup_steps, at_least(0), "of linear warm-up, from the first step on"},
+      {"decay", decay, kAny, "of the learning rate after the warm-up"},
+      {"decay_share", &o.decay_share, {0, 1, true}, "of all steps, at the end, where it is stable"},
+      {"final_lr_share", &o.final_lr_share, {0, 1}, "of lr, reached at the last step"},
+      {"z_loss", &o.z_loss, at_least(0), "times (log Z)^2 of the logits, in the gradient alone"},
+      {"skip_grad_norm", &o.skip_grad_norm, at_least(0), "larger ones skip their step; 0: none"},
+      {"max_skipped_steps", &o.max_skipped_steps, at_least(0),
+       "by that or by a loss that is not finite; then the run stops"},
+  };
+}
+
+void set_dtype(RunRecipe& run, const std::string& word) {
+  check_argument(word == "float32" || word == "bfloat16", "dtype is '", word,
+                 "'; it must be 'float32' or 'bfloat16'");
+  run.bfloat16 = word == "bfloat16";
+}
+
+std::vector<Field> fields(RunRecipe& r) {
+  const Word dtype{"float32, bfloat16", [&r] { return r.bfloat16 ? "bfloat16" : "float32"; },
+                   [&r](const std::string& word) { set_dtype(r, word); }};
+  return {
+      {"out", &r.out, kAny, "the run's folder"},
+      {"device", &r.device, kAny, "cpu, cuda or cuda:N"},
+      {"dtype", dtype, kAny, "that the model computes in; weights are kept in float32"},
+      {"deterministic", &r.deterministic, kAny, "the same bits on a GPU too, slower"},
+      {"recompute_mlp", &r.recompute_mlp, kAny, "less memory, for a product more a layer"},
+      {"seed", &r.seed, at_least(0), "of the initial model and the order of the data"},
+      {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences of an evaluation"},
+      {"eval_every_steps", &r.eval_every_steps, at_least(0),
+       "besides before and after each stage; 0: not"},
+      {"checkpoint_every_steps", &r.checkpoint_every_steps, at_least(1),
+       "besides after each stage"},
+      {"keep_checkpoints", &r.keep_checkpoints, at_least(2), "the newest that are kept"},
+      {"keep_every_steps", &r.keep_every_steps, at_least(0),
+       "checkpoints of its multiples are kept for good; 0: none"},
+      {"log_every_steps", &r.log_every_steps, at_least(1), "lines in metrics.jsonl"},
+  };
+}
+
+void set_attention(StageRecipe& stage, const std::string& word) {
+  check_argument(word == "dense" || word == "lighthouse", "attention is '", word,
+                 "'; it must be 'dense' or 'lighthouse'");
+  stage.lighthouse = word == "lighthouse";
+}
+
+std::vector<Field> fields(StageRecipe& s) {
+  Config& a = s.attention;
+  const Word attention{"dense, lighthouse", [&s] { return s.lighthouse ? "lighthouse" : "dense"; },
+                       [&s](const std::string& word) { set_attention(s, word); }};
+  const Word scorer{"norm, dilated", [&a] { return std::string(to_string(a.scorer)); },
+                    [&a](const std::string& word) { a.scorer = parse_scorer(word); }};
+  const Word selection{"published, causal", [&a] { return std::string(to_string(a.selection)); },
+                       [&a](const std::string& word) { a.selection = parse_selection_rule(word); }};
+  return {
+      {"name", &s.name, kAny, "letters, digits, - and _"},
+      {"steps", &s.steps, at_least(1), "steps of the optimizer"},
+      {"context", &s.context, at_least(1), "tokens of a sequence"},
+      {"batch", &s.batch, at_least(1), "sequences of a step"},
+      {"micro_batch", &s.micro_batch, at_least(0), "sequences at a time; divides batch; 0: all"},
+      {"attention", attention, kAny, "of the stage's steps"},
+      {"levels", &a.levels, at_least(1), "levels of the pyramid", true},
+      {"pooling_factor", &a.pooling_factor, at_least(2), "children of an entry", true},
+      {"budget", &a.budget, at_least(1), "entries refined at each level", true},
+      {"tile_budget", &a.tile_budget, at_least(1), "entries refined in each tile; divides budget",
+       true},
+      {"scorer", scorer, kAny, "what scores a token", true},
+      {"dilation", &a.dilation, at_least(1), "interleaved sub-sequences of the dilated scorer",
+       true},
+      {"selection", selection, kAny, "whose scores judge an entry: its own, or the one before",
+       true},
+      {"scale", &a.scale, kAny, "of attention; head_dim^(-1/2) where there is none"},
+      {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last", true},
+      {"dense_share", &s.dense_share, {0, 1}, "of the steps, dense and on shorter pieces"},
+      {"dense_context", &s.dense_context, at_least(0), "tokens of such a piece; divides context"},
+  };
+}
+
+std::string quoted(const std::string& text) {
+  std::ostringstream out;
+  out << '"';
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out << '\\' << c;
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      out << "\\u" << std::hex << std::setw(4) << std::setfill('0') << static_cast<int>(c);
+    } else {
+      out << c;
+    }
+  }
+  return out.str() + '"';
+}
+
+/// The shortest digits that give the same number back.
+std::string digits(double value) {
+  char text[32];
+  const auto end = std::to_chars(std::begin(text), std::end(text), value).ptr;
+  const std::string shortest(std::begin(text), end);
+  return shortest.find_first_of(".en") == std::string::npos ? shortest + ".0" : shortest;
+}
+
+bool in_range(const Field& field) {
+  using Number = std::optional<double>;
+  const auto number =
+      std::visit(Overloaded{[](const int64_t* v) -> Number { return static_cast<double>(*v); },
+                            [](const uint64_t* v) -> Number { return static_cast<double>(*v); },
+                            [](const double* v) -> Number { return *v; },
+                            [](const std::optional<double>* v) -> Number { return *v; },
+                            [](const void*) -> Number { return {}; },
+                            [](const Word&) -> Number { return {}; }},
+                 field.value);
+  return !number || field.range.holds(*number);
+}
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& out, const Range& range) {
+  const bool bounded = std::isfinite(range.least);
+  if (bounded) out << (range.above ? "above " : "at least ") << range.least;
+  if (!std::isfinite(range.most)) return out << (bounded ? "" : "finite");
+  return out << " and " << (range.below ? "below " : "at most ") << range.most;
+}
+
+Section model_section(Recipe& recipe) { return {"model", model_fields(recipe)}; }
+
+std::vector<Section> sections(Recipe& recipe) {
+  std::vector<Section> all{model_section(recipe),
+                           {"data", fields(recipe.data)},
+                           {"optimizer", fields(recipe.optimizer)},
+                           {"run", fields(recipe.run)}};
+  for (size_t i = 0; i < recipe.stages.size(); ++i) {
+    all.push_back({message("stage.", i), fields(recipe.stages[i]), &recipe.stages[i]});
+  }
+  return all;
+}
+
+const char* type_name(const Value& value) {
+  return std::visit(Overloaded{[](const bool*) { return "true or false"; },
+                               [](const int64_t*) { return "an integer"; },
+                               [](const uint64_t*) { return "an integer"; },
+                               [](const double*) { return "a number"; },
+                               [](const std::optional<double>*) { return "a number"; },
+                               [](const std::string*) { return "a string"; },
+                               [](const std::vector<int64_t>*) { return "a list of integers"; },
+                               [](const Word& word) { return word.words; }},
+                    value);
+}
+
+std::string to_text(const Value& value) {
+  return std::visit(
+      Overloaded{[](const bool* v) -> std::string { return *v ? "true" : "false"; },
+                 [](const int64_t* v) { return std::to_string(*v); },
+                 [](const uint64_t* v) { return std::to_string(*v); },
+                 [](const double* v) { return digits(*v); },
+                 [](const std::optional<double>* v) { return *v ? digits(**v) : std::string(); },
+                 [](const std::string* v) { return quoted(*v); },
+                 [](const std::vector<int64_t>* v) {
+                   std::string list;
+                   for (const int64_t i : *v) {
+                     list += (list.empty() ? "" : ", ") + std::to_string(i);
+                   }
+                   return '[' + list + ']';
+                 },
+                 [](const Word& word) { return quoted(word.get()); }},
+      value);
+}
+
+void check_range(const Field& field, const std::string& section, const std::string& where) {
+  check_argument(in_range(field), where, section, ".", field.key, " is ", to_text(field.value),
+                 "; it must be ", field.range);
+}
+
+}  // namespace lighthouse::train

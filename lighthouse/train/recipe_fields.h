@@ -1,0 +1,94 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <iosfwd>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "lighthouse/train/recipe.h"
+
+// The fields of a recipe: of this one list are made the defaults, the parser, the overrides, the
+// help and the table.
+
+namespace lighthouse::train {
+
+/// The numbers that a field may be.
+struct Range {
+  double least = -std::numeric_limits<double>::infinity();
+  double most = std::numeric_limits<double>::infinity();
+  bool above = false;  ///< `least` itself is out
+  bool below = false;  ///< `most` itself is out
+
+  bool holds(double value) const {
+    return (above ? value > least : value >= least) && (below ? value < most : value <= most) &&
+           std::isfinite(value);
+  }
+};
+
+/// "above 0 and below 1"
+std::ostream& operator<<(std::ostream& out, const Range& range);
+
+/// A field that is one of some words in a file.
+struct Word {
+  const char* words;
+  std::function<std::string()> get;
+  std::function<void(const std::string&)> set;  ///< throws std::invalid_argument
+};
+
+using Value = std::variant<bool*, int64_t*, uint64_t*, double*, std::optional<double>*,
+                           std::string*, std::vector<int64_t>*, Word>;
+
+struct Field {
+  std::string key;
+  Value value;
+  Range range;
+  const char* help;
+  bool of_lighthouse = false;  ///< without effect where the stage is dense
+};
+
+struct Section {
+  std::string name;
+  std::vector<Field> fields;
+  const StageRecipe* stage = nullptr;  ///< where it is one
+};
+
+/// The fields of [model]; they point into the recipe.
+Section model_section(Recipe& recipe);
+
+/// All fields of a recipe; they point into it.
+std::vector<Section> sections(Recipe& recipe);
+
+template <class... F>
+struct Overloaded : F... {
+  using F::operator()...;
+};
+template <class... F>
+Overloaded(F...) -> Overloaded<F...>;
+
+/// What a value must be, as a message says it.
+const char* type_name(const Value& value);
+
+/// As in a file; empty for a number that is not given.
+std::string to_text(const Value& value);
+
+/// Throws std::invalid_argument unless the field's number is in its range. `where` begins the
+/// message.
+void check_range(const Field& field, const std::string& section, const std::string& where = "");
+
+/// The error's message, after what it is about.
+template <class Check>
+void check_part(const std::string& part, const Check& check) {
+  try {
+    check();
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(part + ": " + error.what());
+  }
+}
+
+}  // namespace lighthouse::train

@@ -1,0 +1,248 @@
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "lighthouse/core/check.h"
+#include "lighthouse/io/file.h"
+#include "lighthouse/model/hugging_face.h"
+#include "lighthouse/train/recipe_fields.h"
+
+namespace lighthouse::train {
+namespace {
+
+/// Whether the node is of the value's type; it is set then. A number may be an integer.
+bool assign(const Value& value, const toml::node& node) {
+  const auto take = [](const auto& found, auto& to) {
+    if (found) to = *found;
+    return found.has_value();
+  };
+  return std::visit(
+      Overloaded{[&](bool* v) { return take(node.value_exact<bool>(), *v); },
+                 [&](int64_t* v) { return take(node.value_exact<int64_t>(), *v); },
+                 [&](uint64_t* v) {
+                   const auto found = node.value_exact<int64_t>();
+                   return found.value_or(-1) >= 0 && take(found, *v);
+                 },
+                 [&](double* v) { return node.is_number() && take(node.value<double>(), *v); },
+                 [&](std::optional<double>* v) {
+                   return node.is_number() && take(node.value<double>(), *v);
+                 },
+                 [&](std::string* v) { return take(node.value_exact<std::string>(), *v); },
+                 [&](std::vector<int64_t>* v) {
+                   const toml::array* list = node.as_array();
+                   if (list == nullptr) return false;
+                   v->clear();
+                   for (const toml::node& item : *list) {
+                     if (!take(item.value_exact<int64_t>(), v->emplace_back())) return false;
+                   }
+                   return true;
+                 },
+                 [&](const Word& word) {
+                   const auto found = node.value_exact<std::string>();
+                   if (found) word.set(*found);
+                   return found.has_value();
+                 }},
+      value);
+}
+
+size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = row[0]++;
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t change = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({row[j] + 1, row[j + 1] + 1, change});
+    }
+  }
+  return row.back();
+}
+
+std::string nearest(std::string_view name, const std::vector<std::string>& known) {
+  return *std::min_element(known.begin(), known.end(), [&](const auto& a, const auto& b) {
+    return edit_distance(name, a) < edit_distance(name, b);
+  });
+}
+
+std::string place(const toml::source_region& source) {
+  return message(source.path ? *source.path : "", ":", source.begin.line, ":", source.begin.column,
+                 ": ");
+}
+
+toml::table parse_toml(const std::string& text, const std::string& name) {
+  try {
+    return toml::parse(text, name);
+  } catch (const toml::parse_error& error) {
+    throw std::invalid_argument(place(error.source()) + std::string(error.description()));
+  }
+}
+
+const toml::table& as_table(const toml::node& node, std::string_view name) {
+  check_argument(node.is_table(), place(node.source()), name, " is a ", message(node.type()),
+                 "; it must be a table, [", name, "]");
+  return *node.as_table();
+}
+
+constexpr const char* kPreset = "preset";
+
+/// Sets the fields of one section. `where` begins every message.
+void set_field(const Section& section, std::string_view key, const toml::node& node,
+               const std::string& where_key, const std::string& where_value) {
+  std::vector<std::string> known;
+  for (const Field& field : section.fields) {
+    known.push_back(field.key);
+    if (field.key != key) continue;
+    try {
+      check_argument(assign(field.value, node), field.key, " is of type ", message(node.type()),
+                     "; it must be ", type_name(field.value));
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(message(where_value, section.name, ": ", error.what()));
+    }
+    check_range(field, section.name, where_value);
+    return;
+  }
+  if (section.name == "model") known.emplace_back(kPreset);
+  check_argument(false, where_key, section.name, " has no key '", key, "'; the nearest is '",
+                 nearest(key, known), "'");
+}
+
+void set_fields(const Section& section, const toml::table& table) {
+  for (const auto& [key, node] : table) {
+    if (section.name == "model" && key.str() == kPreset) continue;
+    set_field(section, key.str(), node, place(key.source()), place(node.source()));
+  }
+}
+
+/// "section.key=value" or "stage.NAME.key=value" of a command line.
+struct Override {
+  std::string text;
+  std::string section;  ///< "stage.NAME" for a stage
+  std::string key;
+  toml::table value;              ///< under the key "value"
+  toml::value<std::string> bare;  ///< as it stands: a string need not be quoted here
+
+  explicit Override(const std::string& given) : text(given) {
+    const size_t equals = text.find('=');
+    const size_t dot = text.rfind('.', equals);
+    check_argument(equals != std::string::npos && dot != std::string::npos, "--set ", text,
+                   ": it must be section.key=value, like optimizer.lr=1e-3 or stage.0.steps=10");
+    section = text.substr(0, dot);
+    key = text.substr(dot + 1, equals - dot - 1);
+    bare = text.substr(equals + 1);
+    try {
+      value = toml::parse("value = " + *bare);
+    } catch (const toml::parse_error&) {
+      value.insert("value", *bare);
+    }
+  }
+  const toml::node& node() const { return *value.get("value"); }
+  /// For a field of the section: run.out=2026 is a string, though 2026 is a number.
+  const toml::node& node(const Section& of) const {
+    const bool is_text = std::ranges::any_of(of.fields, [&](const Field& field) {
+      return field.key == key && (std::holds_alternative<std::string*>(field.value) ||
+                                  std::holds_alternative<Word>(field.value));
+    });
+    return is_text && node().is_value() && !node().is_string() ? bare : node();
+  }
+  std::string where() const { return "--set " + text + ": "; }
+};
+
+/// The section that an override is about.
+const Section& find_section(const Override& given, const std::vector<Section>& all) {
+  std::vector<std::string> known;
+  for (const Section& section : all) {
+    known.push_back(section.stage ? "stage." + section.stage->name : section.name);
+    if (given.section == section.name || given.section == known.back()) return section;
+  }
+  throw std::invalid_argument(message(given.where(), "there is no section '", given.section,
+                                      "'; the nearest is '", nearest(given.section, known), "'"));
+}
+
+/// Reads the model's preset, where one is named.
+void read_preset(Recipe& recipe, const toml::table& root, const std::filesystem::path& file,
+                 const std::vector<Override>& overrides) {
+  const toml::node* node = root["model"][kPreset].node();
+  std::string where = node ? place(node->source()) : "";
+  for (const Override& given : overrides) {
+    if (given.section != "model" || given.key != kPreset) continue;
+    node = &given.node();
+    where = given.where();
+  }
+  if (node == nullptr) return;
+  check_argument(node->is_string(), where, "model.preset is of type ", message(node->type()),
+                 "; it must be a string");
+  const std::filesystem::path path = file.parent_path() / node->value_or(std::string());
+  std::string text;
+  try {
+    text = io::read_file(path);
+  } catch (const std::exception& error) {
+    throw std::invalid_argument(message(where, "model.preset: ", error.what()));
+  }
+  const toml::table preset = parse_toml(text, path.string());
+  for (const auto& [key, value] : preset) {
+    check_argument(key.str() == "model", place(key.source()), "a preset has no section '",
+                   key.str(), "'; it must have [model] alone");
+    set_fields(model_section(recipe), as_table(value, "model"));
+  }
+}
+
+/// Reads the sizes of the model to begin with, where one is named.
+void read_init_from(Recipe& recipe, const toml::table& root,
+                    const std::vector<Override>& overrides) {
+  const auto in_file = root["model"]["init_from"].value<std::string>();
+  std::string folder = in_file.value_or("");
+  for (const Override& given : overrides) {
+    if (given.section == "model" && given.key == "init_from") folder = *given.bare;
+  }
+  // A run's own recipe has every size: it goes on without the folder.
+  const toml::table* model = root["model"].as_table();
+  if (folder.empty() ||
+      (model != nullptr && model->size() >= model_section(recipe).fields.size())) {
+    return;
+  }
+  try {
+    recipe.model = model::read_config(folder);
+  } catch (const std::exception& error) {
+    throw std::invalid_argument(message("model.init_from: ", error.what()));
+  }
+}
+
+}  // namespace
+
+Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
+  const toml::table root = parse_toml(io::read_file(file), file.string());
+  const std::vector<Override> given(overrides.begin(), overrides.end());
+  const std::vector<std::string> known{"model", "data", "optimizer", "run", "stage"};
+  for (const auto& [key, node] : root) {
+    check_argument(std::ranges::count(known, key.str()) > 0, place(key.source()),
+                   "there is no section '", key.str(), "'; the nearest is '",
+                   nearest(key.str(), known), "'");
+    if (key.str() != "stage") as_table(node, key.str());
+  }
+
+  Recipe recipe;
+  if (const toml::node* stages = root.get("stage")) {
+    check_argument(stages->is_array_of_tables(), place(stages->source()), "stage is a ",
+                   message(stages->type()), "; it must be a list of tables, [[stage]]");
+    recipe.stages.resize(stages->as_array()->size());
+  }
+  read_preset(recipe, root, file, given);
+  read_init_from(recipe, root, given);
+  const std::vector<Section> all = sections(recipe);
+  size_t stage = 0;
+  for (const Section& section : all) {
+    const auto node = section.stage ? root["stage"][stage++] : root[section.name];
+    if (const toml::table* table = node.as_table()) set_fields(section, *table);
+  }
+  for (const Override& one : given) {
+    if (one.section == "model" && one.key == kPreset) continue;
+    const Section& section = find_section(one, all);
+    set_field(section, one.key, one.node(section), one.where(), one.where());
+  }
+  check_part(file.string(), [&] { recipe.validate(); });
+  return recipe;
+}
+
+}  // namespace lighthouse::train
