@@ -7,6 +7,7 @@ Any decoder that wrap knows will do; without a tokenizer beside it, its tokens a
 """
 
 import argparse
+import math
 import pathlib
 
 import torch
@@ -30,7 +31,8 @@ model_config = AutoConfig.from_pretrained(options.checkpoint)
 # Rotary embeddings turn slower over a longer context, so that the farthest tokens are no farther apart in angle.
 longer = options.context / model_config.max_position_embeddings
 if longer > 1:
-    model_config.rope_parameters["rope_theta"] *= longer**1.5
+    rope = model_config.rope_parameters
+    rope.get("full_attention", rope)["rope_theta"] *= longer**1.5  # layers with a sliding window see no farther
     model_config.max_position_embeddings = options.context
 model = AutoModelForCausalLM.from_pretrained(options.checkpoint, config=model_config, attn_implementation="sdpa")
 model.to(device).train()
@@ -44,7 +46,8 @@ else:
 train, held_out = train.to(device), held_out.to(device).split(1)
 
 budget = options.context // 64
-wrap(model, LighthouseConfig(budget=budget, tile_budget=min(128, budget)), dense_layers=options.dense_layers)
+config = LighthouseConfig(budget=budget, tile_budget=math.gcd(budget, 128))
+wrap(model, config, dense_layers=options.dense_layers)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.95), weight_decay=0.1)
 schedule = get_cosine_schedule_with_warmup(optimizer, options.steps // 10, options.steps)
 switch = options.steps * 2 // 3

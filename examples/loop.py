@@ -1,6 +1,7 @@
 """A model of one's own and a plain PyTorch loop, in two stages: the operator alone, without transformers."""
 
 import argparse
+import math
 import time
 
 import torch
@@ -66,7 +67,7 @@ torch.manual_seed(0)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 train, held_out = (rows.to(device) for rows in read_rows(options.text, options.context))
 budget = options.context // 64
-model = Model(LighthouseConfig(budget=budget, tile_budget=min(128, budget))).to(device)
+model = Model(LighthouseConfig(budget=budget, tile_budget=math.gcd(budget, 128))).to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
 

@@ -6,6 +6,7 @@ Minutes on a CPU. What it saves is an ordinary dense Llama.
 """
 
 import argparse
+import math
 
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
@@ -35,7 +36,8 @@ model = LlamaForCausalLM(
     )
 )
 # A 64th of the tokens refined, as in the paper, where it is 1536 of 98304.
-config = LighthouseConfig(budget=options.context // 64, tile_budget=min(128, options.context // 64))
+budget = options.context // 64
+config = LighthouseConfig(budget=budget, tile_budget=math.gcd(budget, 128))
 print(wrap(model, config, dense_layers=(0, -1)), "S =", config.gathered_rows(options.context))
 
 trainer = Trainer(

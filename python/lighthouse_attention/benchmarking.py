@@ -108,7 +108,7 @@ def _native_sparse(heads: int, kv_heads: int, device: torch.device) -> Callable[
     if device.type != "cuda":
         return "needs a GPU"
     if heads % (kv_heads * _NSA_GROUP) != 0:
-        return f"needs a multiple of {_NSA_GROUP} query heads to each key/value head"
+        return f"needs a multiple of {_NSA_GROUP} query heads to each key/value head, like --heads 16 --kv-heads 1"
     from fla.ops.nsa import parallel_nsa  # type: ignore[import-not-found]
 
     def native_sparse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -92,20 +92,25 @@ def tune(
         repeats: Of each measurement, after two to warm up.
 
     Raises:
-        ValueError: There is no candidate that pays at this context.
+        ValueError: There is no candidate that pays at this context, or no layer with full causal attention.
     """
     device = default_device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     shape = model_config.get_text_config()
-    heads, layers = shape.num_attention_heads, shape.num_hidden_layers
+    heads = shape.num_attention_heads
     kv_heads = getattr(shape, "num_key_value_heads", None) or heads
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // heads
     configs = list(candidates_for(tokens) if candidates is None else candidates)
     if not configs:
         raise ValueError(f"tokens is {tokens}; no candidate has a gathered sequence of at most half of that")
+    layers = _full_attention_layers(shape)
+    if not layers:
+        raise ValueError(f"model_config has {shape.num_hidden_layers} layers, and none with full causal attention")
     dense_layers = min(dense_layers, layers)
+    others = shape.num_hidden_layers - layers
     print(f"{describe(device)}, {str(dtype).removeprefix('torch.')}")
-    print(f"N={tokens} H={heads} G={kv_heads} D={head_dim}, {layers} layers of which {dense_layers} stay dense")
+    print(f"N={tokens} H={heads} G={kv_heads} D={head_dim}, {layers} layers of which {dense_layers} stay dense", end="")
+    print(f"; {others} without full attention are left out" if others else "")
 
     def draw(n: int) -> Tensor:
         return torch.randn(1, tokens, n, head_dim, dtype=dtype, device=device).transpose(1, 2).requires_grad_()
@@ -114,6 +119,14 @@ def tune(
     _print(before, found, tokens, layers, dense_layers)
     inference = _inference(model_config, inference_tokens, dtype, device, repeats) if inference_tokens else None
     return Tuning(before, found, inference)
+
+
+def _full_attention_layers(shape: PretrainedConfig) -> int:
+    """Layers of the model with full causal attention; the others have no use for Lighthouse."""
+    types = getattr(shape, "layer_types", None)
+    if types:
+        return int(types.count("full_attention"))
+    return 0 if getattr(shape, "sliding_window", None) is not None else int(shape.num_hidden_layers)
 
 
 def _measure(
@@ -159,9 +172,11 @@ def _inference(
 ) -> tuple[Timing, Timing]:
     small = copy.deepcopy(model_config)
     text = small.get_text_config()
-    text.num_hidden_layers = min(2, text.num_hidden_layers)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[-text.num_hidden_layers :]
+    first = 0
+    if getattr(text, "layer_types", None):  # up to the first layer that wrap can take
+        first = max(0, text.layer_types.index("full_attention") - 1)
+        text.layer_types = text.layer_types[first : first + 2]
+    text.num_hidden_layers = min(2, text.num_hidden_layers - first)
     model = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa", dtype=dtype)  # type: ignore[no-untyped-call]
     model.to(device).eval()
     prompt = torch.randint(text.vocab_size, (1, tokens), device=device)

@@ -15,8 +15,9 @@ _PREFIX = "module."
 class LighthouseWrapper(nn.Module):
     """A Hugging Face decoder that trains with Lighthouse Attention; calling it calls the model.
 
-    The model is wrapped in place (see `wrap`). The state dict and `named_parameters` have the model's own keys, and what
-    the wrapper has not, it takes from the model.
+    The model is wrapped in place (see `wrap`). The state dict and the names of modules and parameters are the model's own,
+    and what the wrapper has not, it takes from the model. transformers' Trainer, which reads the signature of a model,
+    needs `remove_unused_columns=False` and `label_names=["labels"]` with it.
 
     Args:
         model: As `wrap` takes it.
@@ -42,8 +43,8 @@ class LighthouseWrapper(nn.Module):
         super().__init__()
         tokens = tokens or _context(model)
         self.module = model
-        self.config = config_of_length(select_topk, tokens, pool_ratios)
-        wrap(model, self.config, dense_layers)
+        self.lighthouse_config = config_of_length(select_topk, tokens, pool_ratios)
+        wrap(model, self.lighthouse_config, dense_layers)
         self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
 
@@ -55,9 +56,13 @@ class LighthouseWrapper(nn.Module):
         unwrap(self.module)
         return self.module
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        for name, parameter in super().named_parameters(*args, **kwargs):
-            yield name.replace(_PREFIX, "", 1), parameter
+    def named_modules(self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
+        memo = set() if memo is None else memo
+        if self not in memo:
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
+            yield from self.module.named_modules(memo, prefix, remove_duplicate)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -79,24 +84,24 @@ def config_of_length(length: int, tokens: int, pool_ratios: Sequence[float] = (0
     levels = len(pool_ratios) + 1
     each = factor * (levels - 1)
     roots = -(-tokens // int(factor ** (levels - 1)))
+    most = min(roots, (tokens - 1 - roots) // each)  # so that the length is below the context
+    if most < 1:
+        raise ValueError(
+            f"tokens is {tokens}; with the pool_ratios {list(pool_ratios)} no gathered sequence is shorter than that"
+        )
 
     def round_down(budget: int) -> int:
-        budget = max(1, min(budget, roots))
+        budget = max(1, min(budget, most))
         return budget if budget <= 128 else budget // 32 * 32
 
-    def length_of(budget: int) -> int:
-        return roots + each * budget
-
     below = round_down((length - roots) // each)
-    if length_of(below) != length:
+    if roots + each * below != length:
         above = round_down(below + (1 if below < 128 else 32))
-        nearest = " or ".join(str(length_of(budget)) for budget in sorted({below, above}))
+        nearest = " or ".join(str(roots + each * budget) for budget in sorted({below, above}))
         raise ValueError(
             f"select_topk is {length}; over {tokens} tokens with the pool_ratios {list(pool_ratios)}, which make "
             f"{roots} roots, the nearest lengths that can be had are {nearest}"
         )
-    if length >= tokens:
-        raise ValueError(f"select_topk is {length}; it must be below the context of {tokens} tokens")
     tile = max(divisor for divisor in range(1, min(below, 128) + 1) if below % divisor == 0)
     return LighthouseConfig(levels=levels, pooling_factor=factor, budget=below, tile_budget=tile)
 

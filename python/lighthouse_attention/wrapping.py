@@ -7,8 +7,10 @@ which activation checkpointing repeats). Everything else goes to PyTorch's atten
 
 import dataclasses
 import inspect
+import re
+import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -24,7 +26,10 @@ Mode = Literal["lighthouse", "dense"]
 
 _IMPLEMENTATION = "lighthouse"
 _STATE = "_lighthouse"
-_QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
+_TAKEN_IN = "_lighthouse_norms"
+_QK_NORM = re.compile("(q|k|qk|query|key)_(layer_?)?norm")
+_LEAST_DEVIATION = 0.003
+"""Of norms, beside their mean, at least: above what rounding in bfloat16 makes of equal ones."""
 _CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
 _DOCUMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
 
@@ -49,7 +54,8 @@ def wrap(
         model: A `PreTrainedModel`, or a module that holds one (DistributedDataParallel, a PEFT model), with the "sdpa"
             attention implementation. Wrap before `torch.compile` and before distributing it.
         config: The settings; the paper's, if not given. Its scale stays None: the model has its own.
-        dense_layers: Layers that stay dense, negative ones counted from the last; the first and last two in the paper.
+        dense_layers: Layers that stay dense, by their index, negative ones counted from the last; the first and last two
+            in the paper.
         crossover: Below so many tokens the model stays dense.
 
     Returns:
@@ -68,7 +74,9 @@ def wrap(
         raise ValueError("the model is wrapped already; unwrap it first")
     decoder, attentions = _find_decoder(model)
     _check_decoder(decoder, attentions)
-    layers = _lighthouse_layers(attentions, list(dense_layers))
+    layers = _lighthouse_layers(attentions, decoder.config.num_hidden_layers, list(dense_layers))
+    if config.scorer == "norm":
+        _check_norms({i: attentions[i] for i in layers})
     AttentionInterface.register(_IMPLEMENTATION, _attention_forward)
     AttentionMaskInterface.register(_IMPLEMENTATION, _mask)
     decoder.set_attn_implementation(_IMPLEMENTATION)
@@ -124,7 +132,10 @@ class Wrapping:
         ]
         setattr(decoder, _STATE, self)
         for module in layers.values():
-            setattr(module, _STATE, _Layer(self, module))
+            layer = _Layer(self, _qk_norms(module) if config.scorer == "norm" else [])
+            setattr(module, _STATE, layer)
+            layer.handles = [module.register_forward_pre_hook(_before_attention, with_kwargs=True)]
+            layer.handles += [norm.register_forward_pre_hook(_keep_norms) for norm in layer.normalizations(module)]
 
     def __enter__(self) -> "Wrapping":
         return self
@@ -151,7 +162,11 @@ class Wrapping:
             return
         self.warn_without_dense_stage("unwrapped")
         for module in self.layers.values():
-            getattr(module, _STATE).remove()
+            layer: _Layer = getattr(module, _STATE)
+            for handle in layer.handles:
+                handle.remove()
+            for norm in layer.normalizations(module):
+                norm.__dict__.pop(_TAKEN_IN, None)
             delattr(module, _STATE)
         delattr(self.decoder, _STATE)
         for handle in self._handles:
@@ -172,7 +187,9 @@ class Wrapping:
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if inputs is None or given.get("past_key_values") is not None:
             return None
-        reason = self._dense_because(inputs.shape[1])
+        # Compiled code is for one length: len(range()) has the compiler guard it.
+        tokens = len(range(inputs.shape[1]))
+        reason = self._dense_because(tokens) if self.mode == "lighthouse" else ""
         lighthouse = self.mode == "lighthouse" and not reason
         if torch.is_grad_enabled():
             if lighthouse:
@@ -180,8 +197,8 @@ class Wrapping:
                 self._trained_dense = False
             else:
                 self._trained_dense = True
-        if self.mode == "lighthouse" and reason and not torch.compiler.is_compiling():
-            self._say(f"dense attention over {inputs.shape[1]} tokens: {reason}")
+        if reason and not torch.compiler.is_compiling():
+            self._say(f"dense attention over {tokens} tokens: {reason}")
         if lighthouse:
             _refuse_masks(given)
             _forward.without_mask = self.decoder.config
@@ -211,44 +228,24 @@ class Wrapping:
             warnings.warn(text, stacklevel=2)
 
 
-class _Layer:
-    """One attention module that trains with Lighthouse, and its scores between normalization and attention."""
-
-    def __init__(self, wrapping: Wrapping, module: nn.Module) -> None:
-        self.wrapping = wrapping
-        self.norms_q: Tensor | None = None
-        self.norms_k: Tensor | None = None
-        self._handles = []
-        for names in _QK_NORMS if wrapping.config.scorer == "norm" else ():
-            for name, keep in zip(names, (self._keep_q, self._keep_k)):
-                if _normalizes_heads(getattr(module, name, None), module):
-                    self._handles.append(getattr(module, name).register_forward_pre_hook(keep))
-        self._normalized = bool(self._handles)
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def scores(self, query: Tensor, key: Tensor) -> TokenScores | None:
-        """Norms of what went into the normalization of q and k; None where nothing normalizes them by head."""
-        if not self._normalized:
-            return None
-        norms_q, norms_k = self.norms_q, self.norms_k
-        self.norms_q = self.norms_k = None
-        return TokenScores(_by_heads(norms_q, query), _by_heads(norms_k, key))
-
-    def _keep_q(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if norm.training and self.wrapping.mode == "lighthouse":
-            self.norms_q = _norms(args[0])
-
-    def _keep_k(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if norm.training and self.wrapping.mode == "lighthouse":
-            self.norms_k = _norms(args[0])
-
-
 @dataclasses.dataclass
-class _Forward:
-    """The forward pass under way. The mask function learns of it by this alone."""
+class _Layer:
+    """What an attention module that trains with Lighthouse knows of it."""
+
+    wrapping: Wrapping
+    norms: list[str]
+    """Names of its submodules that normalize q, k, or first q and then k."""
+    handles: list[Any] = dataclasses.field(default_factory=list)
+    vetted: bool = False
+    """Whether norms of q and k were seen to differ."""
+
+    def normalizations(self, attention: nn.Module) -> list[nn.Module]:
+        """Of the attention module that is running, which may be a replica."""
+        return [attention.get_submodule(name) for name in self.norms]
+
+
+class _Forward(threading.local):
+    """The forward pass under way in this thread. The mask function learns of it by this alone."""
 
     without_mask: object = None
     """The model configuration of a training forward pass of which it is known that plain causal attention is right."""
@@ -273,14 +270,30 @@ def _before_saving(decoder: nn.Module, *_: object) -> None:
     getattr(decoder, _STATE).warn_without_dense_stage("saved")
 
 
-def _mask(*, config: object = None, use_vmap: bool = False, local_size: int | None = None, **kwargs: Any) -> Any:
+def _before_attention(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """In a pass with Lighthouse, has what normalizes q and k keep the norms of what it takes in."""
+    for norm in getattr(attention, _STATE).normalizations(attention):
+        setattr(norm, _TAKEN_IN, () if kwargs.get(_IMPLEMENTATION) else None)
+
+
+def _keep_norms(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    taken_in = getattr(norm, _TAKEN_IN, None)
+    if taken_in is not None:
+        setattr(norm, _TAKEN_IN, (*taken_in, *(_norms(x) for x in args)))
+
+
+def _mask(
+    *, mask_function: Any, config: object = None, use_vmap: bool = False, local_size: int | None = None, **kwargs: Any
+) -> Any:
     """transformers' own mask, but where it is known beforehand that none is needed.
 
-    Tracing, transformers cannot see that, and would form all N x N of it.
+    Tracing, transformers cannot see that, and would form all N x N of it: of the causal mask and, since it cannot see
+    that the positions are of one document either, of an "and" of it with one of documents.
     """
-    if config is not None and config is _forward.without_mask and not use_vmap and local_size is None:
+    plain = mask_function.__name__ in ("causal_mask_function", "and_mask") and not use_vmap and local_size is None
+    if config is not None and config is _forward.without_mask and plain:
         return None
-    return sdpa_mask(config=config, use_vmap=use_vmap, local_size=local_size, **kwargs)
+    return sdpa_mask(mask_function=mask_function, config=config, use_vmap=use_vmap, local_size=local_size, **kwargs)
 
 
 def _attention_forward(
@@ -303,7 +316,10 @@ def _attention_forward(
     _refuse_options(attention_mask, dropout, kwargs)
     if not torch.compiler.is_compiling():
         _forward.awaits_lighthouse = False
-    config, scores = layer.wrapping.config, layer.scores(query, key)
+    config, scores = layer.wrapping.config, _scores(module, query, key)
+    if config.scorer == "norm" and not layer.vetted and not torch.compiler.is_compiling():
+        _require_differing(scores or TokenScores(_norms(query), _norms(key)), value, module)
+        layer.vetted = True
     selection = (None, None) if scores is None else select(query, key, value, config, scores)
     out = torch.ops.lighthouse.attention(query, key, value, *config.arguments()[:-1], scaling, *selection)
     return out.transpose(1, 2), None
@@ -381,13 +397,33 @@ def _norms(x: Tensor) -> Tensor:
     return norms
 
 
-def _by_heads(norms: Tensor | None, like: Tensor) -> Tensor:
-    """(B, N, heads), (B, heads, N), or (B, N) of the one head -> (B, heads, N); norms of `like` where there are none."""
-    if norms is None:
-        return _norms(like)
+def _scores(attention: nn.Module, query: Tensor, key: Tensor) -> TokenScores | None:
+    """Norms of what went into the normalization of q and k by head; None where nothing normalizes them by head."""
+    layer: _Layer = getattr(attention, _STATE)
+    found: dict[str, Tensor] = {}
+    for name, norm in zip(layer.norms, layer.normalizations(attention)):
+        sides = "qk" if name.startswith("qk_") else name[0]
+        taken_in = getattr(norm, _TAKEN_IN, None) or ()
+        setattr(norm, _TAKEN_IN, None)
+        if len(taken_in) != len(sides):
+            raise UnsupportedError(
+                f"{name} of layer {attention.layer_idx} took in {len(taken_in)} tensors where {len(sides)} were expected, "
+                "so that there are no norms to score by: name the layer in dense_layers, or use the scorer 'dilated'"
+            )
+        for side, norms in zip(sides, taken_in):
+            by_heads = _by_heads(norms, query if side == "q" else key)
+            if by_heads is not None:
+                found[side] = by_heads
+    if not found:
+        return None
+    return TokenScores(found["q"] if "q" in found else _norms(query), found["k"] if "k" in found else _norms(key))
+
+
+def _by_heads(norms: Tensor, like: Tensor) -> Tensor | None:
+    """(B, N, heads), (B, heads, N), or (B, N) of one head -> (B, heads, N); None where all heads have one norm."""
     batch, heads, tokens, _ = like.shape
     if norms.shape == (batch, tokens):
-        return norms.unsqueeze(1)
+        return norms.unsqueeze(1) if heads == 1 else None
     if heads == tokens:
         raise UnsupportedError(f"the model has as many heads as there are tokens, {heads}: use another length")
     if norms.shape == (batch, tokens, heads):
@@ -400,13 +436,22 @@ def _by_heads(norms: Tensor | None, like: Tensor) -> Tensor:
     )
 
 
-def _normalizes_heads(norm: Any, attention: nn.Module) -> bool:
-    weight = getattr(norm, "weight", None)
-    return isinstance(weight, Tensor) and weight.shape[-1] == getattr(attention, "head_dim", None)
+@torch.no_grad()
+def _require_differing(scores: TokenScores, value: Tensor, attention: nn.Module) -> None:
+    """Norms that are equal where tokens are not say nothing: something normalizes q or k out of sight."""
+    steps = value.diff(dim=2).abs().amax(-1) > _LEAST_DEVIATION * value.abs().max()
+    alike = steps.float().mean() < 0.5  # as of a dry run's zeros
+    for side, norms in zip("qk", scores):
+        deviation, mean = torch.std_mean(norms, dim=-1)
+        _require(
+            alike | ~(deviation < _LEAST_DEVIATION * mean).all(),
+            f"all {side} of layer {attention.layer_idx} have the same norm, so that the scorer 'norm' cannot tell them "
+            "apart: name the layer in dense_layers, or use the scorer 'dilated'",
+        )
 
 
-def _find_decoder(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module]]:
-    """The decoder, and the attention modules of its layers in their order."""
+def _find_decoder(model: nn.Module) -> tuple[PreTrainedModel, dict[int, nn.Module]]:
+    """The decoder, and its causal attention modules by the index of their layer."""
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not models:
         raise TypeError(f"model is a {type(model).__name__}; it must be, or hold, a transformers PreTrainedModel")
@@ -419,16 +464,18 @@ def _find_decoder(model: nn.Module) -> tuple[PreTrainedModel, list[nn.Module]]:
     return next(iter(decoders.items()))
 
 
-def _causal_attentions(decoder: nn.Module) -> list[nn.Module]:
-    found = [
-        module
-        for module in decoder.modules()
-        if getattr(module, "is_causal", False) and isinstance(getattr(module, "layer_idx", None), int)
-    ]
-    return sorted(found, key=lambda module: int(module.layer_idx))  # type: ignore[arg-type]
+def _causal_attentions(decoder: nn.Module) -> dict[int, nn.Module]:
+    found: dict[int, nn.Module] = {}
+    for module in decoder.modules():
+        index = getattr(module, "layer_idx", None)
+        if getattr(module, "is_causal", False) and isinstance(index, int):
+            if index in found:
+                raise TypeError(f"{type(decoder).__name__} has several attention modules in layer {index}")
+            found[index] = module
+    return dict(sorted(found.items()))
 
 
-def _check_decoder(decoder: PreTrainedModel, attentions: Sequence[nn.Module]) -> None:
+def _check_decoder(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) -> None:
     name = type(decoder).__name__
     if decoder.config.is_encoder_decoder or getattr(decoder.config, "add_cross_attention", False):
         raise TypeError(f"{name} has cross-attention, whose masks wrap does not know; it must be a decoder alone")
@@ -438,27 +485,48 @@ def _check_decoder(decoder: PreTrainedModel, attentions: Sequence[nn.Module]) ->
             f"{name} has the attention implementation {found!r}; it must be 'sdpa': call "
             "model.set_attn_implementation('sdpa') first"
         )
+    on_the_way = set(attentions.values())
     for module in decoder.modules():
-        if module is decoder or module in attentions or any(child in attentions for child in module.children()):
+        if module is decoder or module in on_the_way or not on_the_way.isdisjoint(module.children()):
             kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
             if inspect.Parameter.VAR_KEYWORD not in kinds and not isinstance(module, nn.ModuleList):
                 raise TypeError(f"{type(module).__name__} of {name} does not hand keyword arguments down to attention")
 
 
-def _lighthouse_layers(attentions: Sequence[nn.Module], dense_layers: list[int]) -> list[int]:
-    count = len(attentions)
+def _lighthouse_layers(attentions: dict[int, nn.Module], count: int, dense_layers: list[int]) -> list[int]:
     for index in dense_layers:
         if not -count <= index < count:
             raise ValueError(f"dense_layers holds {index}; the model has {count} layers, 0 to {count - 1}")
     dense = {index % count for index in dense_layers}
-    windows = {i for i, module in enumerate(attentions) if _sliding_window(module) is not None}
-    layers = [i for i in range(count) if i not in dense | windows]
+    windows = {i for i, module in attentions.items() if _sliding_window(module) is not None}
+    layers = [i for i in attentions if i not in dense | windows]
     if not layers:
-        sliding = f" and {len(windows)} attend over a sliding window" if windows else ""
+        others = "".join(
+            f", {number} of them {what}"
+            for number, what in (
+                (len(windows), "with a sliding window"),
+                (count - len(attentions), "without causal attention"),
+            )
+            if number
+        )
         raise ValueError(
-            f"dense_layers is {tuple(dense_layers)}, which leaves no layer to Lighthouse: the model has {count}{sliding}"
+            f"dense_layers is {tuple(dense_layers)}, which leaves no layer to Lighthouse: the model has {count}{others}"
         )
     return layers
+
+
+def _qk_norms(attention: nn.Module) -> list[str]:
+    return [name for name, _ in attention.named_children() if _QK_NORM.fullmatch(name)]
+
+
+def _check_norms(attentions: dict[int, nn.Module]) -> None:
+    for index, attention in attentions.items():
+        sides = "".join("qk" if name.startswith("qk_") else name[0] for name in _qk_norms(attention))
+        if sorted(sides) not in ([], ["k", "q"]):
+            raise ValueError(
+                f"layer {index} normalizes {_qk_norms(attention)} of q and k, so that the scorer 'norm' has no norms of the "
+                "other: name the layer in dense_layers, or use the scorer 'dilated'"
+            )
 
 
 def _sliding_window(attention: nn.Module) -> int | None:

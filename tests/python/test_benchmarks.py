@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig
 
 from families import DEVICE, SHAPE
 from lighthouse_attention import LighthouseConfig, benchmark, tune
@@ -60,6 +60,17 @@ def test_tune_measures_every_candidate(capsys: pytest.CaptureFixture[str]) -> No
     assert "64 tokens through 2 layers" in printed and "the same bits" in printed
     with pytest.raises(ValueError, match="tokens is 16; no candidate"):
         tune(LlamaConfig(**SHAPE), 16)
+
+
+def test_tune_counts_layers_with_full_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = SHAPE | {"num_hidden_layers": 8, "sliding_window": 64, "query_pre_attn_scalar": 8}
+    config = Gemma3TextConfig(**shape)  # every sixth layer attends fully
+    tune(config, 1024, [LighthouseConfig(budget=16, tile_budget=8)], inference_tokens=32, device=DEVICE, repeats=1)
+    printed = capsys.readouterr().out
+    assert "1 layers of which 1 stay dense; 7 without full attention are left out" in printed
+    assert "32 tokens through 2 layers" in printed and "the same bits" in printed
+    with pytest.raises(ValueError, match="has 4 layers, and none with full causal attention"):
+        tune(MistralConfig(**SHAPE, sliding_window=64), 1024)
 
 
 @pytest.mark.parametrize("tokens", [1000, 4096, 98304])

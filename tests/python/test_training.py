@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from conftest import SMALL
 from families import DEVICE, make_model, make_tokens
-from lighthouse_attention import TwoStageCallback, dense_loss, set_mode, wrap
+from lighthouse_attention import LighthouseWrapper, TwoStageCallback, dense_loss, set_mode, wrap
 
 
 class Recorder(TrainerCallback):
@@ -73,6 +73,14 @@ def test_a_resumed_run_goes_on_in_its_stage(tmp_path: Path) -> None:
     assert recorder.modes == ["dense"] * 2
     for name, parameter in again.named_parameters():
         torch.testing.assert_close(parameter, dict(model.named_parameters())[name])
+
+
+def test_the_wrapper_in_a_trainer(tmp_path: Path) -> None:
+    wrapper = LighthouseWrapper(make_model("Llama"), [0.5, 0.25], 128, tokens=256, dense_layers=(0, -1))
+    wrapping = wrapper.module.model._lighthouse
+    arguments = {"remove_unused_columns": False, "label_names": ["labels"]}
+    _, recorder = train(wrapper, wrapping, tmp_path, TwoStageCallback(3), arguments=arguments)  # type: ignore[arg-type]
+    assert recorder.modes == ["lighthouse"] * 3 + ["dense"] * 2 and len(recorder.evaluated) == 2
 
 
 def test_dense_loss_is_dense_and_leaves_the_model_as_it_was() -> None:

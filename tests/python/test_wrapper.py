@@ -22,7 +22,8 @@ def test_is_wrap_with_the_settings_that_follow() -> None:
     with wrap(model, config, dense_layers=(0, -1)):
         expected_logits, expected = loss_and_gradients(model, tokens)
     wrapper = make_wrapper(make_model("Llama"))
-    assert wrapper.config == config and wrapper.config.gathered_rows(TOKENS) == LENGTH
+    assert wrapper.lighthouse_config == config and config.gathered_rows(TOKENS) == LENGTH
+    assert wrapper.config is wrapper.module.config
     logits, gradients = loss_and_gradients(wrapper, tokens)
     assert torch.equal(logits, expected_logits)
     assert list(gradients) == list(expected)
@@ -40,6 +41,9 @@ def test_has_the_keys_of_the_model() -> None:
     assert [name for name, _ in wrapper.named_parameters()] == [name for name, _ in other.named_parameters()]
     holder = torch.nn.ModuleDict({"a": wrapper})
     assert list(holder.state_dict()) == [f"a.{key}" for key in keys]
+    assert [name for name, _ in holder.named_parameters()] == [f"a.{name}" for name, _ in other.named_parameters()]
+    assert set(holder.modules()) >= {wrapper, model, model.model.layers[0]}
+    assert wrapper.get_submodule("model.layers.0") is model.model.layers[0]
     with torch.no_grad():
         other.lm_head.weight.add_(1)
     assert wrapper.load_state_dict(other.state_dict()).missing_keys == []
@@ -75,8 +79,10 @@ def test_errors_name_what_can_be_had() -> None:
         config_of_length(18433, 98304, [0.25, 0.0625])
     with pytest.raises(ValueError, match="select_topk is 100000; .* are 55296"):
         config_of_length(100000, 98304, [0.25, 0.0625])
-    with pytest.raises(ValueError, match="select_topk is 96; it must be below the context of 64 tokens"):
+    with pytest.raises(ValueError, match="select_topk is 96; over 64 tokens .* are 62$"):  # below the context
         config_of_length(96, 64, [0.5])
+    with pytest.raises(ValueError, match="tokens is 2; .* no gathered sequence is shorter than that"):
+        config_of_length(1, 2, [0.5])
     for ratios in ([], [0.5, 0.3], [2.0], [0.25, 0.125], [1.0]):
         with pytest.raises(ValueError, match="pool_ratios is .*; it must be the powers 1/p"):
             config_of_length(1024, 4096, ratios)

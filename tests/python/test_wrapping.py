@@ -2,6 +2,7 @@
 
 import copy
 import os
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
 
+import lighthouse_attention.wrapping as wrapping_module
 from conftest import SMALL
 from families import (
     DEVICE,
@@ -176,6 +179,21 @@ def test_compiles_whole(family: str, checkpointing: bool, dynamic: bool) -> None
                 torch.testing.assert_close(gradient, expected[name.removeprefix("_orig_mod.")])
 
 
+def test_compiles_for_several_lengths() -> None:
+    torch._dynamo.reset()
+    model = make_model("Llama")
+    wrap_small(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for mode in ("lighthouse", "dense"):
+        set_mode(model, mode)
+        for length in (TOKENS, 40, 320, TOKENS):
+            tokens = make_tokens(1, length)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected, _ = loss_and_gradients(model, tokens, use_cache=False)
+            torch.testing.assert_close(loss_and_gradients(compiled, tokens, use_cache=False)[0], expected)
+
+
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="a failed assertion on a GPU ends the process")
 def test_compiled_models_refuse_too() -> None:
     torch._dynamo.reset()
@@ -210,8 +228,10 @@ def test_refuses_what_the_method_does_not_cover() -> None:
         model(input_ids=tokens, cu_seq_lens_q=bounds)
     with pytest.raises(UnsupportedError, match="is_causal is False"):
         model(input_ids=tokens, is_causal=False)
-    with pytest.raises(ValueError, match="softcap"):  # newer transformers refuse it themselves, in a dense layer
-        model(input_ids=tokens, softcap=30.0)
+    capped = make_model("Llama")
+    wrap(capped, SMALL, dense_layers=())  # newer transformers refuse it themselves, in a dense layer
+    with pytest.raises(UnsupportedError, match="attention has softcap"):
+        capped(input_ids=tokens, softcap=30.0)
     with pytest.raises(UnsupportedError, match="sliding_window"):
         model(input_ids=tokens, sliding_window=64)
     # A forward pass that was refused leaves nothing behind.
@@ -251,7 +271,7 @@ def test_arguments_of_wrap() -> None:
         wrap(make_model("Llama"), SMALL, dense_layers=(4,))
     with pytest.raises(ValueError, match="leaves no layer to Lighthouse: the model has 4"):
         wrap(make_model("Llama"), SMALL)
-    with pytest.raises(ValueError, match="and 4 attend over a sliding window"):
+    with pytest.raises(ValueError, match="the model has 4, 4 of them with a sliding window"):
         wrap(make_model("Mistral", sliding_window=64), SMALL, dense_layers=())
     with pytest.raises(ValueError, match="attention implementation 'eager'; it must be 'sdpa'"):
         wrap(make_model("Llama", attn_implementation="eager"), SMALL)
@@ -310,6 +330,16 @@ def test_warns_once_where_no_dense_stage_was_trained(tmp_path: Path) -> None:
         loss_and_gradients(model, tokens)
     with pytest.warns(UserWarning, match="unwrapped after training with Lighthouse alone"):
         unwrap(model)
+
+
+def test_warns_where_lighthouse_came_after_the_dense_stage(tmp_path: Path) -> None:
+    model, tokens = make_model("Llama"), make_tokens()
+    wrap_small(model)
+    for mode in ("dense", "lighthouse"):
+        set_mode(model, mode)
+        loss_and_gradients(model, tokens)
+    with pytest.warns(UserWarning, match="saved after training with Lighthouse alone"):
+        model.save_pretrained(tmp_path)
 
 
 def test_a_copy_is_wrapped_on_its_own() -> None:
@@ -428,3 +458,137 @@ def test_refuses_models_and_masks_that_it_would_get_wrong() -> None:
     wrap(keeping, SMALL, dense_layers=())
     with pytest.raises(UnsupportedError, match="no layer of StableLmModel computed Lighthouse Attention"):
         keeping(input_ids=tokens)
+
+
+def scores_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Scores of q and k that were given to the selection, layer by layer, in a pass over one sequence."""
+    selected: list[Any] = []
+    original = torch.ops.lighthouse.select_rows
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.lighthouse, "select_rows", lambda *args: selected.append(args[-2:]) or original(*args))
+        model(input_ids=make_tokens(1), use_cache=False)
+    return selected
+
+
+MIXTURE: dict[str, Any] = dict(num_local_experts=2, num_experts_per_tok=1, moe_intermediate_size=16)
+
+
+def make_other(name: str, **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    model: PreTrainedModel = getattr(transformers, f"{name}ForCausalLM")(config(**SHAPE | changes))
+    return model.to(DEVICE).train()
+
+
+def test_scores_of_norms_without_weights_and_of_a_shared_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    llama4 = MIXTURE | {"intermediate_size_mlp": 48, "no_rope_layers": [1] * 4, "use_qk_norm": True}
+    for model in (make_other("NanoChat"), make_other("Llama4", **llama4)):
+        wrap(model, SMALL, dense_layers=())
+        found = scores_of(model, monkeypatch)
+        assert len(found) == 4
+        for q, k in found:
+            assert q.shape == (1, 4, TOKENS) and k.shape == (1, 2, TOKENS)
+            assert q.std() > 0.01 * q.mean() and k.std() > 0.01 * k.mean()
+
+
+def test_scores_do_not_hang_on_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen norms, put into evaluation mode, score like others; so does what is formed again in a backward pass."""
+    model, tokens = make_model("Qwen3"), make_tokens()
+    wrap_small(model, "Qwen3")
+    expected_logits, expected = loss_and_gradients(model, tokens)
+    for module in model.modules():
+        if hasattr(module, "q_norm"):
+            module.q_norm.eval()
+    assert torch.equal(loss_and_gradients(model, tokens)[0], expected_logits)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loss = model(input_ids=tokens, labels=tokens).loss
+    set_mode(model, "dense")
+    loss.backward()
+    assert_same_gradients({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+def test_refuses_what_is_normalized_out_of_sight() -> None:
+    class Normalized(nn.Module):
+        def __init__(self, projection: nn.Module) -> None:
+            super().__init__()
+            self.projection = projection
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = self.projection(x).unflatten(-1, (-1, SHAPE["head_dim"]))
+            return nn.functional.normalize(heads, dim=-1).flatten(-2)
+
+    model, tokens = make_model("Llama"), make_tokens()
+    attention = model.model.layers[2].self_attn
+    attention.k_proj = Normalized(attention.k_proj)
+    wrap_small(model)
+    model(input_ids=torch.full_like(tokens, 5))  # all of them alike, as in a dry run: nothing to tell apart
+    model.model.layers[2].self_attn._lighthouse.vetted = False
+    with pytest.raises(UnsupportedError, match="all k of layer 2 have the same norm.*dense_layers, or use the scorer"):
+        model(input_ids=tokens)
+    dilated = make_model("Llama")
+    dilated.model.layers[2].self_attn.k_proj = attention.k_proj
+    wrap(dilated, LighthouseConfig(**vars(SMALL) | {"scorer": "dilated"}), dense_layers=(0, -1))
+    dilated(input_ids=tokens)
+    sharing = make_other("Gemma3n", num_kv_shared_layers=2, layer_types=["full_attention"] * 4,
+        intermediate_size=[48] * 4, activation_sparsity_pattern=[0.0] * 4, vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=8, laurel_rank=4)  # fmt: skip
+    with pytest.raises(ValueError, match=r"layer 2 normalizes \['q_norm'\] of q and k"):
+        wrap(sharing, SMALL, dense_layers=())
+
+
+def test_layers_go_by_their_index() -> None:
+    """Of a hybrid model, whose other layers have no attention."""
+    linear = dict(linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8)
+    hybrid = MIXTURE | linear | {"num_experts": 2, "shared_expert_intermediate_size": 16, "num_hidden_layers": 8}
+    model = make_other("Qwen3Next", **hybrid)
+    assert list(wrap(model, SMALL, dense_layers=(0, 1)).layers) == [3, 7]
+    unwrap(model)
+    assert list(wrap(model, SMALL, dense_layers=(-1,)).layers) == [3]
+    unwrap(model)
+    with pytest.raises(ValueError, match="the model has 8, 6 of them without causal attention"):
+        wrap(model, SMALL, dense_layers=(3, 7))
+
+
+def replicate(module: nn.Module) -> nn.Module:
+    """A replica as nn.DataParallel makes one, on the same device: of everything but the parameters' tensors."""
+    replica = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        replica._modules[name] = child and replicate(child)
+    for name, parameter in module._parameters.items():
+        replica._parameters[name] = parameter
+    return replica
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_replicas_in_threads_do_not_meet(family: str) -> None:
+    model = make_model(family)
+    wrap_small(model, family)
+    batches = [make_tokens(1), make_tokens(1).flip(1)]
+    expected = [model(input_ids=batch).logits for batch in batches]
+    equal: list[bool] = []
+
+    def work(i: int) -> None:
+        replica = replicate(model)
+        equal.extend(torch.equal(replica(input_ids=batches[i]).logits, expected[i]) for _ in range(20))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert equal == [True] * 40
+
+
+def test_masks_of_more_than_documents_are_formed() -> None:
+    """Blocks that see all of themselves, and an attention that is not causal, in a pass that plain causal is right for."""
+    model = make_model("Llama")
+    wrap_small(model)
+    embeds, blocks = torch.zeros(1, TOKENS, 32, device=DEVICE), torch.zeros(1, TOKENS, dtype=torch.int64, device=DEVICE)
+    given = dict(config=model.config, inputs_embeds=embeds, attention_mask=None, past_key_values=None)
+    wrapping_module._forward.without_mask = model.config
+    try:
+        assert create_causal_mask(**given) is None
+        assert create_causal_mask(**given, block_sequence_ids=blocks).all()
+        assert create_causal_mask(**given, or_mask_function=lambda b, h, q, k: k < 100)[0, 0, 0, 99]
+    finally:
+        wrapping_module._forward.without_mask = None
