@@ -20,6 +20,7 @@ struct Options {
   bool resume = false;
   std::string resume_from;
   std::string branch_from;
+  bool force = false;
   bool dry_run = false;
 };
 
@@ -31,6 +32,7 @@ void run(const Options& options) {
 
   train::Start start;
   start.resume = options.resume;
+  start.force = options.force;
   if (!options.resume_from.empty()) start.from = options.resume_from;
   if (!options.branch_from.empty()) start.branch = options.branch_from;
   const int signal = train::train(recipe, start, std::cout, isatty(STDOUT_FILENO) == 1);
@@ -65,6 +67,8 @@ void add_train(CLI::App& app) {
       ->excludes(resume)
       ->excludes(branch);
   branch->excludes(resume);
+  verb->add_flag("--force", options->force,
+                 "resume with another recipe too; RUN/forced.jsonl says what changed");
   verb->add_flag("--dry-run", options->dry_run, "only say what would run");
   verb->footer("A recipe has these keys:\n" + train::describe_fields());
   verb->callback([options] { run(*options); });

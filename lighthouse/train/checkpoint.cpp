@@ -116,6 +116,27 @@ Checkpoint read_verified(const fs::path& path) {
   return checkpoint;
 }
 
+void write_files(const Checkpoint& checkpoint, const fs::path& folder) {
+  fs::create_directories(folder);
+  io::write_safetensors(folder / kModel, {checkpoint.model, {{"format", "pt"}}});
+  io::write_safetensors(folder / kOptimizer, {checkpoint.optimizer, {}});
+  io::write_safetensors(folder / kRandom, {{{"cpu", checkpoint.random}}, {}});
+  const nlohmann::ordered_json state{
+      {"format", kFormat},
+      {"step", checkpoint.step},
+      {"position", checkpoint.position},
+      {"seconds", checkpoint.seconds},
+      {"skipped", checkpoint.skipped},
+      {"threads", checkpoint.threads},
+      {"corpus", checkpoint.corpus},
+      {"recipe", checkpoint.recipe},
+  };
+  io::write_atomically(folder / kState, state.dump(2) + '\n');
+  std::string checksums;
+  for (const std::string& line : checksum_lines(folder)) checksums += line;
+  io::write_atomically(folder / kChecksums, checksums);
+}
+
 /// What to do about a checkpoint that cannot be read.
 std::string remedy(const fs::path& path) {
   fs::path before;
@@ -141,25 +162,14 @@ void Checkpoints::write(const Checkpoint& checkpoint, int64_t keep, int64_t keep
   const std::string name = folder_name(checkpoint.step);
   const fs::path partial = folder_ / message(kPartial, name);
   fs::remove_all(partial);
-  fs::create_directories(partial);
-  io::write_safetensors(partial / kModel, {checkpoint.model, {{"format", "pt"}}});
-  io::write_safetensors(partial / kOptimizer, {checkpoint.optimizer, {}});
-  io::write_safetensors(partial / kRandom, {{{"cpu", checkpoint.random}}, {}});
-  const nlohmann::ordered_json state{
-      {"format", kFormat},
-      {"step", checkpoint.step},
-      {"position", checkpoint.position},
-      {"seconds", checkpoint.seconds},
-      {"skipped", checkpoint.skipped},
-      {"threads", checkpoint.threads},
-      {"corpus", checkpoint.corpus},
-      {"recipe", checkpoint.recipe},
-  };
-  io::write_atomically(partial / kState, state.dump(2) + '\n');
-  std::string checksums;
-  for (const std::string& line : checksum_lines(partial)) checksums += line;
-  io::write_atomically(partial / kChecksums, checksums);
-  io::rename_durably(partial, folder_ / name);
+  try {
+    write_files(checkpoint, partial);
+    io::rename_durably(partial, folder_ / name);
+  } catch (...) {
+    std::error_code ignored;  // what went wrong is what was thrown
+    fs::remove_all(partial, ignored);
+    throw;
+  }
 
   const std::vector<fs::path> all = list();
   for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i) {

@@ -1,9 +1,12 @@
 #include "lighthouse/train/device.h"
 
 #include <ATen/Context.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
+#include <fstream>
 
 #include "lighthouse/core/check.h"
 
@@ -31,6 +34,19 @@ c10::Device find_device(const std::string& name, const std::string& what) {
   check_argument(false, what, " is '", name, "', and this build has no CUDA kernels");
   return at::kCPU;
 #endif
+}
+
+int64_t memory_in_use(c10::Device device) {
+  if (device.is_cpu()) {
+    int64_t all = 0, resident = 0;  // pages
+    std::ifstream("/proc/self/statm") >> all >> resident;
+    return resident * sysconf(_SC_PAGE_SIZE);
+  }
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  c10::DeviceAllocator* allocator = c10::getDeviceAllocator(device.type());
+  const int64_t peak = allocator->getDeviceStats(device.index()).allocated_bytes[kAll].peak;
+  allocator->resetPeakStats(device.index());
+  return peak;
 }
 
 void use_deterministic_algorithms(bool on) {

@@ -14,11 +14,17 @@ using nlohmann::ordered_json;
 using Line = std::variant<StepMetrics, SkipMetrics, EvalMetrics>;
 
 std::string to_line(const StepMetrics& m) {
-  return ordered_json{{"kind", "step"},           {"step", m.step},
-                      {"stage", m.stage},         {"attention", m.attention},
-                      {"loss", m.loss},           {"lr", m.lr},
-                      {"grad_norm", m.grad_norm}, {"tokens", m.tokens},
-                      {"seconds", m.seconds},     {"tokens_per_second", m.tokens_per_second}}
+  return ordered_json{{"kind", "step"},
+                      {"step", m.step},
+                      {"stage", m.stage},
+                      {"attention", m.attention},
+                      {"loss", m.loss},
+                      {"lr", m.lr},
+                      {"grad_norm", m.grad_norm},
+                      {"tokens", m.tokens},
+                      {"seconds", m.seconds},
+                      {"tokens_per_second", m.tokens_per_second},
+                      {"memory_bytes", m.memory_bytes}}
              .dump() +
          '\n';
 }
@@ -52,9 +58,10 @@ Line parse(std::string_view text) {
   if (json.at("kind") == "skip") {
     return SkipMetrics{json.at("step"), json.at("stage"), json.at("why")};
   }
-  return StepMetrics{json.at("step"),   json.at("stage"),   json.at("attention"),
-                     json.at("loss"),   json.at("lr"),      json.at("grad_norm"),
-                     json.at("tokens"), json.at("seconds"), json.at("tokens_per_second")};
+  return StepMetrics{json.at("step"),        json.at("stage"),   json.at("attention"),
+                     json.at("loss"),        json.at("lr"),      json.at("grad_norm"),
+                     json.at("tokens"),      json.at("seconds"), json.at("tokens_per_second"),
+                     json.at("memory_bytes")};
 }
 
 /// Calls `visit` with each whole line, '\n' included, and its contents, while that returns true.

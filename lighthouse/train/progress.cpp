@@ -21,21 +21,39 @@ std::string clock(double seconds) {
 
 }  // namespace
 
-Progress::Progress(std::ostream& out, bool terminal, int64_t steps, int64_t tokens)
-    : out_(out), terminal_(terminal), steps_(steps), tokens_(tokens) {}
+Progress::Progress(std::ostream& out, bool terminal, const std::vector<StageRecipe>& stages)
+    : out_(out), terminal_(terminal), stages_(stages) {
+  for (const StageRecipe& stage : stages) steps_ += stage.steps;
+}
 
 Progress::~Progress() {
   if (drawn_) out_ << '\n' << std::flush;
 }
 
+/// "lighthouse 1:02, dense ?"
+std::string Progress::left(const StepMetrics& m) const {
+  std::string text;
+  int64_t end = 0;
+  for (const StageRecipe& stage : stages_) {
+    end += stage.steps;
+    if (end < m.step || (end == m.step && &stage != &stages_.back())) continue;
+    const bool begun = stage.name == m.stage;
+    const auto tokens = static_cast<double>((end - m.step) * stage.batch * stage.context);
+    text += (text.empty() ? "" : ", ") + stage.name + ' ' + (begun ? clock(tokens / rate_) : "?");
+  }
+  return text;
+}
+
 void Progress::step(const StepMetrics& m, bool edge_of_stage) {
-  rate_ = rate_ == 0 ? m.tokens_per_second : 0.9 * rate_ + 0.1 * m.tokens_per_second;
+  rate_ = m.stage != stage_ ? m.tokens_per_second : 0.9 * rate_ + 0.1 * m.tokens_per_second;
+  stage_ = m.stage;
   const bool due = m.step % std::max<int64_t>(1, steps_ / kPlainLines) == 0;
   if (!terminal_ && !due && !edge_of_stage) return;
   std::ostringstream line;
   line << std::fixed << "step " << m.step << '/' << steps_ << "  " << m.stage << " (" << m.attention
        << ")  loss " << std::setprecision(4) << m.loss << "  " << std::setprecision(0) << rate_
-       << " tokens/s  " << clock(static_cast<double>(tokens_ - m.tokens) / rate_) << " left";
+       << " tokens/s  " << std::setprecision(1) << static_cast<double>(m.memory_bytes) / (1 << 30)
+       << " GiB  left: " << left(m);
   if (terminal_) {
     // Without wrapping: what a narrow terminal has no room for is left out.
     out_ << "\r\033[K\033[?7l" << line.str() << "\033[?7h" << std::flush;

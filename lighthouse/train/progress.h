@@ -3,17 +3,19 @@
 #include <cstdint>
 #include <iosfwd>
 #include <string>
+#include <vector>
 
 #include "lighthouse/train/metrics.h"
+#include "lighthouse/train/recipe.h"
 
 namespace lighthouse::train {
 
-/// Tells how a run gets on. On a terminal, one line that is redrawn; elsewhere a plain line about
-/// twenty times a run, and at the first and last step of each stage.
+/// Tells how a run gets on: its loss, speed and memory, and the time that is left of each stage, of
+/// one that has not begun a "?". On a terminal, one line that is redrawn; elsewhere a plain line
+/// about twenty times a run, and at the first and last step of each stage.
 class Progress {
  public:
-  /// @param tokens,steps of the whole run
-  Progress(std::ostream& out, bool terminal, int64_t steps, int64_t tokens);
+  Progress(std::ostream& out, bool terminal, const std::vector<StageRecipe>& stages);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -23,11 +25,15 @@ class Progress {
   void say(const std::string& line);
 
  private:
+  std::string left(const StepMetrics& metrics) const;
+
   std::ostream& out_;
   bool terminal_;
   bool drawn_ = false;
-  int64_t steps_, tokens_;
-  double rate_ = 0;  ///< tokens a second, smoothed
+  const std::vector<StageRecipe>& stages_;
+  int64_t steps_ = 0;  ///< of the whole run
+  std::string stage_;  ///< the one under way
+  double rate_ = 0;    ///< its tokens a second, smoothed
 };
 
 }  // namespace lighthouse::train

@@ -13,8 +13,10 @@ class RunFolder {
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path recipe() const { return path_ / "recipe.toml"; }
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
+  std::filesystem::path tensorboard() const { return path_ / "tensorboard"; }
   std::filesystem::path summary() const { return path_ / "summary.json"; }
   std::filesystem::path branch() const { return path_ / "branch.json"; }
+  std::filesystem::path forced() const { return path_ / "forced.jsonl"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   std::filesystem::path lock() const { return path_ / "lock"; }
 

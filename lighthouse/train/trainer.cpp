@@ -9,7 +9,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <ostream>
-#include <sstream>
 #include <variant>
 
 #include "lighthouse/core/check.h"
@@ -19,32 +18,25 @@
 #include "lighthouse/io/file.h"
 #include "lighthouse/model/hugging_face.h"
 #include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/checkpoint_writer.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/metrics.h"
 #include "lighthouse/train/optimizer.h"
 #include "lighthouse/train/progress.h"
+#include "lighthouse/train/recipe_changes.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/schedule.h"
 #include "lighthouse/train/stage.h"
 #include "lighthouse/train/step.h"
 #include "lighthouse/train/stop_signals.h"
 #include "lighthouse/train/summary.h"
+#include "lighthouse/train/tensorboard.h"
 
 namespace lighthouse::train {
 namespace {
 
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
-
-/// What a run must have in common with the checkpoint that it goes on from: the recipe without its
-/// paths, since folders move, the model to begin with included; a fingerprint tells whether the
-/// text is the same.
-std::string resume_key(Recipe recipe) {
-  recipe.run.out.clear();
-  recipe.data.path.clear();
-  recipe.init_from.clear();
-  return recipe.to_toml();
-}
 
 /// The same weights on every device.
 model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
@@ -57,79 +49,9 @@ model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
   return model;
 }
 
-int64_t total_tokens(const Recipe& recipe) {
-  int64_t tokens = 0;
-  for (const StageRecipe& stage : recipe.stages) {
-    tokens += stage.steps * stage.batch * stage.context;
-  }
-  return tokens;
-}
-
-void check_same_recipe(const std::string& ours, const std::string& theirs) {
-  std::istringstream our_lines(ours), their_lines(theirs);
-  std::string our_line, their_line;
-  while (ours != theirs && our_line == their_line) {
-    if (!std::getline(our_lines, our_line)) our_line = "nothing more";
-    if (!std::getline(their_lines, their_line)) their_line = "nothing more";
-  }
-  check_argument(ours == theirs, "the recipe has '", our_line,
-                 "' where that of the checkpoint has '", their_line,
-                 "'; a run goes on with the recipe that it began with, recipe.toml in "
-                 "its folder");
-}
-
-/// The sections of a recipe in a file, [model], [data], [optimizer], [run] and the stages.
-std::vector<std::string> sections_of(const std::string& toml) {
-  std::vector<std::string> sections;
-  for (size_t begin = 0, end = 0; end != std::string::npos; begin = end + 2) {
-    end = toml.find("\n\n", begin);
-    const std::string section = toml.substr(begin, end == std::string::npos ? end : end - begin);
-    if (!section.empty()) sections.push_back(section);
-  }
-  return sections;
-}
-
-/// "OLD -> NEW" for every line of a section that differs.
-std::vector<std::string> changes(const std::string& from, const std::string& to) {
-  std::vector<std::string> found;
-  std::istringstream old_lines(from), new_lines(to);
-  while (old_lines || new_lines) {
-    std::string old_line, new_line;
-    std::getline(old_lines, old_line);
-    std::getline(new_lines, new_line);
-    if (old_line != new_line) {
-      found.push_back((old_line.empty() ? "nothing" : old_line) + " -> " +
-                      (new_line.empty() ? "nothing" : new_line));
-    }
-  }
-  return found;
-}
-
-/// What a branch changes. Throws where that reaches into what was trained already.
-std::vector<std::string> changes_of_branch(const Recipe& recipe, const Checkpoint& checkpoint) {
-  constexpr size_t kModel = 0, kData = 1, kStages = 4;
-  const auto ours = sections_of(resume_key(recipe)), theirs = sections_of(checkpoint.recipe);
-  std::vector<std::string> all;
-  int64_t first = 0;
-  for (size_t i = 0; i < std::max(ours.size(), theirs.size()); ++i) {
-    const std::string to = i < ours.size() ? ours[i] : "",
-                      from = i < theirs.size() ? theirs[i] : "";
-    const std::string name = to.substr(0, to.find('\n'));
-    bool fixed = i == kModel || i == kData;
-    if (i >= kStages && i < ours.size()) {
-      fixed = first < checkpoint.step;
-      first += recipe.stages[i - kStages].steps;
-    }
-    for (const std::string& change : changes(from, to)) {
-      const bool longer = i >= kStages && first > checkpoint.step && change.starts_with("steps = ");
-      check_argument(!fixed || longer, name, " would change, ", change,
-                     ", which was trained already at step ", checkpoint.step,
-                     "; a branch may change what comes later");
-      all.push_back(message(i >= kStages ? message("stage.", i - kStages) : name, ": ", change));
-    }
-  }
-  check_argument(recipe.total_steps() >= checkpoint.step, "the recipe has ", recipe.total_steps(),
-                 " steps; the checkpoint to branch from has done ", checkpoint.step);
+std::string joined(const std::vector<std::string>& parts) {
+  std::string all;
+  for (const std::string& part : parts) all += (all.empty() ? "" : "; ") + part;
   return all;
 }
 
@@ -168,7 +90,8 @@ class Trainer {
         model_(new_model(recipe, device_, resume)),
         optimizer_(model_, recipe.optimizer, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat),
         checkpoints_(folder.checkpoints()),
-        progress_(out, terminal, recipe.total_steps(), total_tokens(recipe)) {
+        writer_(checkpoints_, recipe.run.keep_checkpoints, recipe.run.keep_every_steps),
+        progress_(out, terminal, recipe.stages) {
     use_deterministic_algorithms(recipe.run.deterministic);
     model_->set_recompute_mlp(recipe.run.recompute_mlp);
     for (const StageRecipe& stage : recipe.stages) {
@@ -182,7 +105,7 @@ class Trainer {
     out << corpus_.describe() << '\n';
   }
 
-  void resume(const fs::path& path);
+  void resume(const fs::path& path, bool force);
   void branch(const fs::path& path);
   int run();
 
@@ -194,12 +117,26 @@ class Trainer {
     int64_t last() const { return first + recipe.steps; }
   };
 
-  int run(const Stage& stage, MetricsFile& metrics);
+  /// Where what is measured goes.
+  struct Metrics {
+    MetricsFile file;
+    TensorBoard tensorboard;
+
+    void write(const SkipMetrics& skip) { file.write(skip); }
+    void write(const auto& metrics) {
+      file.write(metrics);
+      tensorboard.write(metrics);
+    }
+  };
+
+  int run(const Stage& stage, Metrics& metrics);
   void restore_from(const Checkpoint& checkpoint);
   void use(const StageRecipe& stage, bool lighthouse);
   EvalMetrics evaluate(const Stage& stage, const char* when);
   std::variant<StepMetrics, SkipMetrics> train_step(const Stage& stage);
   void save();
+  void finish_saving();
+  void report(const std::string& failure);
   int64_t tokens() const { return static_cast<int64_t>(loader_.position()); }
 
   const Recipe& recipe_;
@@ -211,6 +148,7 @@ class Trainer {
   model::Llama model_;
   AdamW optimizer_;
   Checkpoints checkpoints_;
+  CheckpointWriter writer_;
   Progress progress_;
   StopSignals signals_;
   std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< by context
@@ -220,10 +158,19 @@ class Trainer {
   double seconds_ = 0;
 };
 
-void Trainer::resume(const fs::path& path) {
+void Trainer::resume(const fs::path& path, bool force) {
   const Checkpoint checkpoint = read_checkpoint(path);
-  check_same_recipe(resume_key(recipe_), checkpoint.recipe);
+  const std::vector<std::string> changed = recipe_changes(recipe_, checkpoint);
+  check_argument(changed.empty() || force,
+                 "the recipe is not that of the checkpoint: ", joined(changed),
+                 "; a run goes on with the recipe that it began with, recipe.toml in its folder, "
+                 "unless it is forced to (--force)");
   restore_from(checkpoint);
+  if (!changed.empty()) {
+    const nlohmann::ordered_json record{{"step", step_}, {"changed", changed}};
+    io::Appender(folder_.forced()).append(record.dump() + '\n');
+    progress_.say("forced to go on with another recipe: " + joined(changed));
+  }
   checkpoints_.remove_after(step_);
   progress_.say(message("resumed after step ", step_));
   if (checkpoint.threads != at::get_num_threads()) {
@@ -235,7 +182,7 @@ void Trainer::resume(const fs::path& path) {
 /// The other run's metrics up to there are this one's too.
 void Trainer::branch(const fs::path& path) {
   const Checkpoint checkpoint = read_checkpoint(path);
-  const std::vector<std::string> changed = changes_of_branch(recipe_, checkpoint);
+  const std::vector<std::string> changed = branch_changes(recipe_, checkpoint);
   restore_from(checkpoint);
   const RunFolder other(fs::absolute(path / "").parent_path().parent_path().parent_path());
   if (fs::exists(other.metrics())) {
@@ -245,6 +192,7 @@ void Trainer::branch(const fs::path& path) {
       {"from", fs::absolute(path).string()}, {"step", step_}, {"changed", changed}};
   io::write_atomically(folder_.branch(), record.dump(2) + '\n');
   save();
+  finish_saving();
   progress_.say(message("branched after step ", step_, ", with ", changed.size(), " changes"));
 }
 
@@ -266,7 +214,7 @@ void Trainer::restore_from(const Checkpoint& checkpoint) {
 int Trainer::run() {
   checkpoints_.remove_partial();
   fs::remove(folder_.summary());
-  MetricsFile metrics(folder_.metrics(), step_);
+  Metrics metrics{{folder_.metrics(), step_}, {folder_.tensorboard(), step_}};
   int64_t first = 0;
   for (const StageRecipe& recipe : recipe_.stages) {
     const Stage stage{recipe, first};
@@ -274,6 +222,7 @@ int Trainer::run() {
     if (step_ > stage.last()) continue;
     if (const int signal = run(stage, metrics); signal != 0) return signal;
   }
+  finish_saving();
   const Summary summary = summarize(
       recipe_, read_metrics(folder_.metrics()),
       eval::token_frequency_loss(corpus_.train(), corpus_.held_out(), recipe_.model.vocab_size));
@@ -284,7 +233,7 @@ int Trainer::run() {
 
 /// A checkpoint is made right after its step, and evaluations come before the next one, so that a
 /// run that goes on from a checkpoint makes the evaluations after its step again.
-int Trainer::run(const Stage& stage, MetricsFile& metrics) {
+int Trainer::run(const Stage& stage, Metrics& metrics) {
   const RunRecipe& every = recipe_.run;
   const auto divides = [](int64_t period, int64_t step) {
     return period > 0 && step % period == 0;
@@ -316,10 +265,15 @@ int Trainer::run(const Stage& stage, MetricsFile& metrics) {
     // Where steps are skipped the weights may be bad: good checkpoints do not make room for them.
     const bool due = skip == nullptr && divides(every.checkpoint_every_steps, step_);
     if (signal != 0 || step_ == stage.last() || due) {
-      metrics.sync();
+      metrics.file.sync();
       save();
+    } else {
+      report(writer_.poll());
     }
-    if (signal != 0) return signal;
+    if (signal != 0) {
+      finish_saving();
+      return signal;
+    }
   }
   evaluate_now("after");
   return 0;
@@ -361,7 +315,8 @@ std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage) {
                        done.grad_norm,
                        tokens(),
                        seconds_,
-                       static_cast<double>(batch.tokens.numel()) / seconds};
+                       static_cast<double>(batch.tokens.numel()) / seconds,
+                       memory_in_use(device_)};
   }
   const std::string why =
       message("its loss is ", done.loss, " and its gradient norm ", done.grad_norm);
@@ -375,7 +330,18 @@ std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage) {
   return SkipMetrics{step_, stage.recipe.name, why};
 }
 
+void Trainer::report(const std::string& failure) {
+  if (!failure.empty()) progress_.say("WARNING: " + failure);
+}
+
+/// Without the last checkpoint a run has not ended well.
+void Trainer::finish_saving() {
+  const std::string failure = writer_.wait();
+  if (!failure.empty()) throw std::runtime_error(failure);
+}
+
 void Trainer::save() {
+  report(writer_.wait());
   Checkpoint checkpoint;
   checkpoint.step = step_;
   checkpoint.position = loader_.position();
@@ -387,7 +353,7 @@ void Trainer::save() {
   checkpoint.skipped = skipped_;
   checkpoint.model = optimizer_.weights();
   checkpoint.optimizer = optimizer_.state();
-  checkpoints_.write(checkpoint, recipe_.run.keep_checkpoints, recipe_.run.keep_every_steps);
+  writer_.begin(checkpoint);
 }
 
 }  // namespace
@@ -402,7 +368,8 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
   const io::Lock lock(folder.lock());
   if (start.resume || start.from) {
     // Another process may have gone on with the run until the folder was locked.
-    if (const fs::path from = starting_point(folder, start); !from.empty()) trainer.resume(from);
+    if (const fs::path from = starting_point(folder, start); !from.empty())
+      trainer.resume(from, start.force);
   }
   if (start.branch) trainer.branch(*start.branch);
   io::write_atomically(folder.recipe(), recipe.to_toml());

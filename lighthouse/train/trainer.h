@@ -15,12 +15,14 @@ struct Start {
   /// A new run, at this checkpoint of another one, whose model, text and stages up to there are the
   /// same. Later stages, and settings, may be others: branch.json says which.
   std::optional<std::filesystem::path> branch = {};
+  bool force = false;  ///< resumes with another recipe too; forced.jsonl says what changed
 };
 
 /// Runs a recipe, stage after stage, in the folder recipe.run.out: recipe.toml, metrics.jsonl,
-/// checkpoints/ and, at the end, summary.json. The weights after a step depend on the recipe, the
-/// text, the number of threads and the machine alone, and not on how often the run was resumed.
-/// Resuming at a checkpoint removes what was made after it.
+/// tensorboard/, checkpoints/ and, at the end, summary.json. Checkpoints are written by a thread;
+/// where one cannot be written the run says so and goes on, unless it is the last. The weights
+/// after a step depend on the recipe, the text, the number of threads and the machine alone, and
+/// not on how often the run was resumed. Resuming at a checkpoint removes what was made after it.
 ///
 /// SIGINT and SIGTERM end the run after the step, with a checkpoint.
 ///

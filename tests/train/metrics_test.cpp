@@ -8,7 +8,7 @@ namespace lighthouse::train {
 namespace {
 
 StepMetrics step(int64_t number) {
-  return {number, "first", "dense", 1.0 / 3, 1e-3, 0.5, 64 * number, 0.25, 256};
+  return {number, "first", "dense", 1.0 / 3, 1e-3, 0.5, 64 * number, 0.25, 256, 4096};
 }
 
 EvalMetrics eval(int64_t number, const char* when) {
@@ -26,7 +26,8 @@ TEST(Metrics, AreWhatWasWritten) {
       R"("trained_loss":0.75,"tokens":0,"seconds":0.5})"
       "\n"
       R"({"kind":"step","step":1,"stage":"first","attention":"dense","loss":0.3333333333333333,)"
-      R"("lr":0.001,"grad_norm":0.5,"tokens":64,"seconds":0.25,"tokens_per_second":256.0})"
+      R"("lr":0.001,"grad_norm":0.5,"tokens":64,"seconds":0.25,"tokens_per_second":256.0,)"
+      R"("memory_bytes":4096})"
       "\n");
   const MetricsHistory history = read_metrics(folder / "metrics.jsonl");
   ASSERT_EQ(history.steps.size(), 1u);

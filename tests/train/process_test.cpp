@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -27,7 +28,9 @@ using std::chrono::microseconds;
 /// The program as a process of its own; what it says goes to a file.
 class Program {
  public:
-  Program(const std::vector<std::string>& arguments, const fs::path& output) {
+  /// @param largest_file in bytes: beyond it writing fails, as on a full disk; 0: no limit
+  Program(const std::vector<std::string>& arguments, const fs::path& output,
+          rlim_t largest_file = 0) {
     std::vector<std::string> all{LIGHTHOUSE_PROGRAM};
     all.insert(all.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
@@ -39,6 +42,11 @@ class Program {
       const int fd = ::open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
       ::dup2(fd, STDOUT_FILENO);
       ::dup2(fd, STDERR_FILENO);
+      if (largest_file > 0) {
+        const rlimit limit{largest_file, largest_file};
+        ::setrlimit(RLIMIT_FSIZE, &limit);
+        ::signal(SIGXFSZ, SIG_IGN);  // the write fails instead
+      }
       ::execv(argv[0], argv.data());
       ::_exit(127);
     }
@@ -126,6 +134,7 @@ class ProcessTest : public ::testing::Test {
       auto json = nlohmann::ordered_json::parse(line);
       json.erase("seconds");
       json.erase("tokens_per_second");
+      json.erase("memory_bytes");
       lines.push_back(json.dump());
     }
     return lines;
@@ -160,6 +169,60 @@ TEST_F(ProcessTest, KilledAtAnyMomentAndResumedItGivesTheSameBits) {
   SCOPED_TRACE("killed" + moments);
   finish("killed", true);
   expect_same_runs("whole", "killed");
+}
+
+TEST_F(ProcessTest, WhereADiskIsFullTheCheckpointsBeforeItStay) {
+  finish("whole", false);
+  const auto train = [&](const std::vector<std::string>& more, rlim_t largest_file) {
+    auto all = arguments("full", fs::exists(folder / "full"));
+    all.insert(all.end(), more.begin(), more.end());
+    return Program(all, folder / "output", largest_file).wait();
+  };
+  const auto said = [&] { return io::read_file(folder / "output"); };
+  const auto checkpoints = [&] {
+    return Checkpoints(RunFolder(folder / "full").checkpoints()).list();
+  };
+  ASSERT_EQ(train({"--set", "run.keep_checkpoints=100"}, 0), 0) << said();
+  for (const fs::path& path : checkpoints()) {
+    if (read_checkpoint(path).step > 10) fs::remove_all(path);
+  }
+  const fs::path before = checkpoints().back();
+
+  // Room for metrics, not for a model.
+  const auto model = static_cast<rlim_t>(fs::file_size(before / "model.safetensors"));
+  EXPECT_EQ(train({}, model - 1), 2);
+  EXPECT_NE(said().find("WARNING: the checkpoint after step 11 could not be written: cannot write"),
+            std::string::npos)
+      << said();
+  EXPECT_NE(said().find("those before it are kept"), std::string::npos) << said();
+  EXPECT_NE(said().find("lighthouse: the checkpoint after step 22 could not"), std::string::npos)
+      << said();
+  EXPECT_EQ(metrics("full"), metrics("whole"));
+  EXPECT_EQ(checkpoints().back(), before);
+  for (const auto& entry : fs::directory_iterator(RunFolder(folder / "full").checkpoints())) {
+    EXPECT_TRUE(entry.path().filename().string().starts_with("step-")) << entry.path();
+  }
+
+  // With room again, it goes on as if nothing had been.
+  ASSERT_EQ(train({}, 0), 0) << said();
+  expect_same_runs("whole", "full");
+}
+
+TEST_F(ProcessTest, AFileThatVanishedIsNamed) {
+  finish("run", false);
+  const fs::path newest = Checkpoints(RunFolder(folder / "run").checkpoints()).list().back();
+  const auto resume = [&] { return Program(arguments("run", true), folder / "output").wait(); };
+  fs::rename(newest / "optimizer.safetensors", folder / "optimizer.safetensors");
+  EXPECT_EQ(resume(), 2);
+  const std::string said = io::read_file(folder / "output");
+  EXPECT_NE(said.find((newest / "optimizer.safetensors").string()), std::string::npos) << said;
+  EXPECT_NE(said.find("--resume-from"), std::string::npos) << said;
+  fs::rename(folder / "optimizer.safetensors", newest / "optimizer.safetensors");
+  fs::remove(folder / "text");
+  EXPECT_EQ(resume(), 2);
+  EXPECT_NE(io::read_file(folder / "output").find((folder / "text").string() + "' does not exist"),
+            std::string::npos)
+      << io::read_file(folder / "output");
 }
 
 TEST_F(ProcessTest, ASignalEndsTheRunAfterTheStepWithACheckpoint) {

@@ -8,32 +8,58 @@ namespace lighthouse::train {
 namespace {
 
 StepMetrics step(int64_t number, int64_t tokens) {
-  return {number, "first", "dense", 2.5, 1e-3, 0.5, tokens, 1, 100};
+  return {
+      number,          number > 100 ? "second" : "first", "dense", 2.5, 1e-3, 0.5, tokens, 1, 100,
+      int64_t{3} << 29};
+}
+
+/// Stages of so many steps, of 4000 tokens each.
+std::vector<StageRecipe> stages(int64_t first, int64_t second) {
+  std::vector<StageRecipe> both(2);
+  both[0].name = "first";
+  both[0].steps = first;
+  both[1].name = "second";
+  both[1].steps = second;
+  for (StageRecipe& stage : both) stage.context = 4000;
+  return both;
 }
 
 TEST(Progress, IsPlainLinesWhereThereIsNoTerminal) {
   std::ostringstream out;
-  Progress progress(out, false, 200, 800000);
+  const auto both = stages(100, 100);
+  Progress progress(out, false, both);
   progress.step(step(1, 4000), true);
   for (int64_t i = 2; i <= 20; ++i) progress.step(step(i, 4000 * i), false);
+  progress.step(step(100, 400000), true);
+  progress.step(step(101, 404000), true);
+  progress.step(step(200, 800000), true);
   progress.say("done");
   EXPECT_EQ(out.str(),
-            "step 1/200  first (dense)  loss 2.5000  100 tokens/s  2:12:40 left\n"
-            "step 10/200  first (dense)  loss 2.5000  100 tokens/s  2:06:40 left\n"
-            "step 20/200  first (dense)  loss 2.5000  100 tokens/s  2:00:00 left\n"
+            "step 1/200  first (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: first 1:06:00, "
+            "second ?\n"
+            "step 10/200  first (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: first 1:00:00, "
+            "second ?\n"
+            "step 20/200  first (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: first 53:20, "
+            "second ?\n"
+            "step 100/200  first (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: second ?\n"
+            "step 101/200  second (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: second "
+            "1:06:00\n"
+            "step 200/200  second (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: second 0:00\n"
             "done\n");
 }
 
 TEST(Progress, IsOneLineOnATerminal) {
   std::ostringstream out;
   {
-    Progress progress(out, true, 4, 400);
+    const auto both = stages(4, 1);
+    Progress progress(out, true, both);
     progress.step(step(1, 100), true);
     progress.step(step(2, 200), false);
     const std::string drawn = out.str();
     EXPECT_EQ(drawn.find('\n'), std::string::npos);
     EXPECT_NE(drawn.rfind("\r\033[K"), drawn.find("\r\033[K"));
-    EXPECT_NE(drawn.find("step 2/4  first (dense)  loss 2.5000  100 tokens/s  0:02 left"),
+    EXPECT_NE(drawn.find("step 2/5  first (dense)  loss 2.5000  100 tokens/s  1.5 GiB  "
+                         "left: first 1:20, second ?"),
               std::string::npos);
     progress.say("said");
     EXPECT_NE(out.str().find("\r\033[Ksaid\n"), std::string::npos);

@@ -219,6 +219,29 @@ TEST_F(TrainerTest, RefusesToGoOnWithAnotherRecipeOrText) {
   train(other, {true, {}});
 }
 
+TEST_F(TrainerTest, GoesOnWithAnotherRecipeWhereItIsForcedTo) {
+  const Recipe r = recipe(dense_stage("s", 4));
+  train(r);
+  Recipe other = r;
+  other.run.log_every_steps = 2;  // what is measured and saved when is free
+  other.run.keep_checkpoints = 3;
+  train(other, {true, {}});
+  EXPECT_FALSE(fs::exists(RunFolder(folder / "run").forced()));
+  other.stages[0].steps = 6;
+  other.stages[0].attention.scale = 0.5;
+  Start forced{true, {}};
+  forced.force = true;
+  const std::string change = "stage.0: steps = 4 -> steps = 6";
+  EXPECT_NE(train(other, forced).find("forced to go on with another recipe: " + change),
+            std::string::npos);
+  EXPECT_EQ(read_checkpoint(checkpoint(6)).step, 6);
+  EXPECT_EQ(Recipe::read(RunFolder(folder / "run").recipe()).to_toml(), other.to_toml());
+  const auto record = nlohmann::json::parse(io::read_file(RunFolder(folder / "run").forced()));
+  EXPECT_EQ(record.at("step"), 4);
+  EXPECT_EQ(record.at("changed"),
+            (std::vector<std::string>{change, "stage.0: nothing -> scale = 0.5"}));
+}
+
 TEST_F(TrainerTest, TheZLossMovesTheWeightsAndNotTheReportedLoss) {
   Recipe plain = recipe(dense_stage("s", 4), "plain");
   Recipe pulled = recipe(dense_stage("s", 4), "pulled");

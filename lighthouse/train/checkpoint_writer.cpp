@@ -1,0 +1,47 @@
+#include "lighthouse/train/checkpoint_writer.h"
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+
+#include "lighthouse/core/check.h"
+
+namespace lighthouse::train {
+namespace {
+
+/// A copy in memory of the processor.
+std::map<std::string, at::Tensor> copy(const std::map<std::string, at::Tensor>& tensors) {
+  std::map<std::string, at::Tensor> copies;
+  for (const auto& [name, tensor] : tensors) {
+    copies[name] = tensor.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
+  }
+  return copies;
+}
+
+}  // namespace
+
+void CheckpointWriter::begin(const Checkpoint& checkpoint) {
+  Checkpoint copied = checkpoint;
+  copied.model = copy(checkpoint.model);
+  copied.optimizer = copy(checkpoint.optimizer);
+  copied.random = checkpoint.random.clone();
+  failure_ = std::async(std::launch::async, [this, copied = std::move(copied)]() -> std::string {
+    try {
+      checkpoints_.write(copied, keep_, keep_every_);
+      return "";
+    } catch (const std::exception& error) {
+      return message("the checkpoint after step ", copied.step,
+                     " could not be written: ", error.what(), "; those before it are kept");
+    }
+  });
+}
+
+std::string CheckpointWriter::poll() {
+  const bool ended =
+      failure_.valid() && failure_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  return ended ? failure_.get() : "";
+}
+
+std::string CheckpointWriter::wait() { return failure_.valid() ? failure_.get() : ""; }
+
+}  // namespace lighthouse::train
