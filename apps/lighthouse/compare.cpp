@@ -1,11 +1,10 @@
-#include <array>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "apps/lighthouse/plot.h"
+#include "apps/lighthouse/curves.h"
 #include "apps/lighthouse/table.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
@@ -29,23 +28,15 @@ json read_json(const std::filesystem::path& file) {
 
 /// A run's files, as `lighthouse train` and `lighthouse eval` leave them.
 struct Run {
+  RunMetrics metrics;
   std::string name;
   json summary;
-  std::vector<json> steps;
-  std::vector<json> evaluations;
   json evaluation;  ///< of `lighthouse eval --json RUN/eval.json`; null where there is none
 
   explicit Run(const std::filesystem::path& folder)
-      : name((folder / "").parent_path().filename().string()),
+      : metrics(read_run_metrics(folder)),
+        name(metrics.name),
         summary(read_json(folder / "summary.json")) {
-    std::ifstream metrics(folder / "metrics.jsonl");
-    check_argument(metrics.good(), (folder / "metrics.jsonl").string(), " cannot be read");
-    for (std::string line; std::getline(metrics, line);) {
-      const json record = json::parse(line);
-      (record.at("kind") == "step" ? steps : evaluations).push_back(record);
-    }
-    check_argument(!steps.empty(), (folder / "metrics.jsonl").string(),
-                   " has no steps; it must be of a run that has ended");
     if (exists(folder / "eval.json")) evaluation = read_json(folder / "eval.json");
   }
 
@@ -113,15 +104,12 @@ void print_runs(const std::vector<Run>& runs) {
 /// The held-out loss that a run had after that many seconds, with dense attention: on the line
 /// between the evaluations around it; NaN where there is none on one side.
 double loss_at(const Run& run, double seconds) {
-  for (size_t i = 1; i < run.evaluations.size(); ++i) {
-    const auto at = [&](size_t j, const char* field) {
-      return run.evaluations[j].at(field).get<double>();
-    };
-    const double before = at(i - 1, "seconds");
-    const double after = at(i, "seconds");
+  const std::vector<train::EvalMetrics>& evals = run.metrics.history.evals;
+  for (size_t i = 1; i < evals.size(); ++i) {
+    const double before = evals[i - 1].seconds, after = evals[i].seconds;
     if (seconds < before || seconds > after || before == after) continue;
     const double share = (seconds - before) / (after - before);
-    return (1 - share) * at(i - 1, "dense_loss") + share * at(i, "dense_loss");
+    return (1 - share) * evals[i - 1].dense_loss + share * evals[i].dense_loss;
   }
   return std::nan("");
 }
@@ -153,32 +141,6 @@ void print_verdict(const std::vector<Run>& runs) {
   }
 }
 
-/// Both loss curves over one field of the metrics.
-Panel panel(const std::vector<Run>& runs, const char* field, double unit, const char* label) {
-  const std::array<const char*, 6> colors{"#1f77b4", "#d62728", "#2ca02c",
-                                          "#9467bd", "#ff7f0e", "#17becf"};
-  Panel result{label, {}, {}};
-  for (size_t i = 0; i < runs.size(); ++i) {
-    const std::string color = colors[i % colors.size()];
-    Curve training{"", color, {}, false, true};
-    std::string stage = runs[i].steps.front().at("stage");
-    for (const json& record : runs[i].steps) {
-      const double x = record.at(field).get<double>() / unit;
-      if (record.at("stage") != stage) result.marks.emplace_back(x, color);
-      stage = record.at("stage");
-      training.points.emplace_back(x, record.at("loss").get<double>());
-    }
-    Curve held_out{runs[i].name + ", held-out, dense", color, {}, true, false};
-    for (const json& record : runs[i].evaluations) {
-      held_out.points.emplace_back(record.at(field).get<double>() / unit,
-                                   record.at("dense_loss").get<double>());
-    }
-    result.curves.push_back(training);
-    result.curves.push_back(held_out);
-  }
-  return result;
-}
-
 void compare(const std::vector<std::string>& folders, const std::string& picture) {
   std::vector<Run> runs;
   runs.reserve(folders.size());
@@ -187,11 +149,11 @@ void compare(const std::vector<std::string>& folders, const std::string& picture
   print_runs(runs);
   print_verdict(runs);
   if (picture.empty()) return;
-  io::write_atomically(
-      picture, svg("Loss while training (thin) and on held-out text (dots)", "nats per token",
-                   {panel(runs, "seconds", 1, "seconds of training"),
-                    panel(runs, "tokens", 1e6, "million tokens")}));
-  std::cout << "\nLoss curves: " << std::filesystem::absolute(picture).string() << '\n';
+  std::vector<RunMetrics> curves;
+  curves.reserve(runs.size());
+  for (const Run& run : runs) curves.push_back(run.metrics);
+  io::write_atomically(picture, picture_of(curves));
+  std::cout << "\nCurves: " << std::filesystem::absolute(picture).string() << '\n';
 }
 
 }  // namespace
@@ -205,7 +167,7 @@ void add_compare(CLI::App& app) {
                    "folders of runs; the first is what the others are held against")
       ->required()
       ->expected(1, -1);
-  verb->add_option("--svg", *picture, "write both loss curves, over time and over tokens, to FILE");
+  verb->add_option("--svg", *picture, "write the picture that `lighthouse plot` makes to FILE");
   verb->callback([=] { compare(*folders, *picture); });
 }
 

@@ -19,6 +19,7 @@ void add_eval(CLI::App& app);
 void add_export(CLI::App& app);
 void add_info(CLI::App& app);
 void add_plan(CLI::App& app);
+void add_plot(CLI::App& app);
 void add_train(CLI::App& app);
 void add_verify(CLI::App& app);
 

@@ -336,5 +336,30 @@ TEST_F(ProcessTest, ADryRunLeavesNothing) {
   EXPECT_NE(io::read_file(folder / "output").find("lighthouse"), std::string::npos);
 }
 
+/// Runs that have ended and one that has not.
+TEST_F(ProcessTest, PlotsAnyNumberOfRuns) {
+  finish("first", false);
+  finish("second", false);
+  const fs::path cut = RunFolder(folder / "second").metrics();
+  std::ofstream(cut, std::ios::app)
+      << R"({"kind":"skip","step":23,"stage":"dense","why":"x"})" << '\n';
+  fs::remove(RunFolder(folder / "second").summary());
+  const auto run = [&](const std::vector<std::string>& all) {
+    return Program(all, folder / "output").wait();
+  };
+  ASSERT_EQ(run({"plot", folder / "first", folder / "second", "--svg", folder / "runs.svg"}), 0)
+      << io::read_file(folder / "output");
+  const std::string picture = io::read_file(folder / "runs.svg");
+  for (const char* part : {"first, held-out, dense", "second, held-out, dense", "million tokens",
+                           "seconds of training", "memory, GiB", "stroke-dasharray", "</svg>"}) {
+    EXPECT_NE(picture.find(part), std::string::npos) << part;
+  }
+  EXPECT_EQ(picture.find("nan"), std::string::npos);
+  EXPECT_EQ(run({"plot", folder / "none", "--svg", folder / "none.svg"}), 2);
+  EXPECT_NE(io::read_file(folder / "output").find("RUN is '" + (folder / "none").string()),
+            std::string::npos);
+  EXPECT_FALSE(fs::exists(folder / "none.svg"));
+}
+
 }  // namespace
 }  // namespace lighthouse::train
