@@ -13,7 +13,6 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/corpus.h"
 #include "lighthouse/io/file.h"
-#include "lighthouse/train/device.h"
 #include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
@@ -28,14 +27,6 @@ struct Options {
   std::string device;
   std::string json;
 };
-
-/// The last stage with Lighthouse; the last of all where there is none.
-const train::StageRecipe& stage_to_measure(const train::Recipe& recipe) {
-  for (auto stage = recipe.stages.rbegin(); stage != recipe.stages.rend(); ++stage) {
-    if (stage->lighthouse) return *stage;
-  }
-  return recipe.stages.back();
-}
 
 ordered_json to_json(const std::vector<eval::LeakBin>& leak) {
   ordered_json bins = ordered_json::array();
@@ -87,20 +78,16 @@ void print_leak(const std::vector<eval::LeakBin>& dense,
 }
 
 void eval_run(const Options& options) {
-  const auto [folder, recipe, path, checkpoint] = open_run(options.run);
+  const Run run = open_run(options.run);
+  const auto& [folder, recipe, path, checkpoint] = run;
   const auto corpus = data::Corpus::read(recipe.data.path, recipe.data.held_out_share);
   check_argument(corpus.fingerprint() == checkpoint.corpus, "the text in '", recipe.data.path,
                  "' has the fingerprint ", corpus.fingerprint(),
                  "; that which the run was trained on has ", checkpoint.corpus);
 
-  const at::Device device = options.device.empty()
-                                ? train::find_device(recipe.run.device, "run.device of the recipe")
-                                : train::find_device(options.device, "--device");
-  model::Llama model(recipe.model);
-  train::restore(checkpoint.model, train::parameters_of(model), "the checkpoint");
-  const train::StageRecipe& stage = stage_to_measure(recipe);
-  model->to(device, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
-  model->set_attention(train::attention_plan(stage));
+  model::Llama model = load_model(run, options.device);
+  const at::Device device = model->parameters().front().device();
+  const train::StageRecipe& stage = stage_as_trained(recipe);
   auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
                                         recipe.model.vocab_size);
 

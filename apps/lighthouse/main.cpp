@@ -23,6 +23,7 @@ int run(int argc, char** argv) {
   lighthouse::app::add_eval(app);
   lighthouse::app::add_export(app);
   lighthouse::app::add_info(app);
+  lighthouse::app::add_passkey(app);
   lighthouse::app::add_plan(app);
   lighthouse::app::add_plot(app);
   lighthouse::app::add_train(app);

@@ -1,6 +1,8 @@
 #include "apps/lighthouse/run.h"
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/train/device.h"
+#include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
 namespace {
@@ -29,6 +31,24 @@ Run open_run(const RunOptions& options) {
   const fs::path path =
       options.checkpoint.empty() ? newest_checkpoint(folder) : fs::path(options.checkpoint);
   return {folder, recipe, path, train::read_checkpoint(path)};
+}
+
+const train::StageRecipe& stage_as_trained(const train::Recipe& recipe) {
+  for (auto stage = recipe.stages.rbegin(); stage != recipe.stages.rend(); ++stage) {
+    if (stage->lighthouse) return *stage;
+  }
+  return recipe.stages.back();
+}
+
+model::Llama load_model(const Run& run, const std::string& device) {
+  const at::Device at = device.empty()
+                            ? train::find_device(run.recipe.run.device, "run.device of the recipe")
+                            : train::find_device(device, "--device");
+  model::Llama model(run.recipe.model);
+  train::restore(run.checkpoint.model, train::parameters_of(model), "the checkpoint");
+  model->to(at, run.recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
+  model->set_attention(train::attention_plan(stage_as_trained(run.recipe)));
+  return model;
 }
 
 }  // namespace lighthouse::app

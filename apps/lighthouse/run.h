@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "lighthouse/model/llama.h"
 #include "lighthouse/train/checkpoint.h"
 #include "lighthouse/train/recipe.h"
 #include "lighthouse/train/run_folder.h"
@@ -28,5 +29,13 @@ struct Run {
 
 /// Throws std::invalid_argument where there is no run, or no checkpoint of it.
 Run open_run(const RunOptions& options);
+
+/// The stage whose attention "as trained" is: the last with Lighthouse, or the last of all where
+/// there is none.
+const train::StageRecipe& stage_as_trained(const train::Recipe& recipe);
+
+/// The model of the run's checkpoint, with the attention of that stage.
+/// @param device in place of the recipe's; empty: the recipe's
+model::Llama load_model(const Run& run, const std::string& device);
 
 }  // namespace lighthouse::app

@@ -18,6 +18,7 @@ void add_compare(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_export(CLI::App& app);
 void add_info(CLI::App& app);
+void add_passkey(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_plot(CLI::App& app);
 void add_train(CLI::App& app);

@@ -9,33 +9,10 @@
 #include <random>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/eval/evaluating.h"
 
 namespace lighthouse::eval {
 namespace {
-
-/// While it lives: no gradients, and the model in eval mode with that attention.
-class Evaluating {
- public:
-  Evaluating(model::Llama& model, bool as_trained)
-      : model_(model),
-        was_training_(model->is_training()),
-        was_lighthouse_(model->lighthouse_in_eval()) {
-    model_->eval();
-    model_->set_lighthouse_in_eval(as_trained);
-  }
-  ~Evaluating() {
-    model_->set_lighthouse_in_eval(was_lighthouse_);
-    model_->train(was_training_);
-  }
-  Evaluating(const Evaluating&) = delete;
-  Evaluating& operator=(const Evaluating&) = delete;
-
- private:
-  at::NoGradGuard no_grad_;
-  model::Llama& model_;
-  bool was_training_;
-  bool was_lighthouse_;
-};
 
 struct Distances {
   int64_t first, last;

@@ -336,6 +336,27 @@ TEST_F(ProcessTest, ADryRunLeavesNothing) {
   EXPECT_NE(io::read_file(folder / "output").find("lighthouse"), std::string::npos);
 }
 
+TEST_F(ProcessTest, PasskeyMakesATableAndAHeatMap) {
+  finish("run", false);
+  const auto passkey = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all{"passkey", folder / "run", "--trials", "2"};
+    all.insert(all.end(), more.begin(), more.end());
+    return Program(all, folder / "output").wait();
+  };
+  ASSERT_EQ(passkey({"--contexts", "64,256", "--depths", "0,50,100", "--json", folder / "p.json",
+                     "--svg", folder / "p.svg"}),
+            0)
+      << io::read_file(folder / "output");
+  const auto json = nlohmann::json::parse(io::read_file(folder / "p.json"));
+  ASSERT_EQ(json.at("cells").size(), 6u);
+  int64_t found = 0;
+  for (const auto& cell : json.at("cells")) found += cell.at("found").get<int64_t>();
+  EXPECT_DOUBLE_EQ(json.at("share").get<double>(), static_cast<double>(found) / 12);
+  EXPECT_NE(io::read_file(folder / "p.svg").find("depth, %"), std::string::npos);
+  EXPECT_EQ(passkey({"--contexts", "20"}), 2);
+  EXPECT_NE(io::read_file(folder / "output").find("context is 20 tokens"), std::string::npos);
+}
+
 /// Runs that have ended and one that has not.
 TEST_F(ProcessTest, PlotsAnyNumberOfRuns) {
   finish("first", false);

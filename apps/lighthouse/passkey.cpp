@@ -1,0 +1,124 @@
+#include "lighthouse/eval/passkey.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <vector>
+
+#include "apps/lighthouse/run.h"
+#include "apps/lighthouse/svg.h"
+#include "apps/lighthouse/table.h"
+#include "apps/lighthouse/verbs.h"
+#include "lighthouse/core/check.h"
+#include "lighthouse/io/file.h"
+
+namespace lighthouse::app {
+namespace {
+
+struct Options {
+  RunOptions run;
+  std::vector<int64_t> contexts;
+  std::vector<double> depths{0, 15, 30, 50, 70, 85, 100};  ///< per cent
+  int64_t trials = 10;
+  uint64_t seed = 0;
+  bool as_trained = false;
+  std::string device;
+  std::string picture;
+  std::string json;
+};
+
+/// An eighth of the longest context of the run's stages, a quarter, half, and all of it.
+std::vector<int64_t> default_contexts(const train::Recipe& recipe) {
+  int64_t longest = 0;
+  for (const train::StageRecipe& stage : recipe.stages) longest = std::max(longest, stage.context);
+  return {longest / 8, longest / 4, longest / 2, longest};
+}
+
+void passkey(const Options& options) {
+  const Run run = open_run(options.run);
+  model::Llama model = load_model(run, options.device);
+  const std::vector<int64_t> contexts =
+      options.contexts.empty() ? default_contexts(run.recipe) : options.contexts;
+  std::cout << "checkpoint " << run.path.string() << ", "
+            << (options.as_trained ? "as trained" : "dense") << ", " << options.trials
+            << " trials a cell, seed " << options.seed << "; chance is 10 %\n\n";
+
+  Table table{{"context"}};
+  HeatMap map{"context, tokens", "depth, %", {}, {}, {}};
+  for (const double depth : options.depths) {
+    table[0].push_back(fixed(depth, 0, " %"));
+    map.rows.push_back(fixed(depth, 0));
+    map.shares.emplace_back();
+  }
+  table[0].emplace_back("all");
+  nlohmann::ordered_json cells = nlohmann::ordered_json::array();
+  int64_t found = 0;
+  for (const int64_t context : contexts) {
+    std::cerr << "context " << context << " ...\n";
+    std::vector<std::string> row{std::to_string(context)};
+    int64_t of_context = 0;
+    for (size_t i = 0; i < options.depths.size(); ++i) {
+      const eval::PasskeyTask task{context, options.depths[i] / 100, options.trials, options.seed};
+      const int64_t of_cell = eval::passkeys_found(model, task, options.as_trained);
+      of_context += of_cell;
+      row.push_back(message(of_cell, "/", options.trials));
+      map.shares[i].push_back(static_cast<double>(of_cell) / static_cast<double>(options.trials));
+      cells.push_back({{"context", context}, {"depth", options.depths[i]}, {"found", of_cell}});
+    }
+    const auto tried = static_cast<int64_t>(options.depths.size()) * options.trials;
+    row.push_back(message(of_context, "/", tried));
+    table.push_back(row);
+    map.columns.push_back(std::to_string(context));
+    found += of_context;
+  }
+  print_table(std::cout, table);
+  const double all = static_cast<double>(cells.size()) * static_cast<double>(options.trials);
+  const double share = static_cast<double>(found) / all;
+  std::cout << "\npasskeys found: " << fixed(100 * share, 1) << " % +- "
+            << fixed(100 * std::sqrt(share * (1 - share) / all), 1) << " % of " << fixed(all, 0)
+            << '\n';
+
+  if (!options.picture.empty()) {
+    io::write_atomically(options.picture, svg("Passkeys found, %", map));
+  }
+  if (!options.json.empty()) {
+    const nlohmann::ordered_json json{{"as_trained", options.as_trained},
+                                      {"seed", options.seed},
+                                      {"trials", options.trials},
+                                      {"share", share},
+                                      {"cells", cells}};
+    io::write_atomically(options.json, json.dump(2) + '\n');
+  }
+}
+
+}  // namespace
+
+void add_passkey(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand(
+      "passkey", "Hides a digit in long prompts and asks a run's model of bytes for it");
+  const auto options = std::make_shared<Options>();
+  options->run.add_to(*verb);
+  verb->add_option("--contexts", options->contexts,
+                   "tokens of the prompts; 1/8, 1/4, 1/2 and all of the run's longest context")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--depths", options->depths, "where the digit is hidden, in per cent")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  verb->add_option("--trials", options->trials, "prompts of each context and depth")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb->add_option("--seed", options->seed, "of the prompts")->capture_default_str();
+  verb->add_flag("--as-trained", options->as_trained,
+                 "with the attention of the last stage with Lighthouse, not dense");
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:N, in place of the recipe's");
+  verb->add_option("--svg", options->picture, "write a heat map to this file");
+  verb->add_option("--json", options->json, "also write all figures to this file");
+  verb->callback([options] { passkey(*options); });
+}
+
+}  // namespace lighthouse::app
