@@ -80,7 +80,8 @@ void print_leak(const std::vector<eval::LeakBin>& dense,
 void eval_run(const Options& options) {
   const Run run = open_run(options.run);
   const auto& [folder, recipe, path, checkpoint] = run;
-  const auto corpus = data::Corpus::read(recipe.data.path, recipe.data.held_out_share);
+  const auto corpus =
+      data::Corpus::read(recipe.data.path, recipe.data.held_out_share, recipe.data.text_field);
   check_argument(corpus.fingerprint() == checkpoint.corpus, "the text in '", recipe.data.path,
                  "' has the fingerprint ", corpus.fingerprint(),
                  "; that which the run was trained on has ", checkpoint.corpus);

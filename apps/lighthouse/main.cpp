@@ -26,6 +26,7 @@ int run(int argc, char** argv) {
   lighthouse::app::add_passkey(app);
   lighthouse::app::add_plan(app);
   lighthouse::app::add_plot(app);
+  lighthouse::app::add_sweep(app);
   lighthouse::app::add_train(app);
   lighthouse::app::add_verify(app);
   try {

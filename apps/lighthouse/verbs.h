@@ -21,6 +21,7 @@ void add_info(CLI::App& app);
 void add_passkey(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_plot(CLI::App& app);
+void add_sweep(CLI::App& app);
 void add_train(CLI::App& app);
 void add_verify(CLI::App& app);
 

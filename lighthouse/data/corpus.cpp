@@ -11,6 +11,7 @@
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/hash.h"
+#include "lighthouse/data/json_lines.h"
 #include "lighthouse/io/file.h"
 
 namespace lighthouse::data {
@@ -19,8 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 
 /// A number in [0, 1) that depends on the path alone.
-double place(const fs::path& relative) {
-  uint64_t bits = hash(relative.generic_string());
+double place(const std::string& relative) {
+  uint64_t bits = hash(relative);
   // The top bits of FNV-1a hardly depend on a path's last letters; these steps spread them.
   bits = (bits ^ bits >> 33) * 0xff51afd7ed558ccdu;
   bits = (bits ^ bits >> 33) * 0xc4ceb9fe1a85ec53u;
@@ -82,7 +83,7 @@ int64_t held_out_tokens(uint64_t size, double share) {
 
 }  // namespace
 
-Corpus Corpus::read(const fs::path& path, double held_out_share) {
+Corpus Corpus::read(const fs::path& path, double held_out_share, const std::string& text_field) {
   check_argument(held_out_share > 0 && held_out_share < 1, "the share of held-out text is ",
                  held_out_share, "; it must be between 0 and 1");
   std::error_code error;
@@ -101,8 +102,7 @@ Corpus Corpus::read(const fs::path& path, double held_out_share) {
   Corpus corpus;
   std::vector<std::string> documents;
   std::vector<bool> held_out;
-  for (const fs::path& file : files) {
-    std::string bytes = io::read_file(file);
+  const auto add = [&](const std::string& name, std::string bytes) {
     if (bytes.empty()) {
       ++corpus.skipped_empty_;
     } else if (!is_text(bytes)) {
@@ -110,7 +110,17 @@ Corpus Corpus::read(const fs::path& path, double held_out_share) {
     } else {
       bytes.push_back('\0');
       documents.push_back(std::move(bytes));
-      held_out.push_back(place(file.lexically_relative(path)) < held_out_share);
+      held_out.push_back(place(name) < held_out_share);
+    }
+  };
+  for (const fs::path& file : files) {
+    const std::string name = file.lexically_relative(path).generic_string();
+    if (is_json_lines(file)) {
+      read_json_lines(file, text_field, [&](int64_t line, std::string text) {
+        add(message(name, ':', line), std::move(text));
+      });
+    } else {
+      add(name, io::read_file(file));
     }
   }
   check_argument(!documents.empty(), "the text '", path.string(),

@@ -14,6 +14,9 @@ namespace lighthouse::data {
 /// The text of a file, or of all files below a folder, as bytes, is split by a fixed rule. Binary
 /// files (with a NUL byte or not valid UTF-8) and empty ones are skipped and counted.
 ///
+/// Of JSON lines (*.jsonl, *.jsonl.gz) each line is a document, the text of one of its fields; its
+/// path is that of the file with the line's number.
+///
 /// A byte is a token; every document ends with byte 0, which text never contains. Documents stand
 /// in the order of their paths relative to the folder. A document is held out whole, if a hash of
 /// its relative path says so: adding or removing others does not move it. Where that leaves a part
@@ -26,15 +29,18 @@ class Corpus {
  public:
   /// Symbolic links to files are read, those to folders below `path` are not followed.
   ///
+  /// @param text_field of JSON lines
   /// @param held_out_share the probability that a document is held out, in (0, 1); of a text that
   ///        is split by position, the share of its bytes
   /// @throws std::invalid_argument where `path` does not exist or holds no text, or a share is out
   ///         of range
   /// @throws std::runtime_error naming the file or folder that cannot be read
-  static Corpus read(const std::filesystem::path& path, double held_out_share = 0.05);
+  static Corpus read(const std::filesystem::path& path, double held_out_share = 0.05,
+                     const std::string& text_field = "text");
 
   const Tokens& train() const { return train_; }
   const Tokens& held_out() const { return held_out_; }
+  /// Files or lines of JSON lines.
   int64_t documents() const { return documents_; }  ///< or token files
   int64_t skipped_empty() const { return skipped_empty_; }
   int64_t skipped_binary() const { return skipped_binary_; }

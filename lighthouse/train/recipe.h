@@ -38,6 +38,7 @@ struct OptimizerRecipe {
 
 struct DataRecipe {
   std::string path;  ///< text or token files (data::Corpus); relative: to the working directory
+  std::string text_field = "text";  ///< of JSON lines
   double held_out_share = 0.05;
 };
 

@@ -45,7 +45,8 @@ std::vector<Field> model_fields(Recipe& recipe) {
 
 std::vector<Field> fields(DataRecipe& d) {
   return {
-      {"path", &d.path, kAny, "file or folder of text, or of token files (.bin)"},
+      {"path", &d.path, kAny, "file or folder of text, JSON lines, or token files (.bin)"},
+      {"text_field", &d.text_field, kAny, "of JSON lines (.jsonl, .jsonl.gz)"},
       {"held_out_share", &d.held_out_share, {0, 1, true, true}, "of the text, never trained on"},
   };
 }

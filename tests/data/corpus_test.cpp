@@ -1,6 +1,7 @@
 #include "lighthouse/data/corpus.h"
 
 #include <gtest/gtest.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -73,6 +74,58 @@ TEST_F(CorpusTest, KeepsBothPartsOfTheSmallestFile) {
   const Corpus corpus = Corpus::read(write("one.txt", "x"), 0.05);
   EXPECT_EQ(text_of(corpus.train()), std::string("x\0", 2));
   EXPECT_EQ(text_of(corpus.held_out()), std::string("\0", 1));
+}
+
+TEST_F(CorpusTest, ReadsAFieldOfJsonLines) {
+  std::string lines, all;
+  for (int i = 0; i < 200; ++i) {
+    lines += R"({"id": )" + std::to_string(i) + R"(, "body": "number )" + std::to_string(i) +
+             "\\n\\u00e9\"}\n";
+    all += "number " + std::to_string(i) + "\n\u00e9" + '\0';
+  }
+  write("a.jsonl", lines + "\n" + R"({"body": ""})" + "\n" + R"({"body": "\u0000"})");
+  const Corpus corpus = Corpus::read(root_, 0.2, "body");
+  EXPECT_EQ(corpus.documents(), 200);
+  EXPECT_EQ(corpus.skipped_empty(), 1);
+  EXPECT_EQ(corpus.skipped_binary(), 1);
+  const auto train = documents_of(corpus.train()), held_out = documents_of(corpus.held_out());
+  EXPECT_EQ(train.size() + held_out.size(), 200u);
+  EXPECT_GT(held_out.size(), 20u);
+  EXPECT_LT(held_out.size(), 60u);
+  EXPECT_TRUE(train.contains("number 7\n\u00e9") || held_out.contains("number 7\n\u00e9"));
+
+  // Compressed they are the same, and so are lines longer than any buffer.
+  lines.insert(0, R"({"body": ")" + std::string(3 << 20, 'x') + "\"}\n");
+  write("plain/a.jsonl", lines);
+  fs::create_directory(root_ / "packed");
+  gzFile packed = gzopen((root_ / "packed/a.jsonl.gz").c_str(), "wb");
+  ASSERT_EQ(gzwrite(packed, lines.data(), static_cast<unsigned>(lines.size())),
+            static_cast<int>(lines.size()));
+  ASSERT_EQ(gzclose(packed), Z_OK);
+  const Corpus plain = Corpus::read(root_ / "plain", 1e-9, "body");
+  EXPECT_EQ(plain.train().size() + plain.held_out().size(), (3u << 20) + 1 + all.size() + 1);
+  const Corpus unpacked = Corpus::read(root_ / "packed/a.jsonl.gz", 1e-9, "body");
+  EXPECT_EQ(text_of(unpacked.train()), text_of(plain.train()));
+}
+
+TEST_F(CorpusTest, NamesTheLineThatIsNotJsonOfTheField) {
+  const std::string good = R"({"text": "x"})";
+  for (const char* bad : {R"({"body": "x"})", R"({"text": 1})", "[]", R"({"text": "x")", "x"}) {
+    const fs::path path = write("a.jsonl", good + "\n" + bad + "\n");
+    const std::string error = error_of<std::runtime_error>(path);
+    EXPECT_NE(error.find("a.jsonl', line 2, is not a JSON object with a string 'text'"),
+              std::string::npos)
+        << bad << ": " << error;
+  }
+  gzFile packed = gzopen((root_ / "cut.jsonl.gz").c_str(), "wb");
+  for (int i = 0; i < 5000; ++i) gzprintf(packed, "{\"text\": \"%d\"}\n", i * i);
+  gzclose(packed);
+  const fs::path cut = root_ / "cut.jsonl.gz";
+  fs::resize_file(cut, fs::file_size(cut) / 2);
+  const std::string error = error_of<std::runtime_error>(cut);
+  EXPECT_NE(error.find("cannot read '" + cut.string() + "': unexpected end of file"),
+            std::string::npos)
+      << error;
 }
 
 TEST_F(CorpusTest, HoldsDocumentsOutByTheirPathsAlone) {

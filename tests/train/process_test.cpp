@@ -357,6 +357,52 @@ TEST_F(ProcessTest, PasskeyMakesATableAndAHeatMap) {
   EXPECT_NE(io::read_file(folder / "output").find("context is 20 tokens"), std::string::npos);
 }
 
+TEST_F(ProcessTest, SweepsAGridAndGoesOnWhereItStopped) {
+  const auto sweep = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all{
+        "sweep", folder / "recipe.toml",    "--threads", "2",
+        "--out", folder / "grid",           "--set",     "stage.dense.steps=2",
+        "--set", "stage.lighthouse.steps=3"};
+    all.insert(all.end(), more.begin(), more.end());
+    return Program(all, folder / "output").wait();
+  };
+  const auto said = [&] { return io::read_file(folder / "output"); };
+  const std::vector<std::string> axes{"--vary", "stage.lighthouse.budget=4,8", "--vary",
+                                      "optimizer.lr=1e-3,1e30"};
+  ASSERT_EQ(sweep(axes), 0) << said();
+  const auto all = nlohmann::json::parse(io::read_file(folder / "grid/sweep.json"));
+  ASSERT_EQ(all.size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(all[i].at("stage.lighthouse.budget"), i < 2 ? "4" : "8");
+    EXPECT_EQ(all[i].at("optimizer.lr"), i % 2 == 0 ? "1e-3" : "1e30");
+    const RunFolder run(folder / "grid" / all[i].at("run").get<std::string>());
+    const auto summary = nlohmann::json::parse(io::read_file(run.summary()));
+    EXPECT_EQ(all[i].at("dense_loss"), summary.at("stages")[1].at("dense_loss_after"));
+  }
+  EXPECT_NE(said().find("held-out loss, dense"), std::string::npos);
+
+  // What is there stays; what was cut off ends with the same bits.
+  const fs::path kept = folder / "grid" / all[0].at("run").get<std::string>();
+  const fs::path cut = folder / "grid" / all[2].at("run").get<std::string>();
+  const auto written = fs::last_write_time(kept / "metrics.jsonl");
+  fs::remove(cut / "summary.json");
+  fs::remove_all(Checkpoints(cut / "checkpoints").list().back());
+  ASSERT_EQ(sweep(axes), 0) << said();
+  EXPECT_EQ(fs::last_write_time(kept / "metrics.jsonl"), written);
+  EXPECT_NE(said().find("resumed after step 4"), std::string::npos) << said();
+  const auto again = nlohmann::json::parse(io::read_file(folder / "grid/sweep.json"));
+  EXPECT_EQ(again[2].at("dense_loss"), all[2].at("dense_loss"));
+
+  EXPECT_EQ(sweep({"--vary", "optimizer.lr"}), 2);
+  EXPECT_NE(said().find("--vary is 'optimizer.lr'; it must be KEY=A,B"), std::string::npos);
+  EXPECT_EQ(sweep({"--vary", "optimizer.lr=1e-3,-1"}), 2);
+  EXPECT_NE(said().find("optimizer.lr is -1"), std::string::npos) << said();
+  auto other = axes;
+  other.insert(other.end(), {"--set", "run.seed=9"});
+  EXPECT_EQ(sweep(other), 2);
+  EXPECT_NE(said().find("was of another recipe; take another --out"), std::string::npos) << said();
+}
+
 /// Runs that have ended and one that has not.
 TEST_F(ProcessTest, PlotsAnyNumberOfRuns) {
   finish("first", false);

@@ -1,0 +1,193 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "apps/lighthouse/recipe_options.h"
+#include "apps/lighthouse/table.h"
+#include "apps/lighthouse/verbs.h"
+#include "lighthouse/core/check.h"
+#include "lighthouse/io/file.h"
+#include "lighthouse/train/run_folder.h"
+#include "lighthouse/train/trainer.h"
+
+namespace lighthouse::app {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+struct Options {
+  RecipeOptions recipe;
+  std::vector<std::string> vary;
+  std::string out;
+  bool dry_run = false;
+};
+
+/// "key=a,b,c": what a recipe's key is to be, in turn.
+struct Axis {
+  std::string key;
+  std::vector<std::string> values;
+
+  explicit Axis(const std::string& text) : key(text.substr(0, text.find('='))) {
+    check_argument(key.size() < text.size(), "--vary is '", text,
+                   "'; it must be KEY=A,B,..., like optimizer.lr=1e-3,2e-3");
+    values = CLI::detail::split(text.substr(key.size() + 1), ',');
+    check_argument(std::ranges::none_of(values, &std::string::empty), "--vary is '", text,
+                   "', which has an empty value");
+  }
+};
+
+/// A run of the grid.
+struct Point {
+  std::vector<std::string> values;  ///< of the axes
+  std::string name;                 ///< of its folder
+  train::Recipe recipe;
+};
+
+/// A name that a file system takes, and a reader too.
+std::string folder_name(const std::vector<Axis>& axes, const std::vector<std::string>& values) {
+  std::string name;
+  for (size_t i = 0; i < axes.size(); ++i) {
+    name += (i == 0 ? "" : "_") + axes[i].key + '=' + values[i];
+  }
+  std::ranges::replace(name, '/', '-');
+  return name;
+}
+
+/// Every combination of the axes' values, the last axis fastest. All recipes are read before the
+/// first run begins.
+std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
+  std::vector<Point> points(1);
+  for (const Axis& axis : axes) {
+    std::vector<Point> longer;
+    for (const Point& point : points) {
+      for (const std::string& value : axis.values) {
+        longer.push_back(point);
+        longer.back().values.push_back(value);
+      }
+    }
+    points = std::move(longer);
+  }
+  for (Point& point : points) {
+    RecipeOptions recipe = options.recipe;
+    for (size_t i = 0; i < axes.size(); ++i) {
+      recipe.overrides.push_back(axes[i].key + '=' + point.values[i]);
+    }
+    point.name = folder_name(axes, point.values);
+    point.recipe = recipe.read();
+    point.recipe.run.out = (fs::path(options.out) / point.name).string();
+  }
+  return points;
+}
+
+/// What a run came to; nothing where it has not ended.
+std::optional<json> summary_of(const Point& point) {
+  const train::RunFolder folder(point.recipe.run.out);
+  if (!fs::exists(folder.summary())) return {};
+  const train::Recipe trained = train::Recipe::read(folder.recipe());
+  check_argument(trained.to_toml() == point.recipe.to_toml(), "the run in '",
+                 folder.path().string(),
+                 "' was of another recipe; take another --out, or remove it");
+  return json::parse(io::read_file(folder.summary()));
+}
+
+/// Trains what is not there yet. Returns what went wrong; throws CLI::RuntimeError where a signal
+/// ended it.
+std::string train_point(const Point& point) {
+  const train::RunFolder folder(point.recipe.run.out);
+  train::Start start;
+  start.resume = fs::exists(folder.recipe());
+  int signal = 0;
+  try {
+    signal = train::train(point.recipe, start, std::cout, isatty(STDOUT_FILENO) == 1);
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  if (signal != 0) {
+    std::cout << "stopped; the same command goes on\n";
+    throw CLI::RuntimeError(128 + signal);
+  }
+  return "";
+}
+
+void sweep(const Options& options) {
+  const std::vector<Axis> axes(options.vary.begin(), options.vary.end());
+  const std::vector<Point> points = grid(options, axes);
+  Table table{{"run"}};
+  for (const Axis& axis : axes) table[0].push_back(axis.key);
+  const size_t left = table[0].size();
+  for (const char* column : {"time", "tokens/s", "held-out loss, dense"}) {
+    table[0].emplace_back(column);
+  }
+  nlohmann::ordered_json runs = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < points.size(); ++i) {
+    const Point& point = points[i];
+    std::cout << "== " << i + 1 << " of " << points.size() << ": " << point.name << '\n';
+    if (options.dry_run) continue;
+    std::optional<json> summary = summary_of(point);
+    const std::string failure = summary ? "" : train_point(point);
+    if (!summary && failure.empty()) summary = summary_of(point);
+
+    std::vector<std::string> row{std::to_string(i + 1)};
+    row.insert(row.end(), point.values.begin(), point.values.end());
+    nlohmann::ordered_json record{{"run", point.name}};
+    for (size_t axis = 0; axis < axes.size(); ++axis) record[axes[axis].key] = point.values[axis];
+    if (summary) {
+      double seconds = 0, tokens = 0;
+      for (const json& stage : summary->at("stages")) {
+        seconds += stage.at("seconds").get<double>();
+        tokens += stage.at("tokens").get<double>();
+      }
+      const json& after = summary->at("stages").back().at("dense_loss_after");
+      const double loss = after.is_null() ? std::nan("") : after.get<double>();  // as JSON has it
+      row.insert(row.end(), {fixed(seconds, 1, " s"), fixed(tokens / seconds, 0), fixed(loss, 4)});
+      record["seconds"] = seconds;
+      record["tokens_per_second"] = tokens / seconds;
+      record["dense_loss"] = loss;
+    } else {
+      std::cout << "FAILED: " << failure << '\n';
+      row.insert(row.end(), {"-", "-", "failed"});
+      record["failed"] = failure;
+    }
+    table.push_back(row);
+    runs.push_back(record);
+  }
+  if (options.dry_run) return;
+  const fs::path all = fs::path(options.out) / "sweep.json";
+  io::write_atomically(all, runs.dump(2) + '\n');
+  std::cout << '\n';
+  print_table(std::cout, table, left);
+  std::cout << "\nall of it: " << all.string() << "; curves: lighthouse plot "
+            << (fs::path(options.out) / "*/").string() << '\n';
+}
+
+}  // namespace
+
+void add_sweep(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand(
+      "sweep", "Trains a recipe over a grid of settings, and says what each costs and reaches");
+  const auto options = std::make_shared<Options>();
+  options->recipe.add_to(*verb);
+  verb->add_option("--vary", options->vary,
+                   "KEY=A,B,... of the recipe, like stage.lighthouse.budget=256,512; more than one "
+                   "make a grid")
+      ->required()
+      ->allow_extra_args(false);
+  verb->add_option("--out", options->out,
+                   "folder of the runs, one each; runs that are there are not run again")
+      ->required();
+  verb->add_flag("--dry-run", options->dry_run, "only say what would run");
+  verb->callback([options] { sweep(*options); });
+}
+
+}  // namespace lighthouse::app
