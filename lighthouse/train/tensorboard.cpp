@@ -69,7 +69,7 @@ std::filesystem::path new_file(const std::filesystem::path& folder) {
 TensorBoard::TensorBoard(const std::filesystem::path& folder, int64_t steps_done)
     : file_(new_file(folder)) {
   event(field(kFileVersion, std::string_view("brain.Event:2")));
-  event(field(kStep, static_cast<uint64_t>(steps_done)) +
+  event(field(kStep, static_cast<uint64_t>(steps_done + 1)) +
         field(kSessionLog, field(kStatus, kStart)));
 }
 

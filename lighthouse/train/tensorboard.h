@@ -14,7 +14,7 @@ namespace lighthouse::train {
 class TensorBoard {
  public:
   /// Begins another event file in the folder. In TensorBoard it takes the place of what other files
-  /// have of `steps_done` and later.
+  /// have of steps after `steps_done`.
   TensorBoard(const std::filesystem::path& folder, int64_t steps_done);
 
   void write(const StepMetrics& step);

@@ -1,6 +1,7 @@
 """What the trainer writes transformers loads, and what transformers writes the trainer begins with."""
 
 import json
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy
 import pytest
 import torch
 import transformers
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from families import SHAPE
@@ -179,3 +181,38 @@ def test_what_does_not_fit_is_refused_by_name(change: dict[str, Any], message: s
     refused = run("train", recipe)
     assert refused.returncode == 2 and message in refused.stderr, refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-100]), "{shard}"),
+        (lambda shard: shard.unlink(), "cannot read '{shard}': No such file"),
+    ],
+    ids=["cut", "gone"],
+)
+def test_a_damaged_shard_is_named(damage: Any, message: str, text: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"vocab_size": 256}))
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    shard = sorted((tmp_path / "model").glob("*.safetensors"))[1]
+    damage(shard)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[model]\ninit_from = "{tmp_path / "model"}"\n[data]\npath = "{text}"\n{DENSE}')
+    done = run("train", recipe, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert message.format(shard=shard) in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_reads_what_a_run_measured(text: Path, tmp_path: Path) -> None:
+    trained = train(tmp_path, "run", MODEL, LIGHTHOUSE + DENSE, text)
+    shutil.rmtree(max((trained / "checkpoints").iterdir()))
+    assert run("train", tmp_path / "run.toml", "--resume").returncode == 0
+    events = EventAccumulator(str(trained / "tensorboard"))
+    events.Reload()
+    steps = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    steps = [step for step in steps if step["kind"] == "step"]
+    read = events.Scalars("train/loss")
+    assert [event.step for event in read] == [step["step"] for step in steps] == [1, 2, 3, 4, 5]
+    assert [event.value for event in read] == pytest.approx([step["loss"] for step in steps], rel=1e-6)
+    assert events.Scalars("eval/dense_loss")[-1].value == pytest.approx(evals(trained)[-1]["dense_loss"], rel=1e-6)
