@@ -9,10 +9,12 @@
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/io/json.h"
 
 namespace lighthouse::app {
 namespace {
 
+using io::number;
 using nlohmann::json;
 
 json read_json(const std::filesystem::path& file) {
@@ -43,19 +45,17 @@ struct Run {
   const json& stages() const { return summary.at("stages"); }
   double seconds() const { return sum("seconds"); }
   double tokens() const { return sum("tokens"); }
-  double final_loss() const { return stages().back().at("dense_loss_after").get<double>(); }
+  double final_loss() const { return number(stages().back().at("dense_loss_after")); }
 
  private:
   double sum(const char* field) const {
     double total = 0;
-    for (const json& stage : stages()) total += stage.at(field).get<double>();
+    for (const json& stage : stages()) total += number(stage.at(field));
     return total;
   }
 };
 
-std::string loss(const json& stage, const char* field) {
-  return fixed(stage.at(field).get<double>(), 3);
-}
+std::string loss(const json& stage, const char* field) { return fixed(number(stage.at(field)), 3); }
 
 void print_stages(const std::vector<Run>& runs) {
   Table table{{"run", "stage", "attention", "steps", "time", "tokens/s", "dense before",
@@ -64,8 +64,8 @@ void print_stages(const std::vector<Run>& runs) {
     for (const json& stage : run.stages()) {
       table.push_back({run.name, stage.at("name"), stage.at("attention"),
                        std::to_string(stage.at("steps").get<int64_t>()),
-                       fixed(stage.at("seconds").get<double>(), 0, " s"),
-                       fixed(stage.at("tokens_per_second").get<double>(), 0),
+                       fixed(number(stage.at("seconds")), 0, " s"),
+                       fixed(number(stage.at("tokens_per_second")), 0),
                        loss(stage, "dense_loss_before"), loss(stage, "dense_loss_after"),
                        loss(stage, "trained_loss_before"), loss(stage, "trained_loss_after")});
     }
@@ -79,8 +79,8 @@ void print_stages(const std::vector<Run>& runs) {
 std::string leak(const Run& run, const char* field) {
   if (run.evaluation.is_null()) return "-";
   const json& nearest = run.evaluation.at(field).at(0);
-  const auto mean = nearest.at("mean").get<double>();
-  const auto error = nearest.at("standard_error").get<double>();
+  const auto mean = number(nearest.at("mean"));
+  const auto error = number(nearest.at("standard_error"));
   return mean == 0 && error == 0 ? "0" : message(fixed(mean, 3), " +- ", fixed(error, 3));
 }
 
@@ -92,7 +92,7 @@ void print_runs(const std::vector<Run>& runs) {
     table.push_back({run.name, fixed(run.seconds(), 0, " s"),
                      fixed(run.tokens() / run.seconds(), 0),
                      fixed(first.seconds() / run.seconds(), 2, "x"), fixed(run.final_loss(), 3),
-                     fixed(run.summary.at("token_frequency_loss").get<double>(), 3),
+                     fixed(number(run.summary.at("token_frequency_loss")), 3),
                      leak(run, "leak_dense"), leak(run, "leak_as_trained")});
   }
   std::cout

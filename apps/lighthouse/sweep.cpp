@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -17,6 +16,7 @@
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/io/json.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/trainer.h"
 
@@ -24,6 +24,7 @@ namespace lighthouse::app {
 namespace {
 
 namespace fs = std::filesystem;
+using io::number;
 using nlohmann::json;
 
 struct Options {
@@ -145,11 +146,10 @@ void sweep(const Options& options) {
     if (summary) {
       double seconds = 0, tokens = 0;
       for (const json& stage : summary->at("stages")) {
-        seconds += stage.at("seconds").get<double>();
-        tokens += stage.at("tokens").get<double>();
+        seconds += number(stage.at("seconds"));
+        tokens += number(stage.at("tokens"));
       }
-      const json& after = summary->at("stages").back().at("dense_loss_after");
-      const double loss = after.is_null() ? std::nan("") : after.get<double>();  // as JSON has it
+      const double loss = number(summary->at("stages").back().at("dense_loss_after"));
       row.insert(row.end(), {fixed(seconds, 1, " s"), fixed(tokens / seconds, 0), fixed(loss, 4)});
       record["seconds"] = seconds;
       record["tokens_per_second"] = tokens / seconds;

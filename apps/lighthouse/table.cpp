@@ -1,6 +1,7 @@
 #include "apps/lighthouse/table.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iomanip>
 #include <sstream>
 
@@ -22,6 +23,7 @@ void print_table(std::ostream& out, const Table& table, size_t left) {
 }
 
 std::string fixed(double value, int digits, const std::string& unit) {
+  if (std::isnan(value)) return "-";
   std::ostringstream out;
   out << std::fixed << std::setprecision(digits) << value << unit;
   return out.str();

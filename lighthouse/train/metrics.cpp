@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/io/json.h"
 
 namespace lighthouse::train {
 namespace {
@@ -51,8 +52,12 @@ std::string to_line(const EvalMetrics& m) {
 Line parse(std::string_view text) {
   const auto json = ordered_json::parse(text);
   if (json.at("kind") == "eval") {
-    return EvalMetrics{json.at("step"),       json.at("stage"),        json.at("when"),
-                       json.at("dense_loss"), json.at("trained_loss"), json.at("tokens"),
+    return EvalMetrics{json.at("step"),
+                       json.at("stage"),
+                       json.at("when"),
+                       io::number(json.at("dense_loss")),
+                       io::number(json.at("trained_loss")),
+                       json.at("tokens"),
                        json.at("seconds")};
   }
   if (json.at("kind") == "skip") {

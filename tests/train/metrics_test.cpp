@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tests/train/support.h"
 
 namespace lighthouse::train {
@@ -34,6 +36,17 @@ TEST(Metrics, AreWhatWasWritten) {
   ASSERT_EQ(history.evals.size(), 1u);
   EXPECT_EQ(history.steps[0].loss, 1.0 / 3);
   EXPECT_EQ(history.evals[0].when, "before");
+}
+
+TEST(Metrics, KeepALossThatIsNotANumber) {
+  const Folder folder;
+  EvalMetrics diverged = eval(1, "after");
+  diverged.dense_loss = std::nan("");
+  MetricsFile(folder / "metrics.jsonl", 0).write(diverged);
+  const MetricsHistory history = read_metrics(folder / "metrics.jsonl");
+  ASSERT_EQ(history.evals.size(), 1u);
+  EXPECT_TRUE(std::isnan(history.evals[0].dense_loss));
+  EXPECT_EQ(history.evals[0].trained_loss, 0.75);
 }
 
 TEST(Metrics, AreCutWhereARunGoesOn) {
