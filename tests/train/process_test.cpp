@@ -171,6 +171,31 @@ TEST_F(ProcessTest, KilledAtAnyMomentAndResumedItGivesTheSameBits) {
   expect_same_runs("whole", "killed");
 }
 
+TEST_F(ProcessTest, KilledWhileItWritesACheckpointItGivesTheSameBits) {
+  finish("whole", false);
+  const fs::path checkpoints = RunFolder(folder / "killed").checkpoints();
+  const auto is_writing = [&] {
+    std::error_code error;  // the folder may not be there yet, and its entries come and go
+    for (fs::directory_iterator it(checkpoints, error), end; !error && it != end;
+         it.increment(error)) {
+      if (it->path().filename().string().starts_with(".partial-step-")) return true;
+    }
+    return false;
+  };
+  int in_the_middle = 0;
+  for (int i = 0; i < 6; ++i) {
+    Program training(arguments("killed", fs::exists(folder / "killed")), folder / "output");
+    while (training.running() && !is_writing()) {
+    }
+    training.kill(SIGKILL);
+    training.wait();
+    in_the_middle += is_writing() ? 1 : 0;
+  }
+  EXPECT_GT(in_the_middle, 0);  // else this test has tested nothing
+  finish("killed", true);
+  expect_same_runs("whole", "killed");
+}
+
 TEST_F(ProcessTest, WhereADiskIsFullTheCheckpointsBeforeItStay) {
   finish("whole", false);
   const auto train = [&](const std::vector<std::string>& more, rlim_t largest_file) {
