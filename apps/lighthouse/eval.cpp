@@ -79,12 +79,12 @@ void print_leak(const std::vector<eval::LeakBin>& dense,
 
 void eval_run(const Options& options) {
   const Run run = open_run(options.run);
-  const auto& [folder, recipe, path, checkpoint] = run;
+  const train::Recipe& recipe = run.recipe;
   const auto corpus =
       data::Corpus::read(recipe.data.path, recipe.data.held_out_share, recipe.data.text_field);
-  check_argument(corpus.fingerprint() == checkpoint.corpus, "the text in '", recipe.data.path,
+  check_argument(corpus.fingerprint() == run.checkpoint.corpus, "the text in '", recipe.data.path,
                  "' has the fingerprint ", corpus.fingerprint(),
-                 "; that which the run was trained on has ", checkpoint.corpus);
+                 "; that which the run was trained on has ", run.checkpoint.corpus);
 
   model::Llama model = load_model(run, options.device);
   const at::Device device = model->parameters().front().device();
@@ -102,9 +102,9 @@ void eval_run(const Options& options) {
   const eval::HeldOutLoss trained = stage.lighthouse ? loss(true) : dense;
   const double bytes =
       eval::token_frequency_loss(corpus.train(), corpus.held_out(), recipe.model.vocab_size);
-  std::cout << "checkpoint " << path.string() << ", " << batches.size() << " held-out sequences of "
-            << stage.context << " tokens; as trained: stage " << stage.name << ", "
-            << train::attention_name(stage.lighthouse) << "\n\n";
+  std::cout << "checkpoint " << run.path.string() << ", " << batches.size()
+            << " held-out sequences of " << stage.context << " tokens; as trained: stage "
+            << stage.name << ", " << train::attention_name(stage.lighthouse) << "\n\n";
   print_table(std::cout,
               {{"loss on held-out text", "nats per token"},
                {"dense", cell(dense.all)},

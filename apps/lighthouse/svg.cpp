@@ -189,8 +189,9 @@ std::string svg(const std::string& title, const std::vector<Panel>& panels, size
                kTitle + down * static_cast<double>(rows));
   picture.write(kLeft, 26, title, "font-size=\"15\"");
   for (size_t i = 0; i < panels.size(); ++i) {
-    draw(picture, panels[i], kLeft + across * static_cast<double>(i % columns),
-         kTitle + kTop + down * static_cast<double>(i / columns));
+    const size_t row = i / columns, column = i % columns;
+    draw(picture, panels[i], kLeft + across * static_cast<double>(column),
+         kTitle + kTop + down * static_cast<double>(row));
   }
   picture.close();
   return picture.text();
