@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
+#include "lighthouse/train/recipe_changes.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/trainer.h"
 
@@ -42,9 +44,11 @@ struct Axis {
   explicit Axis(const std::string& text) : key(text.substr(0, text.find('='))) {
     check_argument(key.size() < text.size(), "--vary is '", text,
                    "'; it must be KEY=A,B,..., like optimizer.lr=1e-3,2e-3");
-    values = CLI::detail::split(text.substr(key.size() + 1), ',');
-    check_argument(std::ranges::none_of(values, &std::string::empty), "--vary is '", text,
-                   "', which has an empty value");
+    std::istringstream list(text.substr(key.size() + 1) + ',');
+    for (std::string value; std::getline(list, value, ',');) {
+      check_argument(!value.empty(), "--vary is '", text, "', which has an empty value");
+      values.push_back(value);
+    }
   }
 };
 
@@ -96,7 +100,7 @@ std::optional<json> summary_of(const Point& point) {
   const train::RunFolder folder(point.recipe.run.out);
   if (!fs::exists(folder.summary())) return {};
   const train::Recipe trained = train::Recipe::read(folder.recipe());
-  check_argument(trained.to_toml() == point.recipe.to_toml(), "the run in '",
+  check_argument(train::resume_key(trained) == train::resume_key(point.recipe), "the run in '",
                  folder.path().string(),
                  "' was of another recipe; take another --out, or remove it");
   return json::parse(io::read_file(folder.summary()));

@@ -9,6 +9,7 @@
 
 #include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/verbs.h"
+#include "lighthouse/core/check.h"
 #include "lighthouse/train/run_folder.h"
 
 namespace lighthouse::app {
@@ -30,6 +31,8 @@ void run(const Options& options) {
   train::print(std::cout, recipe);
   if (options.dry_run) return;
 
+  check_argument(!options.force || options.resume || !options.resume_from.empty(),
+                 "--force is given; it goes with --resume or --resume-from");
   train::Start start;
   start.resume = options.resume;
   start.force = options.force;
