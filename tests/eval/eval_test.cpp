@@ -8,31 +8,12 @@
 #include <utility>
 #include <vector>
 
+#include "tests/eval/support.h"
+
 namespace lighthouse::eval {
 namespace {
 
 using Bytes = std::vector<uint8_t>;
-
-model::LlamaConfig small_config() {
-  model::LlamaConfig config;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
-  config.initializer_range = 0.3;
-  return config;
-}
-
-model::AttentionPlan plan_of(SelectionRule rule) {
-  model::AttentionPlan plan;
-  plan.mode = nn::Mode::kLighthouse;
-  plan.config.budget = 8;
-  plan.config.tile_budget = 4;
-  plan.config.selection = rule;
-  return plan;
-}
 
 std::vector<data::Batch> random_batches(int64_t count, int64_t sequences, int64_t tokens) {
   std::vector<data::Batch> batches;

@@ -7,6 +7,7 @@
 #include <cctype>
 #include <set>
 
+#include "tests/eval/support.h"
 #include "tests/support/throws.h"
 
 namespace lighthouse::eval {
@@ -53,26 +54,10 @@ TEST(PasskeyPrompt, IsAFunctionOfTaskAndTrial) {
       {"depth is 1.5", "from 0 to 1"}));
 }
 
-model::LlamaConfig small_config() {
-  model::LlamaConfig config;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
-  config.initializer_range = 0.3;
-  return config;
-}
-
 TEST(PasskeysFound, CountsTheTrialsWhoseDigitHasTheLargestLogit) {
   at::manual_seed(3);
   model::Llama model(small_config());
-  model::AttentionPlan plan;
-  plan.mode = nn::Mode::kLighthouse;
-  plan.config.budget = 8;
-  plan.config.tile_budget = 4;
-  model->set_attention(plan);
+  model->set_attention(plan_of(SelectionRule::kPublished));
   const PasskeyTask task{300, 0.4, 30, 1};
   for (const bool as_trained : {false, true}) {
     int64_t expected = 0;
