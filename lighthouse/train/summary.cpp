@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iomanip>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <ostream>
 #include <sstream>
@@ -11,12 +12,15 @@
 namespace lighthouse::train {
 namespace {
 
-/// The evaluations of that kind: one a stage, in their order.
-std::vector<EvalMetrics> evals_of(const MetricsHistory& history, const char* when) {
-  std::vector<EvalMetrics> evals;
-  std::copy_if(history.evals.begin(), history.evals.end(), std::back_inserter(evals),
-               [&](const EvalMetrics& eval) { return eval.when == when; });
-  return evals;
+/// The evaluation before or after a stage. A run that was forced to go on with other stages may
+/// lack it: its losses are NaN then.
+EvalMetrics eval_of(const MetricsHistory& history, const std::string& stage, const char* when) {
+  const auto found = std::find_if(
+      history.evals.rbegin(), history.evals.rend(),
+      [&](const EvalMetrics& eval) { return eval.stage == stage && eval.when == when; });
+  if (found != history.evals.rend()) return *found;
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  return {0, stage, when, kNone, kNone, 0, kNone};
 }
 
 /// The mean loss over the last tenth of the steps after `first`, up to `last`.
@@ -37,13 +41,10 @@ Summary summarize(const Recipe& recipe, const MetricsHistory& history,
                   double token_frequency_loss) {
   Summary summary;
   summary.token_frequency_loss = token_frequency_loss;
-  const std::vector<EvalMetrics> befores = evals_of(history, "before");
-  const std::vector<EvalMetrics> afters = evals_of(history, "after");
-  for (size_t i = 0; i < recipe.stages.size(); ++i) {
-    const StageRecipe& stage = recipe.stages[i];
+  for (const StageRecipe& stage : recipe.stages) {
     StageSummary s;
-    s.before = befores.at(i);
-    s.after = afters.at(i);
+    s.before = eval_of(history, stage.name, "before");
+    s.after = eval_of(history, stage.name, "after");
     s.name = stage.name;
     s.attention = attention_name(stage.lighthouse);
     s.steps = stage.steps;

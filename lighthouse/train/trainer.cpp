@@ -166,6 +166,8 @@ void Trainer::resume(const fs::path& path, bool force) {
                  "the recipe is not that of the checkpoint: ", joined(changed),
                  "; a run goes on with the recipe that it began with, recipe.toml in its folder, "
                  "unless it is forced to (--force)");
+  check_argument(recipe_.total_steps() >= checkpoint.step, "the recipe has ", recipe_.total_steps(),
+                 " steps; the checkpoint has done ", checkpoint.step);
   restore_from(checkpoint);
   if (!changed.empty()) {
     const nlohmann::ordered_json record{{"step", step_}, {"changed", changed}};

@@ -240,6 +240,17 @@ TEST_F(TrainerTest, GoesOnWithAnotherRecipeWhereItIsForcedTo) {
   EXPECT_EQ(record.at("step"), 4);
   EXPECT_EQ(record.at("changed"),
             (std::vector<std::string>{change, "stage.0: nothing -> scale = 0.5"}));
+
+  // Stages that the run has no evaluations of are summarized as far as they go.
+  Recipe renamed = recipe(dense_stage("a", 5) + dense_stage("b", 2));
+  train(renamed, forced);
+  const auto stages =
+      nlohmann::json::parse(io::read_file(RunFolder(folder / "run").summary())).at("stages");
+  EXPECT_TRUE(stages[0].at("dense_loss_after").is_null());
+  EXPECT_TRUE(stages[1].at("dense_loss_after").is_number());
+  renamed.stages.pop_back();
+  EXPECT_TRUE(throws<std::invalid_argument>([&] { train(renamed, forced); },
+                                            {"has 5 steps", "has done 7"}));
 }
 
 TEST_F(TrainerTest, TheZLossMovesTheWeightsAndNotTheReportedLoss) {
