@@ -1,3 +1,4 @@
+#include <c10/util/Exception.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -7,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -18,7 +20,6 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
-#include "lighthouse/train/recipe_changes.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/trainer.h"
 
@@ -73,6 +74,7 @@ std::string folder_name(const std::vector<Axis>& axes, const std::vector<std::st
 /// first run begins.
 std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
   std::vector<Point> points(1);
+  std::set<std::string> names;
   for (const Axis& axis : axes) {
     std::vector<Point> longer;
     for (const Point& point : points) {
@@ -91,6 +93,8 @@ std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
     point.name = folder_name(axes, point.values);
     point.recipe = recipe.read();
     point.recipe.run.out = (fs::path(options.out) / point.name).string();
+    check_argument(names.insert(point.name).second, "two runs of the grid have the folder '",
+                   point.name, "'; every one must have its own");
   }
   return points;
 }
@@ -100,7 +104,11 @@ std::optional<json> summary_of(const Point& point) {
   const train::RunFolder folder(point.recipe.run.out);
   if (!fs::exists(folder.summary())) return {};
   const train::Recipe trained = train::Recipe::read(folder.recipe());
-  check_argument(train::resume_key(trained) == train::resume_key(point.recipe), "the run in '",
+  const auto without_folder = [](train::Recipe recipe) {
+    recipe.run.out.clear();  // folders move
+    return recipe.to_toml();
+  };
+  check_argument(without_folder(trained) == without_folder(point.recipe), "the run in '",
                  folder.path().string(),
                  "' was of another recipe; take another --out, or remove it");
   return json::parse(io::read_file(folder.summary()));
@@ -111,11 +119,13 @@ std::optional<json> summary_of(const Point& point) {
 std::string train_point(const Point& point) {
   const train::RunFolder folder(point.recipe.run.out);
   train::Start start;
-  start.resume = fs::exists(folder.recipe());
+  start.resume = fs::exists(folder.path());
   int signal = 0;
   try {
     signal = train::train(point.recipe, start, std::cout, isatty(STDOUT_FILENO) == 1);
-  } catch (const std::runtime_error& error) {
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  } catch (const std::exception& error) {
     return error.what();
   }
   if (signal != 0) {
@@ -135,6 +145,7 @@ void sweep(const Options& options) {
     table[0].emplace_back(column);
   }
   nlohmann::ordered_json runs = nlohmann::ordered_json::array();
+  int failed = 0;
   for (size_t i = 0; i < points.size(); ++i) {
     const Point& point = points[i];
     std::cout << "== " << i + 1 << " of " << points.size() << ": " << point.name << '\n';
@@ -162,17 +173,23 @@ void sweep(const Options& options) {
       std::cout << "FAILED: " << failure << '\n';
       row.insert(row.end(), {"-", "-", "failed"});
       record["failed"] = failure;
+      ++failed;
     }
     table.push_back(row);
     runs.push_back(record);
   }
   if (options.dry_run) return;
   const fs::path all = fs::path(options.out) / "sweep.json";
+  fs::create_directories(options.out);
   io::write_atomically(all, runs.dump(2) + '\n');
   std::cout << '\n';
   print_table(std::cout, table, left);
   std::cout << "\nall of it: " << all.string() << "; curves: lighthouse plot "
             << (fs::path(options.out) / "*/").string() << '\n';
+  if (failed > 0) {
+    std::cerr << "lighthouse: " << failed << " of " << points.size() << " runs failed\n";
+    throw CLI::RuntimeError(kFailed);
+  }
 }
 
 }  // namespace

@@ -17,6 +17,9 @@ class CheckpointWriter {
   CheckpointWriter(Checkpoints checkpoints, int64_t keep, int64_t keep_every)
       : checkpoints_(std::move(checkpoints)), keep_(keep), keep_every_(keep_every) {}
 
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
   /// Copies the tensors and begins to write. The one before it must have ended (`wait`).
   void begin(const Checkpoint& checkpoint);
 

@@ -63,10 +63,16 @@ Line parse(std::string_view text) {
   if (json.at("kind") == "skip") {
     return SkipMetrics{json.at("step"), json.at("stage"), json.at("why")};
   }
-  return StepMetrics{json.at("step"),        json.at("stage"),   json.at("attention"),
-                     json.at("loss"),        json.at("lr"),      json.at("grad_norm"),
-                     json.at("tokens"),      json.at("seconds"), json.at("tokens_per_second"),
-                     json.at("memory_bytes")};
+  return StepMetrics{json.at("step"),
+                     json.at("stage"),
+                     json.at("attention"),
+                     json.at("loss"),
+                     json.at("lr"),
+                     json.at("grad_norm"),
+                     json.at("tokens"),
+                     json.at("seconds"),
+                     json.at("tokens_per_second"),
+                     json.value("memory_bytes", int64_t{0})};
 }
 
 /// Calls `visit` with each whole line, '\n' included, and its contents, while that returns true.

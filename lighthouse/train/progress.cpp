@@ -39,19 +39,20 @@ std::string Progress::left(const StepMetrics& m) const {
     if (end < m.step || (end == m.step && &stage != &stages_.back())) continue;
     const bool begun = stage.name == m.stage;
     const auto tokens = static_cast<double>((end - m.step) * stage.batch * stage.context);
-    text += (text.empty() ? "" : ", ") + stage.name + ' ' + (begun ? clock(tokens / rate_) : "?");
+    text += (text.empty() ? "" : ", ") + stage.name + ' ' + (begun ? clock(tokens * pace_) : "?");
   }
   return text;
 }
 
 void Progress::step(const StepMetrics& m, bool edge_of_stage) {
-  rate_ = m.stage != stage_ ? m.tokens_per_second : 0.9 * rate_ + 0.1 * m.tokens_per_second;
+  const double pace = 1 / m.tokens_per_second;
+  pace_ = m.stage != stage_ ? pace : 0.9 * pace_ + 0.1 * pace;
   stage_ = m.stage;
   const bool due = m.step % std::max<int64_t>(1, steps_ / kPlainLines) == 0;
   if (!terminal_ && !due && !edge_of_stage) return;
   std::ostringstream line;
   line << std::fixed << "step " << m.step << '/' << steps_ << "  " << m.stage << " (" << m.attention
-       << ")  loss " << std::setprecision(4) << m.loss << "  " << std::setprecision(0) << rate_
+       << ")  loss " << std::setprecision(4) << m.loss << "  " << std::setprecision(0) << 1 / pace_
        << " tokens/s  " << std::setprecision(1) << static_cast<double>(m.memory_bytes) / (1 << 30)
        << " GiB  left: " << left(m);
   if (terminal_) {

@@ -33,7 +33,7 @@ class Progress {
   const std::vector<StageRecipe>& stages_;
   int64_t steps_ = 0;  ///< of the whole run
   std::string stage_;  ///< the one under way
-  double rate_ = 0;    ///< its tokens a second, smoothed
+  double pace_ = 0;    ///< its seconds a token, smoothed
 };
 
 }  // namespace lighthouse::train

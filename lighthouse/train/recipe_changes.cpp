@@ -93,17 +93,23 @@ std::vector<std::string> recipe_changes(const Recipe& recipe, const Checkpoint& 
 }
 
 std::vector<std::string> branch_changes(const Recipe& recipe, const Checkpoint& checkpoint) {
-  const auto begins = [&](size_t stage) {
-    int64_t steps = 0;
-    for (size_t i = 0; i < stage; ++i) steps += recipe.stages[i].steps;
-    return steps;
+  const std::vector<Section> theirs = sections_of(checkpoint.recipe);
+  const auto steps_of = [&](size_t stage) {
+    const std::string line = theirs.at(kStages + stage).line("steps");
+    return std::stoll(line.substr(line.find('=') + 1));
   };
   const auto is_fixed = [&](size_t section, const Change& change) {
     if (section < kStages) return section == kModel || section == kData;
+    int64_t begins = 0;  // with the checkpoint's step counts: what was trained, not what is wanted
+    for (size_t i = 0; i < section - kStages && kStages + i < theirs.size(); ++i) {
+      begins += steps_of(i);
+    }
+    if (section >= theirs.size() || begins >= checkpoint.step) return false;
+    if (change.key != "steps" || section - kStages >= recipe.stages.size()) return true;
+    // The stage under way may become longer or shorter, down to what is done of it.
     const size_t stage = section - kStages;
-    if (stage >= recipe.stages.size() || begins(stage) >= checkpoint.step) return false;
-    // A stage that has begun may still become longer or shorter, down to what is done of it.
-    return change.key != "steps" || begins(stage + 1) <= checkpoint.step;
+    return begins + steps_of(stage) < checkpoint.step ||
+           begins + recipe.stages[stage].steps < checkpoint.step;
   };
   for_each_change(recipe, checkpoint,
                   [&](size_t section, const std::string& name, const Change& change) {

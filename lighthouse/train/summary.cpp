@@ -41,17 +41,20 @@ Summary summarize(const Recipe& recipe, const MetricsHistory& history,
                   double token_frequency_loss) {
   Summary summary;
   summary.token_frequency_loss = token_frequency_loss;
+  int64_t last = 0;
   for (const StageRecipe& stage : recipe.stages) {
+    const int64_t first = last;
+    last += stage.steps;
     StageSummary s;
     s.before = eval_of(history, stage.name, "before");
     s.after = eval_of(history, stage.name, "after");
     s.name = stage.name;
     s.attention = attention_name(stage.lighthouse);
     s.steps = stage.steps;
-    s.tokens = s.after.tokens - s.before.tokens;
+    s.tokens = stage.steps * stage.batch * stage.context;
     s.seconds = s.after.seconds - s.before.seconds;
     s.tokens_per_second = static_cast<double>(s.tokens) / s.seconds;
-    s.train_loss = final_train_loss(history, s.before.step, s.after.step);
+    s.train_loss = final_train_loss(history, first, last);
     summary.stages.push_back(s);
   }
   return summary;

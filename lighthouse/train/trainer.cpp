@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <ostream>
 #include <variant>
 
@@ -130,6 +131,7 @@ class Trainer {
     }
   };
 
+  int run_stages();
   int run(const Stage& stage, Metrics& metrics);
   void restore_from(const Checkpoint& checkpoint);
   void use(const StageRecipe& stage, bool lighthouse);
@@ -215,6 +217,15 @@ void Trainer::restore_from(const Checkpoint& checkpoint) {
 }
 
 int Trainer::run() {
+  try {
+    return run_stages();
+  } catch (...) {
+    report(writer_.wait());  // or it would go unsaid
+    throw;
+  }
+}
+
+int Trainer::run_stages() {
   checkpoints_.remove_partial();
   fs::remove(folder_.summary());
   Metrics metrics{{folder_.metrics(), step_}, {folder_.tensorboard(), step_}};
@@ -365,14 +376,23 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
   recipe.validate();
   const RunFolder folder(recipe.run.out);
   const bool resume = !starting_point(folder, start).empty() || start.branch;
+  // What cannot be branched from leaves no folder behind.
+  if (start.branch) branch_changes(recipe, read_checkpoint(*start.branch));
+  std::optional<io::Lock> lock;  // outlives the trainer, whose end waits for the checkpoint
   Trainer trainer(recipe, folder, resume, out, terminal);
 
   fs::create_directories(folder.checkpoints());
-  const io::Lock lock(folder.lock());
+  lock.emplace(folder.lock());
   if (start.resume || start.from) {
     // Another process may have gone on with the run until the folder was locked.
-    if (const fs::path from = starting_point(folder, start); !from.empty())
+    if (const fs::path from = starting_point(folder, start); !from.empty()) {
       trainer.resume(from, start.force);
+    } else {
+      check_argument(!fs::exists(folder.branch()), "the run in '", folder.path().string(),
+                     "' was to branch from another and has no checkpoint; remove it, and branch "
+                     "again");
+      out << "there is no checkpoint yet: the run begins again\n";
+    }
   }
   if (start.branch) trainer.branch(*start.branch);
   io::write_atomically(folder.recipe(), recipe.to_toml());

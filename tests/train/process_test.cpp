@@ -418,6 +418,20 @@ TEST_F(ProcessTest, SweepsAGridAndGoesOnWhereItStopped) {
   const auto again = nlohmann::json::parse(io::read_file(folder / "grid/sweep.json"));
   EXPECT_EQ(again[2].at("dense_loss"), all[2].at("dense_loss"));
 
+  // A run that fails does not keep the others from theirs.
+  EXPECT_EQ(sweep({"--vary", "optimizer.max_skipped_steps=0,1", "--vary", "run.seed=3", "--set",
+                   "optimizer.lr=1e30", "--set", "optimizer.warmup_steps=0", "--set",
+                   "optimizer.weight_decay=0"}),
+            1)
+      << said();
+  EXPECT_NE(said().find("FAILED: step "), std::string::npos) << said();
+  EXPECT_NE(said().find("of 2 runs failed"), std::string::npos) << said();
+  EXPECT_EQ(sweep({"--vary", "run.seed=3,3"}), 2);
+  EXPECT_NE(said().find("two runs of the grid have the folder 'run.seed=3'"), std::string::npos);
+  auto elsewhere = axes;
+  elsewhere.insert(elsewhere.end(), {"--set", "run.eval_sequences=2"});
+  EXPECT_EQ(sweep(elsewhere), 2);
+
   EXPECT_EQ(sweep({"--vary", "optimizer.lr"}), 2);
   EXPECT_NE(said().find("--vary is 'optimizer.lr'; it must be KEY=A,B"), std::string::npos);
   EXPECT_EQ(sweep({"--vary", "optimizer.lr=1e-3,-1"}), 2);

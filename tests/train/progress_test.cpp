@@ -48,6 +48,19 @@ TEST(Progress, IsPlainLinesWhereThereIsNoTerminal) {
             "done\n");
 }
 
+/// Slow steps among fast ones take the time that they take.
+TEST(Progress, SmoothsTheTimeOfAToken) {
+  std::ostringstream out;
+  const auto both = stages(2, 100);
+  Progress progress(out, true, both);
+  StepMetrics slow = step(2, 8000);
+  slow.tokens_per_second = 10;
+  progress.step(step(1, 4000), false);
+  progress.step(slow, false);
+  EXPECT_NE(out.str().find("  53 tokens/s"), std::string::npos)
+      << out.str();  // 1 / (0.9 / 100 + 0.1 / 10)
+}
+
 TEST(Progress, IsOneLineOnATerminal) {
   std::ostringstream out;
   {

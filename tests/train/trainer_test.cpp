@@ -247,6 +247,7 @@ TEST_F(TrainerTest, GoesOnWithAnotherRecipeWhereItIsForcedTo) {
   const auto stages =
       nlohmann::json::parse(io::read_file(RunFolder(folder / "run").summary())).at("stages");
   EXPECT_TRUE(stages[0].at("dense_loss_after").is_null());
+  EXPECT_EQ(stages[0].at("tokens"), 5 * 256);
   EXPECT_TRUE(stages[1].at("dense_loss_after").is_number());
   renamed.stages.pop_back();
   EXPECT_TRUE(throws<std::invalid_argument>([&] { train(renamed, forced); },
@@ -315,6 +316,19 @@ TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
       refused("b", [](Recipe& r) { r.stages[0].steps = 9; }, from, {"steps = 10 -> steps = 9"}));
   EXPECT_TRUE(
       refused("c", [](Recipe& r) { r.model.hidden_size = 32; }, from, {"[model] would change"}));
+  EXPECT_TRUE(refused("d", [](Recipe& r) { r.stages[0].steps = 12; }, checkpoint(13, "whole"),
+                      {"steps = 10 -> steps = 12", "trained already at step 13"}));
+  EXPECT_TRUE(refused("e",
+                      [](Recipe& r) {
+                        r.stages.erase(r.stages.begin() + 1);
+                        r.stages[0].steps = 20;
+                      },
+                      checkpoint(13, "whole"), {"would change"}));
+  for (const char* out : {"a", "b", "c", "d", "e"}) EXPECT_FALSE(fs::exists(folder / out)) << out;
+  Recipe done = whole;  // what is done of the stage under way is enough of it
+  done.run.out = (folder / "done").string();
+  done.stages[1].steps = 3;
+  train(done, {false, {}, checkpoint(13, "whole")});
   EXPECT_TRUE(refused("same", [](Recipe&) {}, from, {"is there already"}));
 }
 
