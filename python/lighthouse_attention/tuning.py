@@ -24,6 +24,10 @@ _FEWEST_KEPT = 0.02
 """Below this share of tokens kept the method is reported to lose quality."""
 
 
+_FULL_ATTENTION = ("full_attention", "attention", "hybrid")
+"""Names of layers with full causal attention in transformers' configs; "hybrid" ones have more beside it."""
+
+
 class Candidate(NamedTuple):
     """Settings, and what they cost one layer."""
 
@@ -125,7 +129,7 @@ def _full_attention_layers(shape: PretrainedConfig) -> int:
     """Layers of the model with full causal attention; the others have no use for Lighthouse."""
     types = getattr(shape, "layer_types", None)
     if types:
-        return int(types.count("full_attention"))
+        return sum(kind in _FULL_ATTENTION for kind in types)
     return 0 if getattr(shape, "sliding_window", None) is not None else int(shape.num_hidden_layers)
 
 
@@ -169,15 +173,19 @@ def _print(dense: Timing, found: list[Candidate], tokens: int, layers: int, dens
 
 def _inference(
     model_config: PretrainedConfig, tokens: int, dtype: torch.dtype, device: torch.device, repeats: int
-) -> tuple[Timing, Timing]:
+) -> tuple[Timing, Timing] | None:
     small = copy.deepcopy(model_config)
     text = small.get_text_config()
-    first = 0
-    if getattr(text, "layer_types", None):  # up to the first layer that wrap can take
-        first = max(0, text.layer_types.index("full_attention") - 1)
-        text.layer_types = text.layer_types[first : first + 2]
-    text.num_hidden_layers = min(2, text.num_hidden_layers - first)
-    model = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa", dtype=dtype)  # type: ignore[no-untyped-call]
+    types, first = list(getattr(text, "layer_types", None) or []), 0
+    try:
+        if types:  # up to the first layer that wrap can take
+            first = max(0, next(i for i, kind in enumerate(types) if kind in _FULL_ATTENTION) - 1)
+            text.layer_types = types[first : first + 2]
+        text.num_hidden_layers = min(2, text.num_hidden_layers - first)
+        model = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa", dtype=dtype)  # type: ignore[no-untyped-call]
+    except (AttributeError, ValueError) as error:
+        print(f"inference is left out: two layers of {type(text).__name__} make no model ({error})")
+        return None
     model.to(device).eval()
     prompt = torch.randint(text.vocab_size, (1, tokens), device=device)
 

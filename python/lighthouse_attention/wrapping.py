@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -77,8 +78,6 @@ def wrap(
     layers = _lighthouse_layers(attentions, decoder.config.num_hidden_layers, list(dense_layers))
     if config.scorer == "norm":
         _check_norms({i: attentions[i] for i in layers})
-    AttentionInterface.register(_IMPLEMENTATION, _attention_forward)
-    AttentionMaskInterface.register(_IMPLEMENTATION, _mask)
     decoder.set_attn_implementation(_IMPLEMENTATION)
     if decoder.config._attn_implementation != _IMPLEMENTATION:
         raise TypeError(f"{type(decoder).__name__} does not take its attention from AttentionInterface")
@@ -187,8 +186,8 @@ class Wrapping:
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if inputs is None or given.get("past_key_values") is not None:
             return None
-        # Compiled code is for one length: len(range()) has the compiler guard it.
-        tokens = len(range(inputs.shape[1]))
+        # With Lighthouse compiled code is for one length: len(range()) has the compiler guard it.
+        tokens = len(range(inputs.shape[1])) if self.mode == "lighthouse" else 0
         reason = self._dense_because(tokens) if self.mode == "lighthouse" else ""
         lighthouse = self.mode == "lighthouse" and not reason
         if torch.is_grad_enabled():
@@ -247,19 +246,30 @@ class _Layer:
 class _Forward(threading.local):
     """The forward pass under way in this thread. The mask function learns of it by this alone."""
 
-    without_mask: object = None
-    """The model configuration of a training forward pass of which it is known that plain causal attention is right."""
-    awaits_lighthouse: bool = False
-    """Whether a layer should compute Lighthouse and none has yet."""
+    def __init__(self) -> None:  # defaults of the class would be what torch.compile reads
+        self.without_mask: object = None
+        """The model configuration of a training forward pass of which plain causal attention is known to be right."""
+        self.awaits_lighthouse = False
+        """Whether a layer should compute Lighthouse and none has yet."""
 
 
 _forward = _Forward()
 
 
+_traced: list[bool] = []
+"""Not empty once a layer with Lighthouse was compiled: in this process it is not seen any more whether one ran."""
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def _note_traced() -> bool:
+    _traced.append(True)
+    return True
+
+
 def _after_forward(decoder: nn.Module, args: object, out: object) -> None:
     missed, _forward.awaits_lighthouse = _forward.awaits_lighthouse, False
     _forward.without_mask = None
-    if missed and out is not None and not torch.compiler.is_compiling():
+    if missed and out is not None and not _traced and not torch.compiler.is_compiling():
         raise UnsupportedError(
             f"no layer of {type(decoder).__name__} computed Lighthouse Attention: its layers do not hand keyword "
             "arguments down to attention"
@@ -314,12 +324,13 @@ def _attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     _refuse_options(attention_mask, dropout, kwargs)
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        _note_traced()
+    else:
         _forward.awaits_lighthouse = False
     config, scores = layer.wrapping.config, _scores(module, query, key)
-    if config.scorer == "norm" and not layer.vetted and not torch.compiler.is_compiling():
-        _require_differing(scores or TokenScores(_norms(query), _norms(key)), value, module)
-        layer.vetted = True
+    if not torch.compiler.is_compiling() and config.scorer == "norm" and not layer.vetted:
+        layer.vetted = _vet(scores or TokenScores(_norms(query), _norms(key)), value, module)
     selection = (None, None) if scores is None else select(query, key, value, config, scores)
     out = torch.ops.lighthouse.attention(query, key, value, *config.arguments()[:-1], scaling, *selection)
     return out.transpose(1, 2), None
@@ -355,7 +366,8 @@ def _refuse_options(attention_mask: Tensor | None, dropout: float, options: dict
     if attention_mask is not None:
         raise UnsupportedError(
             f"attention_mask of shape {tuple(attention_mask.shape)} reached the attention; Lighthouse Attention is "
-            "causal and knows no other mask: train on full sequences without one"
+            "causal and knows no other mask: train on full sequences without one, or, where the layer itself attends "
+            "over chunks, name it in dense_layers"
         )
     if dropout != 0:
         raise UnsupportedError(
@@ -437,17 +449,26 @@ def _by_heads(norms: Tensor, like: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
-def _require_differing(scores: TokenScores, value: Tensor, attention: nn.Module) -> None:
-    """Norms that are equal where tokens are not say nothing: something normalizes q or k out of sight."""
+def _vet(scores: TokenScores, value: Tensor, attention: nn.Module) -> bool:
+    """Norms that are equal where tokens are not say nothing: something normalizes q or k out of sight.
+
+    Returns:
+        Whether it could be seen: tensors without data show nothing, nor do tokens that are all alike, as of a dry run.
+    """
+    capturing = value.is_cuda and torch.cuda.is_current_stream_capturing()
+    if value.is_meta or isinstance(value, FakeTensor) or capturing:
+        return False
     steps = value.diff(dim=2).abs().amax(-1) > _LEAST_DEVIATION * value.abs().max()
-    alike = steps.float().mean() < 0.5  # as of a dry run's zeros
+    if steps.float().mean() < 0.5:
+        return False
     for side, norms in zip("qk", scores):
         deviation, mean = torch.std_mean(norms, dim=-1)
-        _require(
-            alike | ~(deviation < _LEAST_DEVIATION * mean).all(),
-            f"all {side} of layer {attention.layer_idx} have the same norm, so that the scorer 'norm' cannot tell them "
-            "apart: name the layer in dense_layers, or use the scorer 'dilated'",
-        )
+        if (deviation < _LEAST_DEVIATION * mean).all():
+            raise UnsupportedError(
+                f"all {side} of layer {attention.layer_idx} have the same norm, so that the scorer 'norm' cannot tell "
+                "them apart: name the layer in dense_layers, or use the scorer 'dilated'"
+            )
+    return True
 
 
 def _find_decoder(model: nn.Module) -> tuple[PreTrainedModel, dict[int, nn.Module]]:
@@ -548,3 +569,8 @@ def _wrapping(model: nn.Module) -> Wrapping:
     if state is None:
         raise ValueError(f"{type(model).__name__} is not wrapped")
     return state
+
+
+# At import: a wrapped model that was pickled is one again where it is loaded.
+AttentionInterface.register(_IMPLEMENTATION, _attention_forward)
+AttentionMaskInterface.register(_IMPLEMENTATION, _mask)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig
+from transformers import Gemma3TextConfig, JambaConfig, LlamaConfig, MistralConfig
 
 from families import DEVICE, SHAPE
 from lighthouse_attention import LighthouseConfig, benchmark, tune
@@ -69,6 +69,15 @@ def test_tune_counts_layers_with_full_attention(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "1 layers of which 1 stay dense; 7 without full attention are left out" in printed
     assert "32 tokens through 2 layers" in printed and "the same bits" in printed
+    hybrid = JambaConfig(
+        **SHAPE | {"head_dim": None}, attn_layer_period=2, attn_layer_offset=1
+    )  # its types cannot be set
+    tuned = tune(
+        hybrid, 1024, [LighthouseConfig(budget=16, tile_budget=8)], inference_tokens=32, device=DEVICE, repeats=1
+    )
+    printed = capsys.readouterr().out
+    assert tuned.inference is None and "2 layers of which 2 stay dense; 2 without" in printed
+    assert "inference is left out: two layers of JambaConfig make no model" in printed
     with pytest.raises(ValueError, match="has 4 layers, and none with full causal attention"):
         tune(MistralConfig(**SHAPE, sliding_window=64), 1024)
 

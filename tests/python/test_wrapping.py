@@ -194,6 +194,42 @@ def test_compiles_for_several_lengths() -> None:
             torch.testing.assert_close(loss_and_gradients(compiled, tokens, use_cache=False)[0], expected)
 
 
+class Breaking(nn.Module):
+    """Where it stands the compiler breaks its graph."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+@pytest.mark.parametrize("way", ["broken", "by layer"])
+def test_compiles_in_parts(family: str, way: str) -> None:
+    torch._dynamo.reset()
+    model, tokens = make_model(family), make_tokens()
+    wrap_small(model, family)
+    expected, _ = loss_and_gradients(model, tokens, use_cache=False)
+    compiled: Any = model
+    if way == "broken":
+        model.model.layers[1].mlp = Breaking(model.model.layers[1].mlp)
+        compiled = torch.compile(model, backend="aot_eager")
+    else:
+        for layer in model.model.layers:
+            layer.compile(backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(loss_and_gradients(compiled, tokens, use_cache=False)[0], expected)
+
+
+def test_estimates_without_data() -> None:
+    model = make_model("Llama").to("meta")
+    wrap_small(model)
+    assert model(input_ids=make_tokens().to("meta")).logits.shape == (2, TOKENS, VOCABULARY)
+
+
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="a failed assertion on a GPU ends the process")
 def test_compiled_models_refuse_too() -> None:
     torch._dynamo.reset()
@@ -440,7 +476,7 @@ def test_the_device_of_these_tests() -> None:
     assert make_model("Llama").device.type == os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu")
 
 
-def test_refuses_models_and_masks_that_it_would_get_wrong() -> None:
+def test_refuses_models_and_masks_that_it_would_get_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = make_model("Llama"), make_tokens()
     wrap_small(model)
     with pytest.raises(UnsupportedError, match="attention_mask has 3 dimensions"):
@@ -456,6 +492,7 @@ def test_refuses_models_and_masks_that_it_would_get_wrong() -> None:
     # Its layers take keyword arguments and keep them.
     keeping = transformers.StableLmForCausalLM(transformers.StableLmConfig(**SHAPE)).to(DEVICE).train()
     wrap(keeping, SMALL, dense_layers=())
+    monkeypatch.setattr(wrapping_module, "_traced", [])  # as in a process that has compiled nothing
     with pytest.raises(UnsupportedError, match="no layer of StableLmModel computed Lighthouse Attention"):
         keeping(input_ids=tokens)
 
@@ -522,7 +559,6 @@ def test_refuses_what_is_normalized_out_of_sight() -> None:
     attention.k_proj = Normalized(attention.k_proj)
     wrap_small(model)
     model(input_ids=torch.full_like(tokens, 5))  # all of them alike, as in a dry run: nothing to tell apart
-    model.model.layers[2].self_attn._lighthouse.vetted = False
     with pytest.raises(UnsupportedError, match="all k of layer 2 have the same norm.*dense_layers, or use the scorer"):
         model(input_ids=tokens)
     dilated = make_model("Llama")
