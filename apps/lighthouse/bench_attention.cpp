@@ -7,7 +7,6 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -15,10 +14,12 @@
 #include "apps/lighthouse/bench.h"
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/device.h"
+#include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/peak_memory.h"
 #include "apps/lighthouse/table.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
+#include "lighthouse/io/file.h"
 #include "lighthouse/ops/stages.h"
 #include "lighthouse/train/device.h"
 
@@ -405,11 +406,6 @@ void bench_attention(Settings settings) {
     config.budget = budget(i);
     gathered_rows(settings.contexts[i], config);
   }
-  std::ofstream json;
-  if (!settings.json.empty()) {
-    json.open(settings.json);
-    check_argument(json.good(), "--json is '", settings.json, "', which cannot be written");
-  }
   at::set_num_threads(settings.threads);
 
   const Config& config = settings.config;
@@ -430,13 +426,11 @@ void bench_attention(Settings settings) {
   }
   const double copy = copy_bandwidth(device);
   print(rows, copy);
-  if (json.is_open()) {
-    ordered_json all{
-        {"title", title}, {"copy_bytes_per_second", copy}, {"rows", ordered_json::array()}};
-    for (const Row& row : rows) all["rows"].push_back(row.json());
-    json << all.dump(2) << '\n';
-    check_argument(json.flush().good(), "--json is '", settings.json, "', which cannot be written");
-  }
+  if (settings.json.empty()) return;
+  ordered_json all{
+      {"title", title}, {"copy_bytes_per_second", copy}, {"rows", ordered_json::array()}};
+  for (const Row& row : rows) all["rows"].push_back(row.json());
+  io::write_atomically(settings.json, all.dump(2) + '\n');
 }
 
 }  // namespace
@@ -473,7 +467,7 @@ void add_bench_attention(CLI::App& bench) {
   attention->add_flag("!--no-dense", s.dense, "leave dense attention out");
   option("--threads", s.threads, "threads")->check(positive);
   option("--seed", s.seed, "of the inputs");
-  option("--json", s.json, "also write all figures to this file");
+  option("--json", s.json, "also write all figures to this file")->check(output_file());
   attention->callback([settings] { bench_attention(*settings); });
 }
 

@@ -2,7 +2,6 @@
 #include <ATen/ops/randn.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -10,11 +9,13 @@
 #include "apps/lighthouse/bench.h"
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/device.h"
+#include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/table.h"
 #include "apps/lighthouse/trial.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
+#include "lighthouse/io/file.h"
 #include "lighthouse/model/llama.h"
 #include "lighthouse/model/token_loss.h"
 #include "lighthouse/ops/attention.h"
@@ -180,16 +181,12 @@ void bench_train(const Options& options) {
   const train::Recipe recipe = options.recipe.read();
   const at::Device device = train::find_device(recipe.run.device, "run.device");
   train::use_deterministic_algorithms(recipe.run.deterministic);
-  std::ofstream json;
-  if (!options.json.empty()) {
-    json.open(options.json);
-    check_argument(json.good(), "--json is '", options.json, "', which cannot be written");
-  }
   const std::string title =
       message(describe(device), ", ", recipe.run.bfloat16 ? "bfloat16" : "float32",
               recipe.run.deterministic ? ", deterministic" : "",
-              recipe.run.recompute_mlp ? ", MLPs recomputed" : "", ", ",
-              recipe.model.num_parameters(), " parameters, ", options.steps, " steps after 2");
+              recipe.run.recompute_mlp ? ", MLPs recomputed" : "",
+              recipe.run.cuda_graphs ? ", CUDA graphs" : "", ", ", recipe.model.num_parameters(),
+              " parameters, ", options.steps, " steps after 2");
   std::cout << title << "\n\n";
   std::vector<Row> rows;
   for (const train::StageRecipe& stage : recipe.stages) {
@@ -197,7 +194,7 @@ void bench_train(const Options& options) {
     rows.push_back(measure(recipe, stage, device, options.steps));
   }
   print(rows);
-  if (!json.is_open()) return;
+  if (options.json.empty()) return;
   nlohmann::ordered_json all{{"title", title}, {"rows", nlohmann::ordered_json::array()}};
   for (const Row& row : rows) {
     all["rows"].push_back({{"stage", row.stage->name},
@@ -210,8 +207,7 @@ void bench_train(const Options& options) {
                            {"attention_ms", row.attention},
                            {"products_ms", row.products}});
   }
-  json << all.dump(2) << '\n';
-  check_argument(json.flush().good(), "--json is '", options.json, "', which cannot be written");
+  io::write_atomically(options.json, all.dump(2) + '\n');
 }
 
 }  // namespace
@@ -225,7 +221,8 @@ void add_bench_train(CLI::App& bench) {
   verb->add_option("--steps", options->steps, "timed steps of each stage")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  verb->add_option("--json", options->json, "also write all figures to this file");
+  verb->add_option("--json", options->json, "also write all figures to this file")
+      ->check(output_file());
   verb->callback([options] { bench_train(*options); });
 }
 

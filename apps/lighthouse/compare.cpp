@@ -1,15 +1,17 @@
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "apps/lighthouse/curves.h"
+#include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/table.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
+#include "lighthouse/train/run_folder.h"
+#include "lighthouse/train/summary.h"
 
 namespace lighthouse::app {
 namespace {
@@ -18,56 +20,41 @@ using io::number;
 using nlohmann::json;
 
 json read_json(const std::filesystem::path& file) {
-  std::ifstream in(file);
-  check_argument(in.good(), file.string(),
-                 " cannot be read; it must be a file of a run that has ended");
   try {
-    return json::parse(in);
+    return json::parse(io::read_file(file));
   } catch (const json::exception& error) {
     throw std::invalid_argument(message(file.string(), " is not JSON: ", error.what()));
   }
 }
 
+train::Summary summary_of(const std::filesystem::path& folder) {
+  const std::filesystem::path file = train::RunFolder(folder).summary();
+  check_argument(exists(file), "RUN is '", folder.string(),
+                 "', which has no summary.json; it must be a run that has ended");
+  return train::read_summary(file);
+}
+
 /// A run's files, as `lighthouse train` and `lighthouse eval` leave them.
 struct Run {
   RunMetrics metrics;
-  std::string name;
-  json summary;
+  train::Summary summary;
   json evaluation;  ///< of `lighthouse eval --json RUN/eval.json`; null where there is none
 
-  explicit Run(const std::filesystem::path& folder)
-      : metrics(read_run_metrics(folder)),
-        name(metrics.name),
-        summary(read_json(folder / "summary.json")) {
+  Run(RunMetrics measured, const std::filesystem::path& folder)
+      : metrics(std::move(measured)), summary(summary_of(folder)) {
     if (exists(folder / "eval.json")) evaluation = read_json(folder / "eval.json");
   }
-
-  const json& stages() const { return summary.at("stages"); }
-  double seconds() const { return sum("seconds"); }
-  double tokens() const { return sum("tokens"); }
-  double final_loss() const { return number(stages().back().at("dense_loss_after")); }
-
- private:
-  double sum(const char* field) const {
-    double total = 0;
-    for (const json& stage : stages()) total += number(stage.at(field));
-    return total;
-  }
 };
-
-std::string loss(const json& stage, const char* field) { return fixed(number(stage.at(field)), 3); }
 
 void print_stages(const std::vector<Run>& runs) {
   Table table{{"run", "stage", "attention", "steps", "time", "tokens/s", "dense before",
                "dense after", "as trained before", "as trained after"}};
   for (const Run& run : runs) {
-    for (const json& stage : run.stages()) {
-      table.push_back({run.name, stage.at("name"), stage.at("attention"),
-                       std::to_string(stage.at("steps").get<int64_t>()),
-                       fixed(number(stage.at("seconds")), 0, " s"),
-                       fixed(number(stage.at("tokens_per_second")), 0),
-                       loss(stage, "dense_loss_before"), loss(stage, "dense_loss_after"),
-                       loss(stage, "trained_loss_before"), loss(stage, "trained_loss_after")});
+    for (const train::StageSummary& stage : run.summary.stages) {
+      table.push_back({run.metrics.name, stage.name, stage.attention, std::to_string(stage.steps),
+                       fixed(stage.seconds, 0, " s"), fixed(stage.tokens_per_second, 0),
+                       fixed(stage.dense_loss_before, 3), fixed(stage.dense_loss_after, 3),
+                       fixed(stage.trained_loss_before, 3), fixed(stage.trained_loss_after, 3)});
     }
   }
   std::cout << "Stages. Losses are held-out, nats per token, with dense attention and as the stage "
@@ -89,10 +76,10 @@ void print_runs(const std::vector<Run>& runs) {
   Table table{{"run", "time", "tokens/s", "speed-up", "held-out loss", "token frequencies",
                "leak, dense", "leak, as trained"}};
   for (const Run& run : runs) {
-    table.push_back({run.name, fixed(run.seconds(), 0, " s"),
-                     fixed(run.tokens() / run.seconds(), 0),
-                     fixed(first.seconds() / run.seconds(), 2, "x"), fixed(run.final_loss(), 3),
-                     fixed(number(run.summary.at("token_frequency_loss")), 3),
+    table.push_back({run.metrics.name, fixed(run.summary.seconds(), 0, " s"),
+                     fixed(run.summary.tokens() / run.summary.seconds(), 0),
+                     fixed(first.summary.seconds() / run.summary.seconds(), 2, "x"),
+                     fixed(run.summary.final_loss(), 3), fixed(run.summary.token_frequency_loss, 3),
                      leak(run, "leak_dense"), leak(run, "leak_as_trained")});
   }
   std::cout
@@ -120,38 +107,37 @@ void print_verdict(const std::vector<Run>& runs) {
   std::cout << '\n';
   for (size_t i = 1; i < runs.size(); ++i) {
     const Run& run = runs[i];
-    const double difference = run.final_loss() - first.final_loss();
-    std::cout << run.name << " took " << fixed(100 * run.seconds() / first.seconds(), 0, " %")
-              << " of the time of " << first.name << " for "
-              << fixed(100 * run.tokens() / first.tokens(), 0, " %")
+    const double difference = run.summary.final_loss() - first.summary.final_loss();
+    std::cout << run.metrics.name << " took "
+              << fixed(100 * run.summary.seconds() / first.summary.seconds(), 0, " %")
+              << " of the time of " << first.metrics.name << " for "
+              << fixed(100 * run.summary.tokens() / first.summary.tokens(), 0, " %")
               << " of its tokens, and ends with a held-out loss ";
     if (std::abs(difference) < 0.0005) {
       std::cout << "that is the same to three digits.";
     } else {
       std::cout << fixed(std::abs(difference), 3, " nats ") << (difference > 0 ? "higher" : "lower")
-                << ": " << (difference > 0 ? first.name : run.name)
+                << ": " << (difference > 0 ? first.metrics.name : run.metrics.name)
                 << " is better after all steps.";
     }
-    const double then = loss_at(first, run.seconds());
-    if (run.seconds() < first.seconds() && std::isfinite(then)) {
-      std::cout << " After the same time " << first.name << " stood at about " << fixed(then, 3)
-                << ", still on its way: its learning rate falls with the steps.";
+    const double then = loss_at(first, run.summary.seconds());
+    if (run.summary.seconds() < first.summary.seconds() && std::isfinite(then)) {
+      std::cout << " After the same time " << first.metrics.name << " stood at about "
+                << fixed(then, 3) << ", still on its way: its learning rate falls with the steps.";
     }
     std::cout << '\n';
   }
 }
 
 void compare(const std::vector<std::string>& folders, const std::string& picture) {
+  const std::vector<RunMetrics> curves = read_run_metrics(folders);
   std::vector<Run> runs;
   runs.reserve(folders.size());
-  for (const std::string& folder : folders) runs.emplace_back(folder);
+  for (size_t i = 0; i < folders.size(); ++i) runs.emplace_back(curves[i], folders[i]);
   print_stages(runs);
   print_runs(runs);
   print_verdict(runs);
   if (picture.empty()) return;
-  std::vector<RunMetrics> curves;
-  curves.reserve(runs.size());
-  for (const Run& run : runs) curves.push_back(run.metrics);
   io::write_atomically(picture, picture_of(curves));
   std::cout << "\nCurves: " << std::filesystem::absolute(picture).string() << '\n';
 }
@@ -167,7 +153,8 @@ void add_compare(CLI::App& app) {
                    "folders of runs; the first is what the others are held against")
       ->required()
       ->expected(1, -1);
-  verb->add_option("--svg", *picture, "write the picture that `lighthouse plot` makes to FILE");
+  verb->add_option("--svg", *picture, "write the picture that `lighthouse plot` makes to this file")
+      ->check(output_file());
   verb->callback([=] { compare(*folders, *picture); });
 }
 

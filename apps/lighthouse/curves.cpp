@@ -2,6 +2,7 @@
 
 #include <array>
 #include <functional>
+#include <map>
 
 #include "apps/lighthouse/svg.h"
 #include "lighthouse/core/check.h"
@@ -57,16 +58,27 @@ Panel losses(const std::vector<RunMetrics>& runs, double (*of_step)(const StepMe
   return panel;
 }
 
-}  // namespace
-
-RunMetrics read_run_metrics(const fs::path& folder) {
+RunMetrics read_run(const fs::path& folder) {
   const train::RunFolder run(folder);
   check_argument(fs::exists(run.metrics()), "RUN is '", folder.string(),
                  "'; it must be the folder of a run, with a metrics.jsonl");
-  RunMetrics metrics{(folder / "").parent_path().filename(), train::read_metrics(run.metrics())};
+  const fs::path path = fs::absolute(folder / "").lexically_normal().parent_path();
+  RunMetrics metrics{path.filename(), train::read_metrics(run.metrics())};
   check_argument(!metrics.history.steps.empty() || !metrics.history.evals.empty(),
                  run.metrics().string(), " has no steps yet");
   return metrics;
+}
+
+}  // namespace
+
+std::vector<RunMetrics> read_run_metrics(const std::vector<std::string>& folders) {
+  std::vector<RunMetrics> runs;
+  std::map<std::string, int> named;
+  for (const std::string& folder : folders) ++named[runs.emplace_back(read_run(folder)).name];
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (named[runs[i].name] > 1) runs[i].name = folders[i];
+  }
+  return runs;
 }
 
 std::string picture_of(const std::vector<RunMetrics>& runs) {

@@ -10,12 +10,13 @@ namespace lighthouse::app {
 
 /// What a run, ended or not, has measured so far.
 struct RunMetrics {
-  std::string name;  ///< of its folder
+  std::string name;
   train::MetricsHistory history;
 };
 
-/// Throws std::invalid_argument where the folder is not that of a run with a step or an evaluation.
-RunMetrics read_run_metrics(const std::filesystem::path& folder);
+/// Runs are called by their folders; where two folders have one name, by their paths.
+/// Throws std::invalid_argument where a folder is not that of a run with a step or an evaluation.
+std::vector<RunMetrics> read_run_metrics(const std::vector<std::string>& folders);
 
 /// An SVG picture of runs: loss over tokens and over time, throughput and memory over tokens.
 /// Dashed lines mark where a stage ends.

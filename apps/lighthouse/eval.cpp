@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/table.h"
 #include "apps/lighthouse/verbs.h"
@@ -149,7 +150,8 @@ void add_eval(CLI::App& app) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:N, in place of the recipe's");
-  verb->add_option("--json", options->json, "also write all figures to this file");
+  verb->add_option("--json", options->json, "also write all figures to this file")
+      ->check(output_file());
   verb->callback([options] { eval_run(*options); });
 }
 

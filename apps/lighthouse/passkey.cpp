@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/svg.h"
 #include "apps/lighthouse/table.h"
@@ -46,6 +47,7 @@ void passkey(const Options& options) {
   model::Llama model = load_model(run, options.device);
   const std::vector<int64_t> contexts =
       options.contexts.empty() ? default_contexts(run.recipe) : options.contexts;
+  for (const int64_t context : contexts) eval::passkey_prompt({context, 0, 1}, 0);  // or it throws
   std::cout << "checkpoint " << run.path.string() << ", "
             << (options.as_trained ? "as trained" : "dense") << ", " << options.trials
             << " trials a cell, seed " << options.seed << "; chance is 10 %\n\n";
@@ -120,8 +122,10 @@ void add_passkey(CLI::App& app) {
   verb->add_flag("--as-trained", options->as_trained,
                  "with the attention of the last stage with Lighthouse, not dense");
   verb->add_option("--device", options->device, "cpu, cuda or cuda:N, in place of the recipe's");
-  verb->add_option("--svg", options->picture, "write a heat map to this file");
-  verb->add_option("--json", options->json, "also write all figures to this file");
+  verb->add_option("--svg", options->picture, "write a heat map to this file")
+      ->check(output_file());
+  verb->add_option("--json", options->json, "also write all figures to this file")
+      ->check(output_file());
   verb->callback([options] { passkey(*options); });
 }
 

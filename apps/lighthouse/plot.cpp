@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "apps/lighthouse/curves.h"
+#include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/io/file.h"
 
@@ -18,10 +19,7 @@ struct Options {
 };
 
 void plot(const Options& options) {
-  std::vector<RunMetrics> runs;
-  runs.reserve(options.runs.size());
-  for (const std::string& run : options.runs) runs.push_back(read_run_metrics(run));
-  io::write_atomically(options.picture, picture_of(runs));
+  io::write_atomically(options.picture, picture_of(read_run_metrics(options.runs)));
   std::cout << "picture: " << std::filesystem::absolute(options.picture).string() << '\n';
 }
 
@@ -32,7 +30,9 @@ void add_plot(CLI::App& app) {
       "plot", "Lays runs, ended or not, into one picture: loss, throughput, memory");
   const auto options = std::make_shared<Options>();
   verb->add_option("RUN", options->runs, "folders of runs")->required()->expected(1, -1);
-  verb->add_option("--svg", options->picture, "the file to write")->capture_default_str();
+  verb->add_option("--svg", options->picture, "the file to write")
+      ->check(output_file())
+      ->capture_default_str();
   verb->callback([options] { plot(*options); });
 }
 

@@ -9,7 +9,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,16 +18,15 @@
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
-#include "lighthouse/io/json.h"
 #include "lighthouse/train/run_folder.h"
+#include "lighthouse/train/stop_signals.h"
+#include "lighthouse/train/summary.h"
 #include "lighthouse/train/trainer.h"
 
 namespace lighthouse::app {
 namespace {
 
 namespace fs = std::filesystem;
-using io::number;
-using nlohmann::json;
 
 struct Options {
   RecipeOptions recipe;
@@ -45,10 +43,19 @@ struct Axis {
   explicit Axis(const std::string& text) : key(text.substr(0, text.find('='))) {
     check_argument(key.size() < text.size(), "--vary is '", text,
                    "'; it must be KEY=A,B,..., like optimizer.lr=1e-3,2e-3");
-    std::istringstream list(text.substr(key.size() + 1) + ',');
-    for (std::string value; std::getline(list, value, ',');) {
+    check_argument(key != "run.out", "--vary is '", text, "'; the runs' folders are in --out");
+    values.emplace_back();
+    int depth = 0;  // a comma within [] is one of a list
+    for (const char c : text.substr(key.size() + 1)) {
+      depth += static_cast<int>(c == '[') - static_cast<int>(c == ']');
+      if (c == ',' && depth == 0) {
+        values.emplace_back();
+      } else {
+        values.back() += c;
+      }
+    }
+    for (const std::string& value : values) {
       check_argument(!value.empty(), "--vary is '", text, "', which has an empty value");
-      values.push_back(value);
     }
   }
 };
@@ -100,7 +107,7 @@ std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
 }
 
 /// What a run came to; nothing where it has not ended.
-std::optional<json> summary_of(const Point& point) {
+std::optional<train::Summary> summary_of(const Point& point) {
   const train::RunFolder folder(point.recipe.run.out);
   if (!fs::exists(folder.summary())) return {};
   const train::Recipe trained = train::Recipe::read(folder.recipe());
@@ -111,7 +118,7 @@ std::optional<json> summary_of(const Point& point) {
   check_argument(without_folder(trained) == without_folder(point.recipe), "the run in '",
                  folder.path().string(),
                  "' was of another recipe; take another --out, or remove it");
-  return json::parse(io::read_file(folder.summary()));
+  return train::read_summary(folder.summary());
 }
 
 /// Trains what is not there yet. Returns what went wrong; throws CLI::RuntimeError where a signal
@@ -128,6 +135,8 @@ std::string train_point(const Point& point) {
   } catch (const std::exception& error) {
     return error.what();
   }
+  // A signal that came when the run was all but done has let it end.
+  if (signal == 0) signal = train::StopSignals::received();
   if (signal != 0) {
     std::cout << "stopped; the same command goes on\n";
     throw CLI::RuntimeError(128 + signal);
@@ -137,6 +146,11 @@ std::string train_point(const Point& point) {
 
 void sweep(const Options& options) {
   const std::vector<Axis> axes(options.vary.begin(), options.vary.end());
+  std::set<std::string> keys;
+  for (const Axis& axis : axes) {
+    check_argument(keys.insert(axis.key).second, "--vary has ", axis.key,
+                   " twice; a key has one list of values");
+  }
   const std::vector<Point> points = grid(options, axes);
   Table table{{"run"}};
   for (const Axis& axis : axes) table[0].push_back(axis.key);
@@ -150,7 +164,7 @@ void sweep(const Options& options) {
     const Point& point = points[i];
     std::cout << "== " << i + 1 << " of " << points.size() << ": " << point.name << '\n';
     if (options.dry_run) continue;
-    std::optional<json> summary = summary_of(point);
+    std::optional<train::Summary> summary = summary_of(point);
     const std::string failure = summary ? "" : train_point(point);
     if (!summary && failure.empty()) summary = summary_of(point);
 
@@ -159,16 +173,12 @@ void sweep(const Options& options) {
     nlohmann::ordered_json record{{"run", point.name}};
     for (size_t axis = 0; axis < axes.size(); ++axis) record[axes[axis].key] = point.values[axis];
     if (summary) {
-      double seconds = 0, tokens = 0;
-      for (const json& stage : summary->at("stages")) {
-        seconds += number(stage.at("seconds"));
-        tokens += number(stage.at("tokens"));
-      }
-      const double loss = number(summary->at("stages").back().at("dense_loss_after"));
-      row.insert(row.end(), {fixed(seconds, 1, " s"), fixed(tokens / seconds, 0), fixed(loss, 4)});
+      const double seconds = summary->seconds(), speed = summary->tokens() / seconds;
+      row.insert(row.end(),
+                 {fixed(seconds, 1, " s"), fixed(speed, 0), fixed(summary->final_loss(), 4)});
       record["seconds"] = seconds;
-      record["tokens_per_second"] = tokens / seconds;
-      record["dense_loss"] = loss;
+      record["tokens_per_second"] = speed;
+      record["dense_loss"] = summary->final_loss();
     } else {
       std::cout << "FAILED: " << failure << '\n';
       row.insert(row.end(), {"-", "-", "failed"});

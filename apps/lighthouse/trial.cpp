@@ -33,9 +33,11 @@ Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c1
   const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
                                         at::TensorOptions(at::kLong).device(device));
   const data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};
+  train::StepGraphs graphs(model);
   for (int i = -2; i < steps; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    train::train_step(model, optimizer, batch, plan, recipe.optimizer, recipe.optimizer.lr);
+    train::train_step(model, optimizer, batch, plan, recipe.optimizer, recipe.optimizer.lr,
+                      recipe.run.cuda_graphs ? &graphs : nullptr);
     const std::chrono::duration<double, std::milli> spent =
         std::chrono::steady_clock::now() - start;
     if (i >= 0) trial.step.add(spent.count());

@@ -81,14 +81,15 @@ void read_json_lines(const std::filesystem::path& path, const std::string& field
   std::string line;
   for (int64_t number = 1; lines.next(line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    nlohmann::json object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    const bool found = object.is_object() && object.contains(field) && object[field].is_string();
-    if (!found) {
+    std::string text;
+    try {
+      text = nlohmann::json::parse(line).at(field).get<std::string>();
+    } catch (const nlohmann::json::exception& error) {
       throw std::runtime_error(message("'", path.string(), "', line ", number,
                                        ", is not a JSON object with a string '", field,
-                                       "' (data.text_field)"));
+                                       "' (data.text_field): ", error.what()));
     }
-    visit(number, std::move(object[field].get_ref<std::string&>()));
+    visit(number, std::move(text));
   }
 }
 

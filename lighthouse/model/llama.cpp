@@ -128,10 +128,15 @@ struct DecoderImpl : torch::nn::Module {
 
   Tensor forward(const Tensor& tokens) {
     Tensor x = embed_tokens(tokens);
-    if (!rotation.fits(x)) rotation = Rotation(head_dim, rope_theta, x, rope_scaling);
+    reserve(x);
     const Rotation here = rotation.first(x.size(1));
     for (DecoderLayer& layer : layers) x = layer(x, here);
     return norm(x);
+  }
+
+  /// For the positions of x (B, N, ...).
+  void reserve(const Tensor& x) {
+    if (!rotation.fits(x)) rotation = Rotation(head_dim, rope_theta, x, rope_scaling);
   }
 
   Embedding embed_tokens;
@@ -227,6 +232,10 @@ void LlamaImpl::set_attention(const AttentionPlan& plan) {
     options[layer < 0 ? layers + layer : layer].mode = nn::Mode::kDense;
   }
   for (int64_t i = 0; i < layers; ++i) decoder_->layers[i]->self_attn->set_attention(options[i]);
+}
+
+void LlamaImpl::reserve_context(int64_t tokens) {
+  decoder_->reserve(at::empty({1, tokens, 0}, output_weight().options()));
 }
 
 void LlamaImpl::set_recompute_mlp(bool on) {

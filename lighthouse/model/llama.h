@@ -70,6 +70,10 @@ class LlamaImpl : public torch::nn::Module {
   /// or the settings of lighthouse mode are out of range.
   void set_attention(const AttentionPlan& plan);
 
+  /// Forms what sequences of up to so many tokens need of their positions, so that it stays in
+  /// place (a CUDA graph reads it). The model has its device and type.
+  void reserve_context(int64_t tokens);
+
   /// Whether the MLPs form their projections again in the backward pass, for less memory.
   void set_recompute_mlp(bool on);
 

@@ -43,10 +43,12 @@ int64_t memory_in_use(c10::Device device) {
     return resident * sysconf(_SC_PAGE_SIZE);
   }
   constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-  c10::DeviceAllocator* allocator = c10::getDeviceAllocator(device.type());
-  const int64_t peak = allocator->getDeviceStats(device.index()).allocated_bytes[kAll].peak;
-  allocator->resetPeakStats(device.index());
-  return peak;
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  return stats.allocated_bytes[kAll].peak;
+}
+
+void forget_peak_memory(c10::Device device) {
+  if (device.is_cuda()) c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
 }
 
 void use_deterministic_algorithms(bool on) {

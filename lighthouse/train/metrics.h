@@ -20,7 +20,7 @@ struct StepMetrics {
   int64_t tokens = 0;    ///< of the run so far
   double seconds = 0;    ///< of training so far, resumed runs included; no evaluations, checkpoints
   double tokens_per_second = 0;  ///< of this step
-  int64_t memory_bytes = 0;      ///< the most that PyTorch had of a GPU's; the process's, on a CPU
+  int64_t memory_bytes = 0;      ///< of a GPU's, the most in the stage so far; of a CPU's, now
 };
 
 /// A step whose update was skipped.

@@ -85,6 +85,9 @@ void Recipe::validate() const {
   check_part("model", [&] { model.validate(); });
   check_argument(!data.path.empty(), "data.path is empty; it must be a file or folder of text");
   check_argument(!run.out.empty(), "run.out is empty; it must be a folder");
+  check_argument(!run.cuda_graphs || run.device.starts_with("cuda"),
+                 "run.cuda_graphs is true, and run.device is '", run.device,
+                 "'; it must be a GPU for that");
   check_argument(!stages.empty(), "there are 0 stages; there must be at least one [[stage]]");
   std::set<std::string> names;
   for (const StageRecipe& stage : stages) {

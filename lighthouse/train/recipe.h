@@ -49,6 +49,7 @@ struct RunRecipe {
   bool bfloat16 = false;         ///< type that the model computes in; else float32
   bool deterministic = false;    ///< the same bits on a GPU too, slower
   bool recompute_mlp = false;    ///< model::LlamaImpl::set_recompute_mlp
+  bool cuda_graphs = false;      ///< of the passes of a step (StepGraphs)
   uint64_t seed = 0;
   int64_t eval_sequences = 4;    ///< held-out sequences of the stage's context, each evaluation
   int64_t eval_every_steps = 0;  ///< besides before and after each stage; 0: not

@@ -75,6 +75,7 @@ std::string resume_key(Recipe recipe) {
   run.out.clear();
   recipe.data.path.clear();
   recipe.init_from.clear();
+  run.cuda_graphs = defaults.cuda_graphs;
   run.eval_sequences = defaults.eval_sequences;
   run.eval_every_steps = defaults.eval_every_steps;
   run.checkpoint_every_steps = defaults.checkpoint_every_steps;

@@ -97,6 +97,7 @@ std::vector<Field> fields(RunRecipe& r) {
       {"dtype", dtype, kAny, "that the model computes in; weights are kept in float32"},
       {"deterministic", &r.deterministic, kAny, "the same bits on a GPU too, slower"},
       {"recompute_mlp", &r.recompute_mlp, kAny, "less memory, for a product more a layer"},
+      {"cuda_graphs", &r.cuda_graphs, kAny, "faster where kernels are small, for more memory"},
       {"seed", &r.seed, at_least(0), "of the initial model and the order of the data"},
       {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences of an evaluation"},
       {"eval_every_steps", &r.eval_every_steps, at_least(0),

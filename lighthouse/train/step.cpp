@@ -7,21 +7,26 @@
 namespace lighthouse::train {
 
 StepResult train_step(model::Llama& model, AdamW& optimizer, const data::Batch& batch,
-                      const StepPlan& plan, const OptimizerRecipe& recipe, double lr) {
+                      const StepPlan& plan, const OptimizerRecipe& recipe, double lr,
+                      StepGraphs* graphs) {
   const at::Device device = model->parameters().front().device();
   const auto tokens = static_cast<double>(batch.tokens.numel());
+  const auto pass = [&](const data::Batch& part) {
+    const at::Tensor loss =
+        model->token_losses(part.tokens, part.targets, recipe.z_loss).sum().div(tokens);
+    loss.backward();
+    return loss.detach();
+  };
   at::Tensor loss;
   for (int64_t begin = 0; begin < plan.sequences; begin += plan.micro_batch) {
     const auto part_of = [&](const at::Tensor& all) {
       return all.narrow(0, begin, plan.micro_batch).to(device);
     };
+    const data::Batch micro_batch{part_of(batch.tokens), part_of(batch.targets)};
     const at::Tensor part =
-        model->token_losses(part_of(batch.tokens), part_of(batch.targets), recipe.z_loss)
-            .sum()
-            .div(tokens);
-    part.backward();
+        graphs != nullptr ? graphs->run(plan, micro_batch, pass) : pass(micro_batch);
     optimizer.collect_gradients();
-    loss = loss.defined() ? loss + part.detach() : part.detach();
+    loss = loss.defined() ? loss + part : part;
   }
   StepResult result{};
   result.grad_norm = optimizer.clip_gradients();

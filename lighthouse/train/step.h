@@ -4,6 +4,7 @@
 #include "lighthouse/model/llama.h"
 #include "lighthouse/train/optimizer.h"
 #include "lighthouse/train/stage.h"
+#include "lighthouse/train/step_graphs.h"
 
 namespace lighthouse::train {
 
@@ -17,7 +18,9 @@ struct StepResult {
 /// skipped where the loss or the gradient norm is not finite, or the norm is above
 /// recipe.skip_grad_norm. The model has the attention of the plan.
 /// @param batch on any device
+/// @param graphs where given, passes are replayed from them, the same but for their speed
 StepResult train_step(model::Llama& model, AdamW& optimizer, const data::Batch& batch,
-                      const StepPlan& plan, const OptimizerRecipe& recipe, double lr);
+                      const StepPlan& plan, const OptimizerRecipe& recipe, double lr,
+                      StepGraphs* graphs = nullptr);
 
 }  // namespace lighthouse::train

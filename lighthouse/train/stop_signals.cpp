@@ -26,6 +26,6 @@ StopSignals::StopSignals() {
 
 StopSignals::~StopSignals() { handle(SIG_DFL); }
 
-int StopSignals::received() const { return received_signal; }
+int StopSignals::received() { return received_signal; }
 
 }  // namespace lighthouse::train

@@ -11,8 +11,8 @@ class StopSignals {
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
 
-  /// The signal; 0 while there was none.
-  int received() const;
+  /// The signal that the newest of them kept, after its end too; 0 where there was none.
+  static int received();
 };
 
 }  // namespace lighthouse::train

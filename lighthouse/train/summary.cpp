@@ -4,9 +4,13 @@
 #include <iomanip>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <ostream>
 #include <sstream>
 
+#include "lighthouse/core/check.h"
+#include "lighthouse/io/file.h"
+#include "lighthouse/io/json.h"
 #include "lighthouse/train/stage.h"
 
 namespace lighthouse::train {
@@ -45,16 +49,20 @@ Summary summarize(const Recipe& recipe, const MetricsHistory& history,
   for (const StageRecipe& stage : recipe.stages) {
     const int64_t first = last;
     last += stage.steps;
+    const EvalMetrics before = eval_of(history, stage.name, "before");
+    const EvalMetrics after = eval_of(history, stage.name, "after");
     StageSummary s;
-    s.before = eval_of(history, stage.name, "before");
-    s.after = eval_of(history, stage.name, "after");
     s.name = stage.name;
     s.attention = attention_name(stage.lighthouse);
     s.steps = stage.steps;
     s.tokens = stage.steps * stage.batch * stage.context;
-    s.seconds = s.after.seconds - s.before.seconds;
+    s.seconds = after.seconds - before.seconds;
     s.tokens_per_second = static_cast<double>(s.tokens) / s.seconds;
     s.train_loss = final_train_loss(history, first, last);
+    s.dense_loss_before = before.dense_loss;
+    s.trained_loss_before = before.trained_loss;
+    s.dense_loss_after = after.dense_loss;
+    s.trained_loss_after = after.trained_loss;
     summary.stages.push_back(s);
   }
   return summary;
@@ -71,14 +79,46 @@ std::string to_json(const Summary& summary) {
                       {"seconds", s.seconds},
                       {"tokens_per_second", s.tokens_per_second},
                       {"train_loss", s.train_loss},
-                      {"dense_loss_before", s.before.dense_loss},
-                      {"trained_loss_before", s.before.trained_loss},
-                      {"dense_loss_after", s.after.dense_loss},
-                      {"trained_loss_after", s.after.trained_loss}});
+                      {"dense_loss_before", s.dense_loss_before},
+                      {"trained_loss_before", s.trained_loss_before},
+                      {"dense_loss_after", s.dense_loss_after},
+                      {"trained_loss_after", s.trained_loss_after}});
   }
   const ordered_json all{{"stages", stages},
                          {"token_frequency_loss", summary.token_frequency_loss}};
   return all.dump(2) + '\n';
+}
+
+Summary read_summary(const std::filesystem::path& file) {
+  using io::number;
+  try {
+    const auto all = nlohmann::json::parse(io::read_file(file));
+    Summary summary{{}, number(all.at("token_frequency_loss"))};
+    for (const auto& stage : all.at("stages")) {
+      summary.stages.push_back(
+          {stage.at("name"), stage.at("attention"), stage.at("steps"), stage.at("tokens"),
+           number(stage.at("seconds")), number(stage.at("tokens_per_second")),
+           number(stage.at("train_loss")), number(stage.at("dense_loss_before")),
+           number(stage.at("trained_loss_before")), number(stage.at("dense_loss_after")),
+           number(stage.at("trained_loss_after"))});
+    }
+    if (!summary.stages.empty()) return summary;
+  } catch (const nlohmann::json::exception& error) {
+    throw std::runtime_error(
+        message("'", file.string(), "' is not the summary of a run: ", error.what()));
+  }
+  throw std::runtime_error(message("'", file.string(), "' is a summary of no stage"));
+}
+
+double Summary::seconds() const {
+  return std::accumulate(stages.begin(), stages.end(), 0.0,
+                         [](double sum, const StageSummary& s) { return sum + s.seconds; });
+}
+
+double Summary::tokens() const {
+  return std::accumulate(stages.begin(), stages.end(), 0.0, [](double sum, const StageSummary& s) {
+    return sum + static_cast<double>(s.tokens);
+  });
 }
 
 void print(std::ostream& out, const Summary& summary) {
@@ -98,8 +138,8 @@ void print(std::ostream& out, const Summary& summary) {
           << std::right << std::setw(8) << s.steps << std::setprecision(1) << std::setw(10)
           << s.seconds << std::setprecision(0) << std::setw(11) << s.tokens_per_second
           << std::setprecision(4) << std::setw(12) << s.train_loss << std::setw(11)
-          << s.before.dense_loss << std::setw(9) << s.after.dense_loss << std::setw(13)
-          << s.before.trained_loss << std::setw(9) << s.after.trained_loss << '\n';
+          << s.dense_loss_before << std::setw(9) << s.dense_loss_after << std::setw(13)
+          << s.trained_loss_before << std::setw(9) << s.trained_loss_after << '\n';
   }
   table << "Losses are nats per token; token frequencies alone reach "
         << summary.token_frequency_loss << " on the held-out text.\n";

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <iosfwd>
 #include <string>
 #include <vector>
@@ -18,19 +19,30 @@ struct StageSummary {
   int64_t tokens = 0;
   double seconds = 0;  ///< of training: no evaluations, no checkpoints
   double tokens_per_second = 0;
-  double train_loss = 0;  ///< over the last tenth of the steps that were logged
-  EvalMetrics before, after;
+  double train_loss = 0;           ///< over the last tenth of the steps that were logged
+  double dense_loss_before = 0;    ///< held-out, with dense attention
+  double trained_loss_before = 0;  ///< held-out, with the attention that the stage trains with
+  double dense_loss_after = 0;
+  double trained_loss_after = 0;
 };
 
 struct Summary {
   std::vector<StageSummary> stages;
   double token_frequency_loss = 0;
+
+  double seconds() const;
+  double tokens() const;
+  /// After all stages, held-out, with dense attention.
+  double final_loss() const { return stages.back().dense_loss_after; }
 };
 
 /// Of a run that is complete.
 Summary summarize(const Recipe& recipe, const MetricsHistory& history, double token_frequency_loss);
 
 std::string to_json(const Summary& summary);
+/// Reads what `to_json` has written. Throws std::runtime_error naming the file where it is not
+/// that.
+Summary read_summary(const std::filesystem::path& file);
 
 /// The table by stage.
 void print(std::ostream& out, const Summary& summary);

@@ -87,6 +87,11 @@ void TensorBoard::write(const EvalMetrics& m) {
   scalar("eval/trained_loss", m.step, m.trained_loss);
 }
 
+void TensorBoard::write(const MetricsHistory& history) {
+  for (const StepMetrics& step : history.steps) write(step);
+  for (const EvalMetrics& eval : history.evals) write(eval);
+}
+
 void TensorBoard::scalar(std::string_view tag, int64_t step, double value) {
   const std::string entry = field(kTag, tag) + field(kSimpleValue, static_cast<float>(value));
   event(field(kStep, static_cast<uint64_t>(step)) + field(kSummary, field(kValue, entry)));

@@ -19,6 +19,7 @@ class TensorBoard {
 
   void write(const StepMetrics& step);
   void write(const EvalMetrics& eval);
+  void write(const MetricsHistory& history);
 
  private:
   void scalar(std::string_view tag, int64_t step, double value);

@@ -97,6 +97,7 @@ class Trainer {
     use_deterministic_algorithms(recipe.run.deterministic);
     model_->set_recompute_mlp(recipe.run.recompute_mlp);
     for (const StageRecipe& stage : recipe.stages) {
+      model_->reserve_context(stage.context);
       auto& batches = held_out_[stage.context];
       batches = data::held_out_batches(corpus_.held_out(), recipe.run.eval_sequences, stage.context,
                                        recipe.model.vocab_size);
@@ -136,7 +137,7 @@ class Trainer {
   void restore_from(const Checkpoint& checkpoint);
   void use(const StageRecipe& stage, bool lighthouse);
   EvalMetrics evaluate(const Stage& stage, const char* when);
-  std::variant<StepMetrics, SkipMetrics> train_step(const Stage& stage);
+  std::variant<StepMetrics, SkipMetrics> train_step(const Stage& stage, StepGraphs* graphs);
   void save();
   void finish_saving();
   void report(const std::string& failure);
@@ -192,6 +193,8 @@ void Trainer::branch(const fs::path& path) {
   const RunFolder other(fs::absolute(path / "").parent_path().parent_path().parent_path());
   if (fs::exists(other.metrics())) {
     io::write_atomically(folder_.metrics(), io::read_file(other.metrics()));
+    const MetricsFile up_to_here(folder_.metrics(), step_);
+    TensorBoard(folder_.tensorboard(), 0).write(read_metrics(folder_.metrics()));
   }
   const nlohmann::ordered_json record{
       {"from", fs::absolute(path).string()}, {"step", step_}, {"changed", changed}};
@@ -258,12 +261,14 @@ int Trainer::run(const Stage& stage, Metrics& metrics) {
     progress_.say(message(when, " stage ", eval.stage, ": held-out loss ", eval.dense_loss,
                           " dense, ", eval.trained_loss, " as trained"));
   };
+  StepGraphs graphs(model_);
+  forget_peak_memory(device_);
   while (true) {
     if (step_ == stage.first) evaluate_now("before");
     if (step_ == stage.last()) break;
     if (step_ > stage.first && divides(every.eval_every_steps, step_)) evaluate_now("during");
 
-    const auto step = train_step(stage);
+    const auto step = train_step(stage, every.cuda_graphs ? &graphs : nullptr);
     const bool edge = step_ == stage.first + 1 || step_ == stage.last();
     const auto* skip = std::get_if<SkipMetrics>(&step);
     if (skip != nullptr) {
@@ -275,7 +280,7 @@ int Trainer::run(const Stage& stage, Metrics& metrics) {
       progress_.step(trained, edge);
     }
 
-    const int signal = step_ == recipe_.total_steps() ? 0 : signals_.received();
+    const int signal = step_ == recipe_.total_steps() ? 0 : StopSignals::received();
     // Where steps are skipped the weights may be bad: good checkpoints do not make room for them.
     const bool due = skip == nullptr && divides(every.checkpoint_every_steps, step_);
     if (signal != 0 || step_ == stage.last() || due) {
@@ -310,13 +315,14 @@ EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
   return {step_, stage.recipe.name, when, dense, trained, tokens(), seconds_};
 }
 
-std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage) {
+std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage, StepGraphs* graphs) {
   const auto start = Clock::now();
   const StepPlan plan = step_plan(stage.recipe, step_ - stage.first);
   const double lr = learning_rate(recipe_.optimizer, step_, recipe_.total_steps());
   const data::Batch batch = loader_.next(plan.sequences, plan.context);
   use(stage.recipe, plan.lighthouse);
-  const StepResult done = train::train_step(model_, optimizer_, batch, plan, recipe_.optimizer, lr);
+  const StepResult done =
+      train::train_step(model_, optimizer_, batch, plan, recipe_.optimizer, lr, graphs);
   ++step_;
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   seconds_ += seconds;

@@ -110,12 +110,18 @@ TEST_F(CorpusTest, ReadsAFieldOfJsonLines) {
 
 TEST_F(CorpusTest, NamesTheLineThatIsNotJsonOfTheField) {
   const std::string good = R"({"text": "x"})";
-  for (const char* bad : {R"({"body": "x"})", R"({"text": 1})", "[]", R"({"text": "x")", "x"}) {
+  const std::map<const char*, const char*> whys{{R"({"body": "x"})", "key 'text' not found"},
+                                                {R"({"text": 1})", "must be string, but is number"},
+                                                {"[]", "cannot use at() with array"},
+                                                {R"({"text": "x")", "unexpected end of input"},
+                                                {"x", "invalid literal"}};
+  for (const auto& [bad, why] : whys) {
     const fs::path path = write("a.jsonl", good + "\n" + bad + "\n");
     const std::string error = error_of<std::runtime_error>(path);
     EXPECT_NE(error.find("a.jsonl', line 2, is not a JSON object with a string 'text'"),
               std::string::npos)
         << bad << ": " << error;
+    EXPECT_NE(error.find(why), std::string::npos) << bad << ": " << error;
   }
   gzFile packed = gzopen((root_ / "cut.jsonl.gz").c_str(), "wb");
   for (int i = 0; i < 5000; ++i) gzprintf(packed, "{\"text\": \"%d\"}\n", i * i);

@@ -216,3 +216,13 @@ def test_tensorboard_reads_what_a_run_measured(text: Path, tmp_path: Path) -> No
     assert [event.step for event in read] == [step["step"] for step in steps] == [1, 2, 3, 4, 5]
     assert [event.value for event in read] == pytest.approx([step["loss"] for step in steps], rel=1e-6)
     assert events.Scalars("eval/dense_loss")[-1].value == pytest.approx(evals(trained)[-1]["dense_loss"], rel=1e-6)
+
+    # A branch has what was before it too.
+    branch = tmp_path / "branch"
+    begin = trained / "checkpoints" / "step-00000003"
+    assert run("train", tmp_path / "run.toml", "--branch-from", begin, "--out", branch).returncode == 0
+    of_branch = EventAccumulator(str(branch / "tensorboard"))
+    of_branch.Reload()
+    assert [(event.step, event.value) for event in of_branch.Scalars("train/loss")] == [
+        (event.step, event.value) for event in read
+    ]

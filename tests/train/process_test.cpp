@@ -378,8 +378,20 @@ TEST_F(ProcessTest, PasskeyMakesATableAndAHeatMap) {
   for (const auto& cell : json.at("cells")) found += cell.at("found").get<int64_t>();
   EXPECT_DOUBLE_EQ(json.at("share").get<double>(), static_cast<double>(found) / 12);
   EXPECT_NE(io::read_file(folder / "p.svg").find("depth, %"), std::string::npos);
-  EXPECT_EQ(passkey({"--contexts", "20"}), 2);
+  // What cannot be done is refused before the rest is.
+  EXPECT_EQ(passkey({"--contexts", "64,20"}), 2);
   EXPECT_NE(io::read_file(folder / "output").find("context is 20 tokens"), std::string::npos);
+  EXPECT_EQ(io::read_file(folder / "output").find("context 64"), std::string::npos);
+  const std::vector<std::pair<fs::path, std::string>> bad{
+      {folder / "none/p.json", "which cannot be written: '" + (folder / "none").string()},
+      {folder / "run", "a folder; it must be a file"}};
+  for (const auto& [file, why] : bad) {
+    EXPECT_EQ(passkey({"--json", file}), 2);
+    const std::string said = io::read_file(folder / "output");
+    EXPECT_NE(said.find("--json: is '" + file.string()), std::string::npos) << said;
+    EXPECT_NE(said.find(why), std::string::npos) << said;
+    EXPECT_EQ(said.find("context"), std::string::npos) << said;
+  }
 }
 
 TEST_F(ProcessTest, SweepsAGridAndGoesOnWhereItStopped) {
@@ -434,12 +446,37 @@ TEST_F(ProcessTest, SweepsAGridAndGoesOnWhereItStopped) {
 
   EXPECT_EQ(sweep({"--vary", "optimizer.lr"}), 2);
   EXPECT_NE(said().find("--vary is 'optimizer.lr'; it must be KEY=A,B"), std::string::npos);
+  EXPECT_EQ(sweep({"--vary", "run.out=a,b"}), 2);
+  EXPECT_NE(said().find("the runs' folders are in --out"), std::string::npos) << said();
+  EXPECT_EQ(sweep({"--vary", "run.seed=1", "--vary", "run.seed=2"}), 2);
+  EXPECT_NE(said().find("--vary has run.seed twice"), std::string::npos) << said();
+  EXPECT_EQ(sweep({"--dry-run", "--vary", "stage.lighthouse.dense_layers=[0],[0,1],[]"}), 0)
+      << said();
+  EXPECT_NE(said().find("2 of 3: stage.lighthouse.dense_layers=[0,1]\n"), std::string::npos)
+      << said();
   EXPECT_EQ(sweep({"--vary", "optimizer.lr=1e-3,-1"}), 2);
   EXPECT_NE(said().find("optimizer.lr is -1"), std::string::npos) << said();
   auto other = axes;
   other.insert(other.end(), {"--set", "run.seed=9"});
   EXPECT_EQ(sweep(other), 2);
   EXPECT_NE(said().find("was of another recipe; take another --out"), std::string::npos) << said();
+  fs::resize_file(kept / "summary.json", 20);
+  EXPECT_EQ(sweep(axes), 2);
+  EXPECT_NE(said().find((kept / "summary.json").string() + "' is not the summary of a run"),
+            std::string::npos)
+      << said();
+}
+
+/// The run that it comes in ends; the next does not begin.
+TEST_F(ProcessTest, ASignalAfterTheLastStepOfARunEndsTheSweep) {
+  Program sweep(
+      {"sweep", folder / "recipe.toml", "--threads", "2", "--out", folder / "grid", "--vary",
+       "run.seed=1,2", "--set", "run.eval_every_steps=0", "--set", "run.eval_sequences=20"},
+      folder / "output");
+  wait_for_lines(sweep, "grid/run.seed=1", 22 + 3);  // steps, and evaluations but the last
+  sweep.kill(SIGINT);
+  EXPECT_EQ(sweep.wait(), 128 + SIGINT) << io::read_file(folder / "output");
+  EXPECT_FALSE(fs::exists(RunFolder(folder / "grid/run.seed=2").summary()));
 }
 
 /// Runs that have ended and one that has not.
@@ -465,6 +502,44 @@ TEST_F(ProcessTest, PlotsAnyNumberOfRuns) {
   EXPECT_NE(io::read_file(folder / "output").find("RUN is '" + (folder / "none").string()),
             std::string::npos);
   EXPECT_FALSE(fs::exists(folder / "none.svg"));
+
+  // A folder's name says which run, and where it does not, its path.
+  fs::create_directories(folder / "other");
+  fs::copy(folder / "first", folder / "other/first", fs::copy_options::recursive);
+  const std::string twin = folder / "other/first";
+  ASSERT_EQ(run({"plot", (folder / "second/.").string(), folder / "first", twin, "--svg",
+                 folder / "runs.svg"}),
+            0);
+  const std::string named = io::read_file(folder / "runs.svg");
+  for (const std::string& name : {std::string("second"), (folder / "first").string(), twin}) {
+    EXPECT_NE(named.find(">" + name + ", held-out"), std::string::npos) << name;
+  }
+}
+
+TEST_F(ProcessTest, ComparesRunsThatHaveEnded) {
+  finish("first", false);
+  finish("second", false);
+  const auto compare = [&] {
+    return Program({"compare", folder / "first", folder / "second", "--svg", folder / "c.svg"},
+                   folder / "output")
+        .wait();
+  };
+  const auto said = [&] { return io::read_file(folder / "output"); };
+  ASSERT_EQ(compare(), 0) << said();
+  EXPECT_NE(said().find("ends with a held-out loss that is the same to three digits"),
+            std::string::npos)
+      << said();
+  EXPECT_TRUE(fs::exists(folder / "c.svg"));
+  const fs::path summary = RunFolder(folder / "second").summary();
+  fs::resize_file(summary, fs::file_size(summary) - 10);
+  EXPECT_EQ(compare(), 2);
+  EXPECT_NE(said().find(summary.string() + "' is not the summary of a run: "), std::string::npos)
+      << said();
+  fs::remove(summary);
+  EXPECT_EQ(compare(), 2);
+  EXPECT_NE(said().find("RUN is '" + (folder / "second").string() + "', which has no summary.json"),
+            std::string::npos)
+      << said();
 }
 
 }  // namespace

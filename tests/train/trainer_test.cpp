@@ -390,6 +390,38 @@ TEST_F(TrainerTest, TrainsInBfloat16) {
   EXPECT_EQ(io::read_file(checkpoint(16, "rounded") / "model.safetensors"), end);
 }
 
+TEST_F(TrainerTest, ReplaysStepsToTheSameBits) {
+  if (testing::device().is_cpu()) GTEST_SKIP() << "CUDA graphs are of a GPU";
+  for (const bool bfloat16 : {false, true}) {
+    const std::string name = bfloat16 ? "bfloat16-" : "float32-";
+    Recipe eager = recipe(kLighthouseStage + dense_stage("dense", 6), name + "eager");
+    eager.run.bfloat16 = bfloat16;
+    eager.run.checkpoint_every_steps = 5;
+    eager.run.keep_checkpoints = 10;
+    Recipe graphs = eager;
+    graphs.run.out = (folder / (name + "graphs")).string();
+    graphs.run.cuda_graphs = true;
+    train(eager);
+    train(graphs);
+    EXPECT_TRUE(same_tensors(checkpoint(16, name + "eager"), checkpoint(16, name + "graphs")));
+    EXPECT_EQ(metrics(name + "eager").steps.back().loss,
+              metrics(name + "graphs").steps.back().loss);
+    // From the middle of a stage on, where the kinds of its steps come in another order.
+    for (const int64_t step : {15, 5}) {
+      train(graphs, {false, checkpoint(step, name + "graphs")});
+      EXPECT_TRUE(same_tensors(checkpoint(16, name + "eager"), checkpoint(16, name + "graphs")));
+    }
+  }
+}
+
+TEST_F(TrainerTest, RefusesGraphsOfACpu) {
+  Recipe r = recipe(dense_stage("s", 1));
+  r.run.device = "cpu";
+  r.run.cuda_graphs = true;
+  EXPECT_TRUE(throws<std::invalid_argument>([&] { train(r); },
+                                            {"run.cuda_graphs is true", "run.device is 'cpu'"}));
+}
+
 TEST_F(TrainerTest, RefusesADeviceThatIsNotThere) {
   Recipe r = recipe(dense_stage("s", 4));
   r.run.device = "gpu";

@@ -1,0 +1,26 @@
+#include "apps/lighthouse/output_file.h"
+
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "lighthouse/core/check.h"
+
+namespace lighthouse::app {
+
+namespace fs = std::filesystem;
+
+CLI::Validator output_file() {
+  const auto check = [](const std::string& name) -> std::string {
+    const fs::path folder = fs::absolute(name).parent_path();
+    if (fs::is_directory(name)) return message("is '", name, "', a folder; it must be a file");
+    if (!fs::is_directory(folder) || access(folder.c_str(), W_OK) != 0) {
+      return message("is '", name, "', which cannot be written: '", folder.string(),
+                     "' is not a folder that can be written in");
+    }
+    return "";
+  };
+  return {check, "FILE"};
+}
+
+}  // namespace lighthouse::app

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "lighthouse/data/loader.h"
+#include "lighthouse/model/llama.h"
+#include "lighthouse/train/stage.h"
+
+namespace lighthouse::train {
+
+/// CUDA graphs of the forward and backward pass, one for each kind of step: the GPU gets all of a
+/// pass at once, where it would wait for a CPU that starts small kernels one by one.
+///
+/// A graph reads and writes memory that stays in place, and keeps that of a pass for itself. What
+/// it was captured from must not change: the model's attention at a kind of step, what it
+/// recomputes, where its parameters lie, and the positions that it has reserved.
+class StepGraphs {
+ public:
+  /// Gives a scalar, and leaves gradients in the model's parameters, which have none before.
+  using Pass = std::function<at::Tensor(const data::Batch&)>;
+
+  explicit StepGraphs(const model::Llama& model);
+  ~StepGraphs();
+  StepGraphs(const StepGraphs&) = delete;
+  StepGraphs& operator=(const StepGraphs&) = delete;
+
+  /// Does what `pass` does. The first pass of a kind sets libraries up and runs as it is; the
+  /// second is captured, and it and all that follow are replayed.
+  /// @param micro_batch on the model's device, which is a GPU; of one shape throughout a kind
+  at::Tensor run(const StepPlan& kind, const data::Batch& micro_batch, const Pass& pass);
+
+ private:
+  struct Graph;
+
+  std::vector<at::Tensor> parameters_;
+  std::map<std::array<int64_t, 4>, std::unique_ptr<Graph>> graphs_;  ///< by the kind's fields
+};
+
+}  // namespace lighthouse::train
