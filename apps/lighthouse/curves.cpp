@@ -1,5 +1,6 @@
 #include "apps/lighthouse/curves.h"
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <map>
@@ -23,18 +24,28 @@ std::string color_of(size_t run) { return kColors[run % kColors.size()]; }
 double million_tokens(const auto& record) { return static_cast<double>(record.tokens) / 1e6; }
 double seconds(const auto& record) { return record.seconds; }
 
-/// A curve of each run through its steps, and where its stages end.
+constexpr size_t kMostPoints = 400;  ///< of a curve: a picture has no room for more
+
+/// A curve of each run through its steps, or the means of neighbours in a stage where those are
+/// many, and where its stages end.
 Panel over_steps(const std::vector<RunMetrics>& runs, double (*x)(const StepMetrics&),
                  const std::function<double(const StepMetrics&)>& y, bool faint) {
   Panel panel;
   for (size_t i = 0; i < runs.size(); ++i) {
     const auto& steps = runs[i].history.steps;
     Curve curve{faint ? "" : runs[i].name, color_of(i), {}, false, faint};
+    const size_t together = (steps.size() + kMostPoints - 1) / kMostPoints;
+    double sum_x = 0, sum_y = 0, count = 0;
     for (size_t j = 0; j < steps.size(); ++j) {
-      curve.points.emplace_back(x(steps[j]), y(steps[j]));
-      if (j > 0 && steps[j].stage != steps[j - 1].stage) {
-        panel.marks.emplace_back(x(steps[j - 1]), color_of(i));
-      }
+      sum_x += x(steps[j]);
+      sum_y += y(steps[j]);
+      ++count;
+      const bool last = j + 1 == steps.size();
+      const bool switches = !last && steps[j + 1].stage != steps[j].stage;
+      if (switches) panel.marks.emplace_back(x(steps[j]), color_of(i));
+      if (!last && !switches && count < static_cast<double>(together)) continue;
+      curve.points.emplace_back(sum_x / count, sum_y / count);
+      sum_x = sum_y = count = 0;
     }
     panel.curves.push_back(curve);
   }
@@ -48,13 +59,17 @@ Panel losses(const std::vector<RunMetrics>& runs, double (*of_step)(const StepMe
       runs, of_step, [](const StepMetrics& step) { return step.loss; }, /*faint=*/true);
   panel.x_label = label;
   panel.y_label = "nats per token";
+  double highest = 0;
   for (size_t i = 0; i < runs.size(); ++i) {
     Curve held_out{runs[i].name + ", held-out, dense", color_of(i), {}, true, false};
     for (const EvalMetrics& eval : runs[i].history.evals) {
       held_out.points.emplace_back(of_eval(eval), eval.dense_loss);
+      if (eval.step > 0) highest = std::max(highest, eval.dense_loss);
     }
     panel.curves.push_back(held_out);
   }
+  // The fall from where an untrained model stands would take most of the axis.
+  if (highest > 0) panel.highest = 1.05 * highest;
   return panel;
 }
 

@@ -94,6 +94,14 @@ class Picture {
   void dot(double x, double y, const std::string& color) {
     out_ << "<circle cx=\"" << x << "\" cy=\"" << y << "\" r=\"3.5\" fill=\"" << color << "\"/>\n";
   }
+  /// What is drawn until `end_within` is cut off at the box.
+  void begin_within(double x, double y, double width, double height) {
+    const std::string id = "box" + std::to_string(++boxes_);
+    out_ << "<clipPath id=\"" << id << "\"><rect x=\"" << x << "\" y=\"" << y << "\" width=\""
+         << width << "\" height=\"" << height << "\"/></clipPath>\n<g clip-path=\"url(#" << id
+         << ")\">\n";
+  }
+  void end_within() { out_ << "</g>\n"; }
   void polyline(const std::vector<std::pair<double, double>>& points, const Curve& curve) {
     out_ << "<polyline fill=\"none\" stroke=\"" << curve.color << "\" stroke-width=\""
          << (curve.faint ? 1 : 2) << "\" opacity=\"" << (curve.faint ? 0.45 : 1) << "\" points=\"";
@@ -103,6 +111,7 @@ class Picture {
 
  private:
   std::ostringstream out_;
+  int boxes_ = 0;
 };
 
 std::string number(double value) {
@@ -128,6 +137,7 @@ void draw(Picture& picture, const Panel& panel, double left, double top) {
   }
   x_range.add(0);
   if (panel.from_zero) y_range.add(0);
+  y_range.high = std::min(y_range.high, panel.highest);
   x_range = x_range.usable();
   y_range = y_range.usable();
   const double bottom = top + kHeight;
@@ -156,10 +166,12 @@ void draw(Picture& picture, const Panel& panel, double left, double top) {
     for (const auto& [x, y] : curve.points) {
       if (std::isfinite(x) && std::isfinite(y)) points.emplace_back(at_x(x), at_y(y));
     }
+    picture.begin_within(left - 4, top - 4, kWidth + 8, kHeight + 8);
     picture.polyline(points, curve);
     if (curve.marked) {
       for (const auto& [x, y] : points) picture.dot(x, y, curve.color);
     }
+    picture.end_within();
     if (curve.name.empty()) continue;
     const double right = left + kWidth - 10;
     picture.write(right - 28, legend, curve.name, "text-anchor=\"end\"");

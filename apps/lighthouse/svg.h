@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,8 +21,9 @@ struct Curve {
 struct Panel {
   std::string x_label, y_label;
   std::vector<Curve> curves;
-  std::vector<std::pair<double, std::string>> marks;  ///< vertical lines: x and color
-  bool from_zero = false;                             ///< the vertical axis
+  std::vector<std::pair<double, std::string>> marks;         ///< vertical lines: x and color
+  bool from_zero = false;                                    ///< the vertical axis
+  double highest = std::numeric_limits<double>::infinity();  ///< where it ends at the latest
 };
 
 /// An SVG picture of the panels, so many to a row. Points that are not finite are left out.
