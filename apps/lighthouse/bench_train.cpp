@@ -2,6 +2,7 @@
 #include <ATen/ops/randn.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -175,6 +176,10 @@ void print(const std::vector<Row>& rows) {
          "forward and backward, of all\nlayers; the rest is what the step takes beyond them. "
          "FLOP of the model: 6 a weight of a matrix and token, and\n12 H D a pair of rows that "
          "causal attention compares, of which there are N^2/2 or S^2/2.\n";
+  if (std::ranges::any_of(rows, [](const Row& row) { return row.rest() < 0; })) {
+    std::cout << "A rest below 0: alone the parts ran slower than in the step (small kernels wait "
+                 "for the CPU; a card holds other clocks).\n";
+  }
 }
 
 void bench_train(const Options& options) {

@@ -12,10 +12,11 @@ namespace lighthouse::train {
 struct StepGraphs::Graph {
   Graph(const data::Batch& micro_batch, const std::vector<at::Tensor>& parameters, const Pass& pass)
       : batch{micro_batch.tokens.clone(), micro_batch.targets.clone()} {
+    const c10::cuda::CUDAGuard device(micro_batch.tokens.device());
     // A graph has memory of its own: what earlier passes left cached would lie idle beside it.
     c10::cuda::device_synchronize();
     c10::cuda::CUDACachingAllocator::emptyCache();
-    const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
+    const c10::cuda::CUDAStreamGuard stream(c10::cuda::getStreamFromPool());
     graph.capture_begin();
     result = pass(batch);
     graph.capture_end();

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -388,6 +390,21 @@ def test_a_copy_is_wrapped_on_its_own() -> None:
     assert not torch.equal(loss_and_gradients(copied, tokens)[0], expected)
     unwrap(copied)
     assert torch.equal(loss_and_gradients(model, tokens)[0], expected)
+
+
+def test_a_pickled_model_is_wrapped_where_it_is_loaded(tmp_path: Path) -> None:
+    model, tokens = make_model("Qwen3"), make_tokens()
+    wrap_small(model, "Qwen3")
+    torch.save((model, tokens, loss_and_gradients(model, tokens)[0]), tmp_path / "all.pt")
+    code = """
+import sys, torch
+model, tokens, expected = torch.load(sys.argv[1], weights_only=False)
+assert torch.equal(model(input_ids=tokens, labels=tokens).logits, expected)
+from lighthouse_attention import unwrap
+unwrap(model)
+assert not torch.equal(model(input_ids=tokens).logits, expected)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "all.pt")], check=True)
 
 
 def test_models_of_one_config_do_not_meet() -> None:
