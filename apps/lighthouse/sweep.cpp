@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -54,6 +55,7 @@ struct Axis {
         values.back() += c;
       }
     }
+    check_argument(depth == 0, "--vary is '", text, "', whose brackets do not match");
     for (const std::string& value : values) {
       check_argument(!value.empty(), "--vary is '", text, "', which has an empty value");
     }
@@ -77,11 +79,18 @@ std::string folder_name(const std::vector<Axis>& axes, const std::vector<std::st
   return name;
 }
 
+/// Folders move.
+std::string without_folder(train::Recipe recipe) {
+  recipe.run.out.clear();
+  return recipe.to_toml();
+}
+
 /// Every combination of the axes' values, the last axis fastest. All recipes are read before the
 /// first run begins.
 std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
   std::vector<Point> points(1);
   std::set<std::string> names;
+  std::map<std::string, std::string> recipes;
   for (const Axis& axis : axes) {
     std::vector<Point> longer;
     for (const Point& point : points) {
@@ -102,6 +111,9 @@ std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
     point.recipe.run.out = (fs::path(options.out) / point.name).string();
     check_argument(names.insert(point.name).second, "two runs of the grid have the folder '",
                    point.name, "'; every one must have its own");
+    const auto [same, is_new] = recipes.emplace(without_folder(point.recipe), point.name);
+    check_argument(is_new, "the runs '", same->second, "' and '", point.name,
+                   "' have the same recipe; each must have its own");
   }
   return points;
 }
@@ -111,10 +123,6 @@ std::optional<train::Summary> summary_of(const Point& point) {
   const train::RunFolder folder(point.recipe.run.out);
   if (!fs::exists(folder.summary())) return {};
   const train::Recipe trained = train::Recipe::read(folder.recipe());
-  const auto without_folder = [](train::Recipe recipe) {
-    recipe.run.out.clear();  // folders move
-    return recipe.to_toml();
-  };
   check_argument(without_folder(trained) == without_folder(point.recipe), "the run in '",
                  folder.path().string(),
                  "' was of another recipe; take another --out, or remove it");
@@ -127,21 +135,23 @@ std::string train_point(const Point& point) {
   const train::RunFolder folder(point.recipe.run.out);
   train::Start start;
   start.resume = fs::exists(folder.path());
+  std::string failure;
   int signal = 0;
   try {
     signal = train::train(point.recipe, start, std::cout, isatty(STDOUT_FILENO) == 1);
   } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
+    failure = error.what_without_backtrace();
   } catch (const std::exception& error) {
-    return error.what();
+    failure = error.what();
   }
-  // A signal that came when the run was all but done has let it end.
+  // One that came when the run was all but done has let it end, or fail.
   if (signal == 0) signal = train::StopSignals::received();
   if (signal != 0) {
+    if (!failure.empty()) std::cout << "FAILED: " << failure << '\n';
     std::cout << "stopped; the same command goes on\n";
     throw CLI::RuntimeError(128 + signal);
   }
-  return "";
+  return failure;
 }
 
 void sweep(const Options& options) {
@@ -160,6 +170,7 @@ void sweep(const Options& options) {
   }
   nlohmann::ordered_json runs = nlohmann::ordered_json::array();
   int failed = 0;
+  for (const Point& point : points) summary_of(point);  // what cannot be taken over is said first
   for (size_t i = 0; i < points.size(); ++i) {
     const Point& point = points[i];
     std::cout << "== " << i + 1 << " of " << points.size() << ": " << point.name << '\n';

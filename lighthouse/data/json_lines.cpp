@@ -13,6 +13,8 @@
 namespace lighthouse::data {
 namespace {
 
+constexpr size_t kMostOfAnError = 200;  ///< characters
+
 /// The lines of a file, compressed or not.
 class Lines {
  public:
@@ -85,9 +87,10 @@ void read_json_lines(const std::filesystem::path& path, const std::string& field
     try {
       text = nlohmann::json::parse(line).at(field).get<std::string>();
     } catch (const nlohmann::json::exception& error) {
-      throw std::runtime_error(message("'", path.string(), "', line ", number,
-                                       ", is not a JSON object with a string '", field,
-                                       "' (data.text_field): ", error.what()));
+      // It quotes what it has read, which may be a whole document.
+      throw std::runtime_error(message(
+          "'", path.string(), "', line ", number, ", is not a JSON object with a string '", field,
+          "' (data.text_field): ", std::string(error.what()).substr(0, kMostOfAnError)));
     }
     visit(number, std::move(text));
   }

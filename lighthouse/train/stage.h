@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 
 #include "lighthouse/model/llama.h"
@@ -13,6 +14,9 @@ struct StepPlan {
   int64_t sequences;    ///< of the step
   int64_t context;      ///< tokens of each
   int64_t micro_batch;  ///< sequences at a time
+
+  // NOLINTNEXTLINE(modernize-use-nullptr): takes the 0 that it is compared with for a pointer
+  auto operator<=>(const StepPlan&) const = default;
 };
 
 /// The plan of a stage's step, counted from 0 in the stage. The dense share of the steps is spread

@@ -2,10 +2,10 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
 #include <functional>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "lighthouse/data/loader.h"
 #include "lighthouse/model/llama.h"
@@ -16,9 +16,10 @@ namespace lighthouse::train {
 /// CUDA graphs of the forward and backward pass, one for each kind of step: the GPU gets all of a
 /// pass at once, where it would wait for a CPU that starts small kernels one by one.
 ///
-/// A graph reads and writes memory that stays in place, and keeps that of a pass for itself. What
-/// it was captured from must not change: the model's attention at a kind of step, what it
-/// recomputes, where its parameters lie, and the positions that it has reserved.
+/// A graph reads and writes memory that stays in place, and the graphs together keep that of the
+/// largest pass for themselves. What a graph was captured from must not change: all that the pass
+/// knows but its batch, the model's attention at a kind of step, what it recomputes, where its
+/// parameters lie, and the positions that it has reserved.
 class StepGraphs {
  public:
   /// Gives a scalar, and leaves gradients in the model's parameters, which have none before.
@@ -38,7 +39,7 @@ class StepGraphs {
   struct Graph;
 
   std::vector<at::Tensor> parameters_;
-  std::map<std::array<int64_t, 4>, std::unique_ptr<Graph>> graphs_;  ///< by the kind's fields
+  std::map<StepPlan, std::unique_ptr<Graph>> graphs_;
 };
 
 }  // namespace lighthouse::train

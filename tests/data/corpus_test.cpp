@@ -123,6 +123,8 @@ TEST_F(CorpusTest, NamesTheLineThatIsNotJsonOfTheField) {
         << bad << ": " << error;
     EXPECT_NE(error.find(why), std::string::npos) << bad << ": " << error;
   }
+  const fs::path endless = write("a.jsonl", "{\"text\": \"" + std::string(100000, 'x'));
+  EXPECT_LT(error_of<std::runtime_error>(endless).size(), 500u + endless.string().size());
   gzFile packed = gzopen((root_ / "cut.jsonl.gz").c_str(), "wb");
   for (int i = 0; i < 5000; ++i) gzprintf(packed, "{\"text\": \"%d\"}\n", i * i);
   gzclose(packed);
