@@ -36,12 +36,12 @@ train::Summary summary_of(const std::filesystem::path& folder) {
 
 /// A run's files, as `lighthouse train` and `lighthouse eval` leave them.
 struct Run {
-  RunMetrics metrics;
+  const RunMetrics& metrics;
   train::Summary summary;
   json evaluation;  ///< of `lighthouse eval --json RUN/eval.json`; null where there is none
 
-  Run(RunMetrics measured, const std::filesystem::path& folder)
-      : metrics(std::move(measured)), summary(summary_of(folder)) {
+  Run(const RunMetrics& measured, const std::filesystem::path& folder)
+      : metrics(measured), summary(summary_of(folder)) {
     if (exists(folder / "eval.json")) evaluation = read_json(folder / "eval.json");
   }
 };

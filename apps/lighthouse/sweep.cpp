@@ -170,12 +170,15 @@ void sweep(const Options& options) {
   }
   nlohmann::ordered_json runs = nlohmann::ordered_json::array();
   int failed = 0;
-  for (const Point& point : points) summary_of(point);  // what cannot be taken over is said first
+  // Of what is there already: what cannot be taken over is said before anything runs.
+  std::vector<std::optional<train::Summary>> summaries;
+  summaries.reserve(points.size());
+  for (const Point& point : points) summaries.push_back(summary_of(point));
   for (size_t i = 0; i < points.size(); ++i) {
     const Point& point = points[i];
     std::cout << "== " << i + 1 << " of " << points.size() << ": " << point.name << '\n';
     if (options.dry_run) continue;
-    std::optional<train::Summary> summary = summary_of(point);
+    std::optional<train::Summary>& summary = summaries[i];
     const std::string failure = summary ? "" : train_point(point);
     if (!summary && failure.empty()) summary = summary_of(point);
 

@@ -109,7 +109,7 @@ class Trainer {
   }
 
   void resume(const fs::path& path, bool force);
-  void branch(const fs::path& path);
+  void branch(const fs::path& path, const Checkpoint& checkpoint);
   int run();
 
  private:
@@ -186,8 +186,7 @@ void Trainer::resume(const fs::path& path, bool force) {
 }
 
 /// The other run's metrics up to there are this one's too.
-void Trainer::branch(const fs::path& path) {
-  const Checkpoint checkpoint = read_checkpoint(path);
+void Trainer::branch(const fs::path& path, const Checkpoint& checkpoint) {
   const std::vector<std::string> changed = branch_changes(recipe_, checkpoint);
   restore_from(checkpoint);
   const RunFolder other(fs::absolute(path / "").parent_path().parent_path().parent_path());
@@ -382,8 +381,11 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
   recipe.validate();
   const RunFolder folder(recipe.run.out);
   const bool resume = !starting_point(folder, start).empty() || start.branch;
-  // What cannot be branched from leaves no folder behind.
-  if (start.branch) branch_changes(recipe, read_checkpoint(*start.branch));
+  std::optional<Checkpoint> begin;
+  if (start.branch) {
+    begin = read_checkpoint(*start.branch);
+    branch_changes(recipe, *begin);  // what cannot be branched from leaves no folder behind
+  }
   std::optional<io::Lock> lock;  // outlives the trainer, whose end waits for the checkpoint
   Trainer trainer(recipe, folder, resume, out, terminal);
 
@@ -400,7 +402,8 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
       out << "there is no checkpoint yet: the run begins again\n";
     }
   }
-  if (start.branch) trainer.branch(*start.branch);
+  if (begin) trainer.branch(*start.branch, *begin);
+  begin.reset();  // a whole model and its optimizer
   io::write_atomically(folder.recipe(), recipe.to_toml());
   return trainer.run();
 }
