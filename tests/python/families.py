@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from conftest import SMALL
+from lighthouse_attention import wrap
 
 DEVICE = torch.device(os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu"))
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -140,3 +141,7 @@ def by_hand(model: PreTrainedModel, layers: list[int]) -> Iterator[PreTrainedMod
         model.set_attn_implementation("sdpa")
         for handle in handles:
             handle.remove()
+
+
+def wrap_small(model: nn.Module, family: str = "Llama", **options: Any) -> Any:
+    return wrap(model, SMALL, FAMILIES[family][1], **options)

@@ -1,0 +1,245 @@
+// What is done with runs, by the program's verbs.
+
+#include "tests/train/process.h"
+
+namespace lighthouse::train {
+namespace {
+
+using VerbsTest = ProcessTest;
+
+TEST_F(VerbsTest, EvalMeasuresARun) {
+  finish("run", false);
+  const auto eval = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all{"eval", folder / "run"};
+    all.insert(all.end(), more.begin(), more.end());
+    return Program(all, folder / "output").wait();
+  };
+  ASSERT_EQ(eval({"--sequences", "1", "--json", folder / "eval.json"}), 0)
+      << io::read_file(folder / "output");
+  const auto json = nlohmann::json::parse(io::read_file(folder / "eval.json"));
+  // The context of the Lighthouse stage: longer than that of the last stage.
+  EXPECT_NE(json.at("held_out_dense"), json.at("held_out_as_trained"));
+  EXPECT_LT(json.at("held_out_dense"), 5);
+  EXPECT_GT(json.at("token_frequency"), 2);
+  EXPECT_GE(json.at("by_position_dense").size(), 2u);
+  EXPECT_EQ(json.at("by_position_as_trained").size(), json.at("by_position_dense").size());
+  ASSERT_EQ(json.at("leak_dense").size(), 5u);
+  ASSERT_EQ(json.at("leak_as_trained").size(), 5u);
+  for (const auto& bin : json.at("leak_dense")) EXPECT_EQ(bin.at("mean"), 0);
+  EXPECT_NE(json.at("leak_as_trained")[0].at("mean"), 0);
+  EXPECT_EQ(json.at("leak_as_trained")[1].at("first"), 2);
+  EXPECT_EQ(json.at("leak_as_trained")[1].at("last"), 4);
+
+  EXPECT_EQ(eval({"--checkpoint", folder / "text"}), 2);
+  write_text(folder / "text", 2);
+  EXPECT_EQ(eval({}), 2);
+  EXPECT_NE(io::read_file(folder / "output").find("fingerprint"), std::string::npos);
+}
+
+TEST_F(VerbsTest, PlansAndTimesARunWithoutItsText) {
+  fs::remove(folder / "text");
+  const auto said_by = [&](std::vector<std::string> words) {
+    words.insert(words.end(), {folder / "recipe.toml", "--threads", "2"});
+    const int status = Program(words, folder / "output").wait();
+    std::string said = io::read_file(folder / "output");
+    EXPECT_EQ(status, 0) << said;
+    return said;
+  };
+  const std::string plan = said_by({"plan"});
+  EXPECT_NE(plan.find("All stages: "), std::string::npos) << plan;
+  EXPECT_NE(plan.find("yes"), std::string::npos) << plan;
+  const std::string timed = said_by({"bench", "train", "--steps", "1"});
+  EXPECT_NE(timed.find("ktok/s"), std::string::npos) << timed;
+}
+
+TEST_F(VerbsTest, PasskeyMakesATableAndAHeatMap) {
+  finish("run", false);
+  const auto passkey = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all{"passkey", folder / "run", "--trials", "2"};
+    all.insert(all.end(), more.begin(), more.end());
+    return Program(all, folder / "output").wait();
+  };
+  ASSERT_EQ(passkey({"--contexts", "64,256", "--depths", "0,50,100", "--json", folder / "p.json",
+                     "--svg", folder / "p.svg"}),
+            0)
+      << io::read_file(folder / "output");
+  const auto json = nlohmann::json::parse(io::read_file(folder / "p.json"));
+  ASSERT_EQ(json.at("cells").size(), 6u);
+  int64_t found = 0;
+  for (const auto& cell : json.at("cells")) found += cell.at("found").get<int64_t>();
+  EXPECT_DOUBLE_EQ(json.at("share").get<double>(), static_cast<double>(found) / 12);
+  EXPECT_NE(io::read_file(folder / "p.svg").find("depth, %"), std::string::npos);
+  // What cannot be done is refused before the rest is.
+  EXPECT_EQ(passkey({"--contexts", "64,20"}), 2);
+  EXPECT_NE(io::read_file(folder / "output").find("context is 20 tokens"), std::string::npos);
+  EXPECT_EQ(io::read_file(folder / "output").find("context 64"), std::string::npos);
+  const std::vector<std::pair<fs::path, std::string>> bad{
+      {folder / "none/p.json", "which cannot be written: '" + (folder / "none").string()},
+      {folder / "run", "a folder; it must be a file"},
+      {"", "it must be a file"}};
+  for (const auto& [file, why] : bad) {
+    EXPECT_EQ(passkey({"--json", file}), 2);
+    const std::string said = io::read_file(folder / "output");
+    EXPECT_NE(said.find("--json: is '" + file.string()), std::string::npos) << said;
+    EXPECT_NE(said.find(why), std::string::npos) << said;
+    EXPECT_EQ(said.find("context"), std::string::npos) << said;
+  }
+}
+
+TEST_F(VerbsTest, SweepsAGridAndGoesOnWhereItStopped) {
+  const auto sweep = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all{
+        "sweep", folder / "recipe.toml",    "--threads", "2",
+        "--out", folder / "grid",           "--set",     "stage.dense.steps=2",
+        "--set", "stage.lighthouse.steps=3"};
+    all.insert(all.end(), more.begin(), more.end());
+    return Program(all, folder / "output").wait();
+  };
+  const auto said = [&] { return io::read_file(folder / "output"); };
+  const std::vector<std::string> axes{"--vary", "stage.lighthouse.budget=4,8", "--vary",
+                                      "optimizer.lr=1e-3,1e30"};
+  ASSERT_EQ(sweep(axes), 0) << said();
+  const auto all = nlohmann::json::parse(io::read_file(folder / "grid/sweep.json"));
+  ASSERT_EQ(all.size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(all[i].at("stage.lighthouse.budget"), i < 2 ? "4" : "8");
+    EXPECT_EQ(all[i].at("optimizer.lr"), i % 2 == 0 ? "1e-3" : "1e30");
+    const RunFolder run(folder / "grid" / all[i].at("run").get<std::string>());
+    const auto summary = nlohmann::json::parse(io::read_file(run.summary()));
+    EXPECT_EQ(all[i].at("dense_loss"), summary.at("stages")[1].at("dense_loss_after"));
+  }
+  EXPECT_NE(said().find("held-out loss, dense"), std::string::npos);
+
+  // What is there stays; what was cut off ends with the same bits.
+  const fs::path kept = folder / "grid" / all[0].at("run").get<std::string>();
+  const fs::path cut = folder / "grid" / all[2].at("run").get<std::string>();
+  const auto written = fs::last_write_time(kept / "metrics.jsonl");
+  fs::remove(cut / "summary.json");
+  fs::remove_all(Checkpoints(cut / "checkpoints").list().back());
+  ASSERT_EQ(sweep(axes), 0) << said();
+  EXPECT_EQ(fs::last_write_time(kept / "metrics.jsonl"), written);
+  EXPECT_NE(said().find("resumed after step 4"), std::string::npos) << said();
+  const auto again = nlohmann::json::parse(io::read_file(folder / "grid/sweep.json"));
+  EXPECT_EQ(again[2].at("dense_loss"), all[2].at("dense_loss"));
+
+  // A run that fails does not keep the others from theirs.
+  EXPECT_EQ(sweep({"--vary", "optimizer.max_skipped_steps=0,1", "--vary", "run.seed=3", "--set",
+                   "optimizer.lr=1e30", "--set", "optimizer.warmup_steps=0", "--set",
+                   "optimizer.weight_decay=0"}),
+            1)
+      << said();
+  EXPECT_NE(said().find("FAILED: step "), std::string::npos) << said();
+  EXPECT_NE(said().find("of 2 runs failed"), std::string::npos) << said();
+  EXPECT_EQ(sweep({"--vary", "run.seed=3,3"}), 2);
+  EXPECT_NE(said().find("two runs of the grid have the folder 'run.seed=3'"), std::string::npos);
+  auto elsewhere = axes;
+  elsewhere.insert(elsewhere.end(), {"--set", "run.eval_sequences=2"});
+  EXPECT_EQ(sweep(elsewhere), 2);
+
+  EXPECT_EQ(sweep({"--vary", "optimizer.lr"}), 2);
+  EXPECT_NE(said().find("--vary is 'optimizer.lr'; it must be KEY=A,B"), std::string::npos);
+  EXPECT_EQ(sweep({"--vary", "run.out=a,b"}), 2);
+  EXPECT_NE(said().find("the runs' folders are in --out"), std::string::npos) << said();
+  EXPECT_EQ(sweep({"--vary", "run.seed=1", "--vary", "run.seed=2"}), 2);
+  EXPECT_NE(said().find("--vary has run.seed twice"), std::string::npos) << said();
+  EXPECT_EQ(sweep({"--vary", "stage.0.steps=1,2", "--vary", "stage.lighthouse.steps=3"}), 2);
+  EXPECT_NE(said().find("the runs 'stage.0.steps=1_stage.lighthouse.steps=3' and 'stage.0.steps=2"),
+            std::string::npos)
+      << said();
+  EXPECT_EQ(sweep({"--vary", "stage.lighthouse.dense_layers=[0,[1]"}), 2);
+  EXPECT_NE(said().find("whose brackets do not match"), std::string::npos) << said();
+  EXPECT_EQ(sweep({"--dry-run", "--vary", "stage.lighthouse.dense_layers=[0],[0,1],[]"}), 0)
+      << said();
+  EXPECT_NE(said().find("2 of 3: stage.lighthouse.dense_layers=[0,1]\n"), std::string::npos)
+      << said();
+  EXPECT_EQ(sweep({"--vary", "optimizer.lr=1e-3,-1"}), 2);
+  EXPECT_NE(said().find("optimizer.lr is -1"), std::string::npos) << said();
+  auto other = axes;
+  other.insert(other.end(), {"--set", "run.seed=9"});
+  EXPECT_EQ(sweep(other), 2);
+  EXPECT_NE(said().find("was of another recipe; take another --out"), std::string::npos) << said();
+  fs::resize_file(kept / "summary.json", 20);
+  EXPECT_EQ(sweep(axes), 2);
+  EXPECT_NE(said().find((kept / "summary.json").string() + "' is not the summary of a run"),
+            std::string::npos)
+      << said();
+}
+
+/// The run that it comes in ends; the next does not begin.
+TEST_F(VerbsTest, ASignalAfterTheLastStepOfARunEndsTheSweep) {
+  Program sweep(
+      {"sweep", folder / "recipe.toml", "--threads", "2", "--out", folder / "grid", "--vary",
+       "run.seed=1,2", "--set", "run.eval_every_steps=0", "--set", "run.eval_sequences=20"},
+      folder / "output");
+  wait_for_lines(sweep, "grid/run.seed=1", 22 + 3);  // steps, and evaluations but the last
+  sweep.kill(SIGINT);
+  const int status = sweep.wait();  // -1: it came between the two runs
+  EXPECT_TRUE(status == 128 + SIGINT || status == -1) << status;
+  EXPECT_FALSE(fs::exists(RunFolder(folder / "grid/run.seed=2").summary()));
+}
+
+/// Runs that have ended and one that has not.
+TEST_F(VerbsTest, PlotsAnyNumberOfRuns) {
+  finish("first", false);
+  finish("second", false);
+  const fs::path cut = RunFolder(folder / "second").metrics();
+  std::ofstream(cut, std::ios::app)
+      << R"({"kind":"skip","step":23,"stage":"dense","why":"x"})" << '\n';
+  fs::remove(RunFolder(folder / "second").summary());
+  const auto run = [&](const std::vector<std::string>& all) {
+    return Program(all, folder / "output").wait();
+  };
+  ASSERT_EQ(run({"plot", folder / "first", folder / "second", "--svg", folder / "runs.svg"}), 0)
+      << io::read_file(folder / "output");
+  const std::string picture = io::read_file(folder / "runs.svg");
+  for (const char* part : {"first, held-out, dense", "second, held-out, dense", "million tokens",
+                           "seconds of training", "memory, GiB", "stroke-dasharray", "</svg>"}) {
+    EXPECT_NE(picture.find(part), std::string::npos) << part;
+  }
+  EXPECT_EQ(picture.find("nan"), std::string::npos);
+  EXPECT_EQ(run({"plot", folder / "none", "--svg", folder / "none.svg"}), 2);
+  EXPECT_NE(io::read_file(folder / "output").find("RUN is '" + (folder / "none").string()),
+            std::string::npos);
+  EXPECT_FALSE(fs::exists(folder / "none.svg"));
+
+  // A folder's name says which run, and where it does not, its path.
+  fs::create_directories(folder / "other");
+  fs::copy(folder / "first", folder / "other/first", fs::copy_options::recursive);
+  const std::string twin = folder / "other/first";
+  ASSERT_EQ(run({"plot", (folder / "second/.").string(), folder / "first", twin, "--svg",
+                 folder / "runs.svg"}),
+            0);
+  const std::string named = io::read_file(folder / "runs.svg");
+  for (const std::string& name : {std::string("second"), (folder / "first").string(), twin}) {
+    EXPECT_NE(named.find(">" + name + ", held-out"), std::string::npos) << name;
+  }
+}
+
+TEST_F(VerbsTest, ComparesRunsThatHaveEnded) {
+  finish("first", false);
+  finish("second", false);
+  const auto compare = [&] {
+    return Program({"compare", folder / "first", folder / "second", "--svg", folder / "c.svg"},
+                   folder / "output")
+        .wait();
+  };
+  const auto said = [&] { return io::read_file(folder / "output"); };
+  ASSERT_EQ(compare(), 0) << said();
+  EXPECT_NE(said().find("ends with a held-out loss that is the same to three digits"),
+            std::string::npos)
+      << said();
+  EXPECT_TRUE(fs::exists(folder / "c.svg"));
+  const fs::path summary = RunFolder(folder / "second").summary();
+  fs::resize_file(summary, fs::file_size(summary) - 10);
+  EXPECT_EQ(compare(), 2);
+  EXPECT_NE(said().find(summary.string() + "' is not the summary of a run: "), std::string::npos)
+      << said();
+  fs::remove(summary);
+  EXPECT_EQ(compare(), 2);
+  EXPECT_NE(said().find("RUN is '" + (folder / "second").string() + "', which has no summary.json"),
+            std::string::npos)
+      << said();
+}
+
+}  // namespace
+}  // namespace lighthouse::train
