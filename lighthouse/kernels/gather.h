@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lighthouse/kernels/pieces.h"
 #include "lighthouse/kernels/stream.h"
 #include "lighthouse/kernels/tensor_view.h"
 
@@ -22,9 +23,18 @@ struct Gather {
   Rows<T> gathered_v;   ///< (B, G, S, D)
 };
 
+/// Gradients of q, k and v from attention inside pieces, a segment each as its stock backward gives
+/// them: (B * pieces, H or G, length, D).
+template <class T>
+struct NearGradients {
+  Pieces pieces;  ///< none by default: there is nothing to add
+  PieceRows<const T> q, k, v;
+};
+
 /// The adjoint of the gather stage and of the pooling before it: a token's gradient is the sum of
-/// the gradients of the rows whose windows hold it, each divided by the number of its tokens.
-/// At most L terms, coarse to fine, in float32; each element is written once.
+/// the gradients of the rows whose windows hold it, each divided by the number of its tokens, and,
+/// where there are pieces, of its gradient from these. At most L + 1 terms, coarse to fine and the
+/// pieces' last, in float32; each element is written once.
 template <class T>
 struct GatherBackward {
   Geometry geometry;
@@ -36,6 +46,8 @@ struct GatherBackward {
   Rows<T> grad_q;                 ///< (B, H, N, D)
   Rows<T> grad_k;                 ///< (B, G, N, D)
   Rows<T> grad_v;                 ///< (B, G, N, D)
+  /// A row may be the one of grad_q, grad_k or grad_v that it is added to.
+  NearGradients<T> near = {};
 };
 
 namespace cpu {
