@@ -3,7 +3,7 @@
     python examples/pretrain.py --out runs/pretrained --context 1024
     python examples/extend.py runs/pretrained --out runs/extended --context 4096
 
-Any decoder that wrap knows will do; without a tokenizer beside it, its tokens are taken for bytes.
+Any decoder that wrap supports will do. If the checkpoint has no tokenizer, the text is read as bytes.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A model of one's own and a plain PyTorch loop, in two stages: the operator alone, without transformers."""
+"""Trains a custom model in a plain PyTorch loop, in two stages, with the operator alone: transformers is not needed."""
 
 import argparse
 import math
@@ -48,7 +48,7 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(Block(config if 0 < i < LAYERS - 1 else None) for i in range(LAYERS))
 
     def forward(self, tokens: Tensor, dense: bool) -> Tensor:
-        """The mean loss of the next token."""
+        """The mean loss of the next token, in nats."""
         size = WIDTH // HEADS
         angles = torch.arange(tokens.shape[1])[:, None] * 10000.0 ** -torch.arange(0, 1, 2 / size)
         rotation = torch.polar(torch.ones_like(angles), angles).to(tokens.device)
@@ -73,7 +73,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), we
 
 @torch.no_grad()
 def held_out_loss() -> float:
-    """Dense: what the model is worth without Lighthouse."""
+    """With dense attention: the loss that counts."""
     model.eval()
     loss = model(held_out[:2], dense=True).item()
     model.train()

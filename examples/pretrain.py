@@ -2,7 +2,7 @@
 
     python examples/pretrain.py --out runs/pretrained
 
-Minutes on a CPU. What it saves is an ordinary dense Llama.
+It takes minutes on a CPU and saves an ordinary dense Llama.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Text of this machine as rows of tokens: the Python files below a folder, by default PyTorch's own."""
+"""Rows of tokens from the Python files below a folder, by default those of PyTorch."""
 
 import pathlib
 from collections.abc import Callable, Iterable
@@ -13,9 +13,9 @@ def read_rows(
     limit: int = 8_000_000,
     encode: Callable[[str], Iterable[int]] = lambda text: text.encode(),
 ) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows held out, (rows, tokens) each, in an order that is the same every time.
+    """Returns training rows and held-out rows, each (rows, tokens), in the same order every time.
 
-    Every tenth file is held out. Files follow one another without a mark; after so many characters reading stops.
+    Every tenth file is held out. Files follow one another without a separator. Reading stops after `limit` bytes.
     """
     files = sorted(pathlib.Path(folder or pathlib.Path(torch.__file__).parent).rglob("*.py"))
     parts: tuple[list[int], list[int]] = ([], [])
