@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 namespace lighthouse {
 
@@ -65,6 +66,14 @@ struct Accumulator<double> {
 };
 template <class T>
 using accumulator_t = typename Accumulator<T>::type;
+
+/// The largest finite value of T.
+template <class T>
+inline constexpr accumulator_t<T> kLargest = std::numeric_limits<accumulator_t<T>>::max();
+template <>
+inline constexpr float kLargest<BFloat16> = 0x1.fep127f;
+template <>
+inline constexpr float kLargest<Float16> = 65504.0f;
 
 /// Expands `macro(type)` for every storage type of the kernels.
 #define LIGHTHOUSE_FOR_EACH_TYPE(macro) \

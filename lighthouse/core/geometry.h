@@ -63,6 +63,22 @@ struct Geometry {
     return begin >= tokens ? 0 : smaller(window[level], tokens - begin);
   }
 
+  /// The entry of a level that position j hears, or -1: the one whose window ends at j or last
+  /// before. 31 bits hold any j + 1, and division is several times faster in 32 bits than in 64.
+  LIGHTHOUSE_HOST_DEVICE int64_t heard(int64_t level, int64_t position) const {
+    return static_cast<int64_t>(static_cast<uint32_t>(position + 1) /
+                                static_cast<uint32_t>(window[level])) -
+           1;
+  }
+  /// The first position that hears (level, index), and how many below N do.
+  LIGHTHOUSE_HOST_DEVICE int64_t first_hearer(int64_t level, int64_t index) const {
+    return (index + 1) * window[level] - 1;
+  }
+  LIGHTHOUSE_HOST_DEVICE int64_t hearers(int64_t level, int64_t index) const {
+    const int64_t begin = first_hearer(level, index);
+    return begin >= tokens ? 0 : smaller(window[level], tokens - begin);
+  }
+
   /// First root, and first row, of tile t; t = T gives the ends.
   LIGHTHOUSE_HOST_DEVICE int64_t tile_root(int64_t tile) const { return roots * tile / tiles; }
   LIGHTHOUSE_HOST_DEVICE int64_t tile_row(int64_t tile) const {
@@ -115,6 +131,13 @@ LIGHTHOUSE_HOST_DEVICE inline int64_t row_of(const Geometry& geometry, const Slo
   const auto pooling = static_cast<uint32_t>(geometry.pooling);
   const Slot parent = slots[geometry.coarse(1, child / pooling)];
   return is_refined(parent) ? slot_row(parent) - pooling + child % pooling : -1;
+}
+
+/// The row that a position hears of a level, or -1 where it hears none.
+LIGHTHOUSE_HOST_DEVICE inline int64_t heard_row(const Geometry& geometry, const Slot* slots,
+                                                int64_t level, int64_t position) {
+  const int64_t index = geometry.heard(level, position);
+  return index < 0 ? -1 : row_of(geometry, slots, level, index);
 }
 
 }  // namespace lighthouse

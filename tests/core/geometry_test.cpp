@@ -52,6 +52,27 @@ TEST(Geometry, AgreesWithTheOracle) {
   }
 }
 
+TEST(Geometry, APositionHearsTheWindowThatEndedLast) {
+  Random random(4);
+  for (int i = 0; i < 100; ++i) {
+    const Case c = random_case(random);
+    SCOPED_TRACE(::testing::PrintToString(c));
+    const Geometry g(c.tokens, c.config);
+    for (int64_t l = 0; l < g.levels; ++l) {
+      int64_t ended = -1;
+      std::vector<int64_t> hearers(g.entries(l));
+      for (int64_t j = 0; j < g.tokens; ++j) {
+        while ((ended + 2) * g.window[l] <= j + 1) ++ended;
+        EXPECT_EQ(g.heard(l, j), ended);
+        if (ended < 0) continue;
+        EXPECT_EQ(j, g.first_hearer(l, ended) + hearers[ended]);
+        ++hearers[ended];
+      }
+      for (int64_t k = 0; k < g.entries(l); ++k) EXPECT_EQ(g.hearers(l, k), hearers[k]);
+    }
+  }
+}
+
 TEST(Geometry, SlotsGiveTheRowOfEveryEntry) {
   Random random(3);
   for (int i = 0; i < 100; ++i) {

@@ -1,5 +1,8 @@
 #include "lighthouse/kernels/gather.h"
 
+#include <functional>
+#include <optional>
+
 #include "tests/kernels/support.h"
 
 namespace lighthouse::testing {
@@ -31,17 +34,16 @@ TYPED_TEST(Gather, AgreesWithTheOracle) {
     Strided<T> gathered_q(random, {c.batch, c.heads, g.rows, c.dim});
     Strided<T> gathered_k(random, {c.batch, c.groups, g.rows, c.dim});
     Strided<T> gathered_v(random, {c.batch, c.groups, g.rows, c.dim});
-    const lighthouse::Gather<T> args{g,
-                                     shape_of(c),
-                                     q.const_rows(),
-                                     k.const_rows(),
-                                     v.const_rows(),
-                                     root_rows.data(),
-                                     row_ids.data(),
-                                     gathered_q.rows(),
-                                     gathered_k.rows(),
-                                     gathered_v.rows()};
-    run(random, args);
+    run(random, lighthouse::Gather<T>{.geometry = g,
+                                      .shape = shape_of(c),
+                                      .q = q.const_rows(),
+                                      .k = k.const_rows(),
+                                      .v = v.const_rows(),
+                                      .roots = root_rows.data(),
+                                      .rows = row_ids.data(),
+                                      .gathered_q = gathered_q.rows(),
+                                      .gathered_k = gathered_k.rows(),
+                                      .gathered_v = gathered_v.rows()});
 
     int64_t column = 0;
     for (const auto& [from, to] : {std::pair(&x.q, &gathered_q), std::pair(&x.k, &gathered_k),
@@ -81,48 +83,122 @@ TYPED_TEST(Gather, CopiesTokensBitForBit) {
   const Buffer<int32_t> rows(all);
   const Rows<const T> in = from.const_rows();
   const Rows<T> out = to.rows();
-  run(random,
-      lighthouse::Gather<T>{g, shape_of(c), in, in, in, nullptr, rows.data(), out, out, out});
+  run(random, lighthouse::Gather<T>{.geometry = g,
+                                    .shape = shape_of(c),
+                                    .q = in,
+                                    .k = in,
+                                    .v = in,
+                                    .roots = nullptr,
+                                    .rows = rows.data(),
+                                    .gathered_q = out,
+                                    .gathered_k = out,
+                                    .gathered_v = out});
   EXPECT_TRUE(equal(to.array(), x));
 }
+
+/// What the backward pass of gather is run on.
+template <class T>
+struct BackwardProblem {
+  Case c;
+  Geometry g;
+  oracle::Maps maps;
+  oracle::Qkv grad;  ///< of the gathered rows
+
+  explicit BackwardProblem(Random& random)
+      : c(kernel_case(random)),
+        g(c.tokens, c.config),
+        maps(random_maps(random, c)),
+        grad{rows_of(random, c.heads), rows_of(random, c.groups), rows_of(random, c.groups)} {}
+
+  Array adjoint(const Array& of_rows) const {
+    return oracle::gather_adjoint(of_rows, maps.rows, c.tokens, c.config);
+  }
+
+  /// Runs the kernel; to pieces' gradients, of the shapes of q, k and v, where there are any.
+  oracle::Qkv run(Random& random, const Pieces& pieces = {}, const oracle::Qkv& near = {},
+                  bool in_place = false) const {
+    const Buffer<Slot> slots(to_vector<Slot>(maps.slots));
+    const Strided<T> gathered_q(random, grad.q);
+    const Strided<T> gathered_k(random, grad.k);
+    const Strided<T> gathered_v(random, grad.v);
+    const bool adds = pieces.tokens > 0;
+    Strided<T> grad_q = in_place ? Strided<T>(random, near.q) : Strided<T>(random, c.q_shape());
+    Strided<T> grad_k = in_place ? Strided<T>(random, near.k) : Strided<T>(random, c.kv_shape());
+    Strided<T> grad_v = in_place ? Strided<T>(random, near.v) : Strided<T>(random, c.kv_shape());
+    GatherBackward<T> args{.geometry = g,
+                           .shape = shape_of(c),
+                           .grad_gathered_q = gathered_q.const_rows(),
+                           .grad_gathered_k = gathered_k.const_rows(),
+                           .grad_gathered_v = gathered_v.const_rows(),
+                           .slots = slots.data(),
+                           .grad_q = grad_q.rows(),
+                           .grad_k = grad_k.rows(),
+                           .grad_v = grad_v.rows()};
+    std::optional<Segments<T>> near_q, near_k, near_v;
+    if (in_place) {
+      args.near.pieces = pieces;
+      args.near.q.segment[Pieces::kWhole] = grad_q.const_rows();
+      args.near.k.segment[Pieces::kWhole] = grad_k.const_rows();
+      args.near.v.segment[Pieces::kWhole] = grad_v.const_rows();
+    } else if (adds) {
+      near_q.emplace(random, pieces, near.q);
+      near_k.emplace(random, pieces, near.k);
+      near_v.emplace(random, pieces, near.v);
+      args.near = {pieces, near_q->const_rows(), near_k->const_rows(), near_v->const_rows()};
+    }
+    testing::run(random, args);
+    return {grad_q.array(), grad_k.array(), grad_v.array()};
+  }
+
+ private:
+  Array rows_of(Random& random, int64_t heads) const {
+    return rounded<T>(normals(random, {c.batch, heads, g.rows, c.dim}));
+  }
+};
 
 TYPED_TEST(Gather, BackwardAgreesWithTheOracle) {
   using T = TypeParam;
   Random random(32);
   for (int i = 0; i < 100; ++i) {
-    const Case c = kernel_case(random);
-    SCOPED_TRACE(::testing::PrintToString(c));
-    const Geometry g(c.tokens, c.config);
-    const oracle::Maps maps = random_maps(random, c);
-    const Buffer<Slot> slots(to_vector<Slot>(maps.slots));
-    const auto grad_of = [&](int64_t heads) {
-      return rounded<T>(normals(random, {c.batch, heads, g.rows, c.dim}));
-    };
-    const oracle::Qkv grad{grad_of(c.heads), grad_of(c.groups), grad_of(c.groups)};
-    const Strided<T> gathered_q(random, grad.q);
-    const Strided<T> gathered_k(random, grad.k);
-    const Strided<T> gathered_v(random, grad.v);
-    Strided<T> grad_q(random, c.q_shape());
-    Strided<T> grad_k(random, c.kv_shape());
-    Strided<T> grad_v(random, c.kv_shape());
-    const GatherBackward<T> args{g,
-                                 shape_of(c),
-                                 gathered_q.const_rows(),
-                                 gathered_k.const_rows(),
-                                 gathered_v.const_rows(),
-                                 slots.data(),
-                                 grad_q.rows(),
-                                 grad_k.rows(),
-                                 grad_v.rows()};
-    run(random, args);
-    for (const auto& [from, to] :
-         {std::pair(&grad.q, &grad_q), std::pair(&grad.k, &grad_k), std::pair(&grad.v, &grad_v)}) {
-      const auto adjoint = [&](const Array& array) {
-        return oracle::gather_adjoint(array, maps.rows, c.tokens, c.config);
-      };
-      EXPECT_TRUE(within(to->array(), adjoint(*from),
-                         linear_budget(adjoint(absolute(*from)), g.levels, rounding<T>())));
+    const BackwardProblem<T> x(random);
+    SCOPED_TRACE(::testing::PrintToString(x.c));
+    const oracle::Qkv actual = x.run(random);
+    for (const auto& [of_rows, of_tokens] :
+         {std::pair(&x.grad.q, &actual.q), std::pair(&x.grad.k, &actual.k),
+          std::pair(&x.grad.v, &actual.v)}) {
+      EXPECT_TRUE(within(*of_tokens, x.adjoint(*of_rows),
+                         linear_budget(x.adjoint(absolute(*of_rows)), x.g.levels, rounding<T>())));
     }
+  }
+}
+
+TYPED_TEST(Gather, BackwardAddsToTheGradientsOfPieces) {
+  using T = TypeParam;
+  Random random(33);
+  for (int i = 0; i < 40; ++i) {
+    const BackwardProblem<T> x(random);
+    SCOPED_TRACE(::testing::PrintToString(x.c));
+    const oracle::Qkv near{rounded<T>(normals(random, x.c.q_shape())),
+                           rounded<T>(normals(random, x.c.kv_shape())),
+                           rounded<T>(normals(random, x.c.kv_shape()))};
+    const oracle::Qkv actual = x.run(random, random_pieces(random, x.c.tokens), near);
+    const auto sum = [](Array a, const Array& b) {
+      std::transform(a.values.begin(), a.values.end(), b.values.begin(), a.values.begin(),
+                     std::plus<>());
+      return a;
+    };
+    for (const auto& [of_rows, of_near, of_tokens] :
+         {std::tuple(&x.grad.q, &near.q, &actual.q), std::tuple(&x.grad.k, &near.k, &actual.k),
+          std::tuple(&x.grad.v, &near.v, &actual.v)}) {
+      EXPECT_TRUE(within(*of_tokens, sum(x.adjoint(*of_rows), *of_near),
+                         linear_budget(sum(x.adjoint(absolute(*of_rows)), absolute(*of_near)),
+                                       x.g.levels + 1, rounding<T>())));
+    }
+    const oracle::Qkv in_place =
+        x.run(random, Pieces(x.c.tokens, x.c.tokens, 0), near, /*in_place=*/true);
+    EXPECT_TRUE(equal(in_place.q, actual.q));
+    EXPECT_TRUE(equal(in_place.k, actual.k));
+    EXPECT_TRUE(equal(in_place.v, actual.v));
   }
 }
 

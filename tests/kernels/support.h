@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "lighthouse/core/dtype.h"
 #include "lighthouse/kernels/gather.h"
+#include "lighthouse/kernels/merge.h"
 #include "lighthouse/kernels/scatter.h"
 #include "lighthouse/kernels/score.h"
 #include "lighthouse/kernels/select.h"
@@ -142,6 +144,41 @@ class Strided {
   Rows<T> rows_;
 };
 
+/// A (B, H, N, D) array cut into pieces: a Strided for each segment.
+template <class T>
+class Segments {
+ public:
+  Segments(Random& random, const Pieces& pieces, const Array& array) {
+    for (const auto segment : {Pieces::kWhole, Pieces::kFirst, Pieces::kLast}) {
+      const auto [begin, count, length] = pieces.range(segment);
+      if (count == 0) continue;
+      Array cut({array.size(0) * count, array.size(1), length, array.size(3)});
+      for (int64_t i = 0; i < cut.size(0); ++i)
+        for (int64_t h = 0; h < cut.size(1); ++h)
+          for (int64_t j = 0; j < length; ++j)
+            for (int64_t d = 0; d < cut.size(3); ++d)
+              cut(i, h, j, d) = array(i / count, h, begin + i % count * length + j, d);
+      segments_[segment] = std::make_unique<Strided<T>>(random, cut);
+    }
+  }
+
+  PieceRows<const T> const_rows() const {
+    PieceRows<const T> rows;
+    for (int i = 0; i < Pieces::kSegments; ++i)
+      if (segments_[i]) rows.segment[i] = segments_[i]->const_rows();
+    return rows;
+  }
+
+ private:
+  std::unique_ptr<Strided<T>> segments_[Pieces::kSegments];
+};
+
+/// Pieces of any length, in half of the cases shifted; some longer than the sequence.
+inline Pieces random_pieces(Random& random, int64_t tokens) {
+  const int64_t length = draw(random, 1, tokens + 3);
+  return {tokens, length, draw(random, 0, 1) != 0 ? draw(random, 0, length - 1) : 0};
+}
+
 /// Calls kernel(begin, end) for pieces of [0, items) in an order drawn at random: work items must
 /// not depend on each other.
 template <class Kernel>
@@ -155,70 +192,56 @@ void in_pieces(Random& random, int64_t items, const Kernel& kernel) {
   for (const size_t i : order) kernel(cuts[i], cuts[i + 1]);
 }
 
+/// Runs a stage's kernel: here, over all of its work items.
 #ifdef LIGHTHOUSE_TEST_CUDA
-/// Runs a stage's kernel.
-template <class T>
-void run(Random& /*random*/, const Score<T>& args) {
-  const Buffer<uint8_t> workspace(cuda::score_workspace_bytes(args), 0xa5);
-  cuda::score(args, workspace.data(), nullptr);
-}
-inline void run(Random& /*random*/, const PoolScores& args) { cuda::pool_scores(args, nullptr); }
-inline void run(Random& /*random*/, const Select& args) {
-  const Buffer<uint8_t> workspace(cuda::select_workspace_bytes(args.geometry, args.shape), 0xa5);
-  cuda::select(args, workspace.data(), nullptr);
-}
-template <class T>
-void run(Random& /*random*/, const Gather<T>& args) {
-  cuda::gather(args, nullptr);
-}
-template <class T>
-void run(Random& /*random*/, const GatherBackward<T>& args) {
-  cuda::gather_backward(args, nullptr);
-}
-template <class T>
-void run(Random& /*random*/, const Scatter<T>& args) {
-  cuda::scatter(args, nullptr);
-}
-template <class T>
-void run(Random& /*random*/, const ScatterBackward<T>& args) {
-  cuda::scatter_backward(args, nullptr);
-}
+#define LIGHTHOUSE_RUN(kernel, items) cuda::kernel(args, nullptr)
+#define LIGHTHOUSE_RUN_WITH_WORKSPACE(kernel, items, bytes) \
+  const Buffer<uint8_t> workspace(bytes, 0xa5);             \
+  cuda::kernel(args, workspace.data(), nullptr)
 #else
-/// Runs a stage's kernel over all of its work items.
-template <class T>
-void run(Random& random, const Score<T>& args) {
-  in_pieces(random, args.shape.batch * args.geometry.roots,
-            [&](int64_t begin, int64_t end) { cpu::score(args, begin, end); });
-}
-inline void run(Random& random, const PoolScores& args) {
-  in_pieces(random, args.shape.batch * args.geometry.roots,
-            [&](int64_t begin, int64_t end) { cpu::pool_scores(args, begin, end); });
-}
-inline void run(Random& random, const Select& args) {
-  in_pieces(random, args.shape.batch * args.shape.groups * args.geometry.tiles,
-            [&](int64_t begin, int64_t end) { cpu::select(args, begin, end); });
-}
-template <class T>
-void run(Random& random, const Gather<T>& args) {
-  in_pieces(random, args.shape.batch * args.geometry.rows,
-            [&](int64_t begin, int64_t end) { cpu::gather(args, begin, end); });
-}
-template <class T>
-void run(Random& random, const GatherBackward<T>& args) {
-  in_pieces(random, args.shape.batch * args.geometry.roots,
-            [&](int64_t begin, int64_t end) { cpu::gather_backward(args, begin, end); });
-}
-template <class T>
-void run(Random& random, const Scatter<T>& args) {
-  in_pieces(random, args.shape.batch * cpu::scatter_windows(args.geometry),
-            [&](int64_t begin, int64_t end) { cpu::scatter(args, begin, end); });
-}
-template <class T>
-void run(Random& random, const ScatterBackward<T>& args) {
-  in_pieces(random, args.shape.batch * args.geometry.rows,
-            [&](int64_t begin, int64_t end) { cpu::scatter_backward(args, begin, end); });
-}
+#define LIGHTHOUSE_RUN(kernel, items) \
+  in_pieces(random, items, [&](int64_t begin, int64_t end) { cpu::kernel(args, begin, end); })
+#define LIGHTHOUSE_RUN_WITH_WORKSPACE(kernel, items, bytes) LIGHTHOUSE_RUN(kernel, items)
 #endif
+
+template <class T>
+void run([[maybe_unused]] Random& random, const Score<T>& args) {
+  LIGHTHOUSE_RUN_WITH_WORKSPACE(score, args.shape.batch * args.geometry.roots,
+                                cuda::score_workspace_bytes(args));
+}
+inline void run([[maybe_unused]] Random& random, const PoolScores& args) {
+  LIGHTHOUSE_RUN(pool_scores, args.shape.batch * args.geometry.roots);
+}
+inline void run([[maybe_unused]] Random& random, const Select& args) {
+  LIGHTHOUSE_RUN_WITH_WORKSPACE(select, args.shape.batch * args.shape.groups * args.geometry.tiles,
+                                cuda::select_workspace_bytes(args.geometry, args.shape));
+}
+template <class T>
+void run([[maybe_unused]] Random& random, const Gather<T>& args) {
+  LIGHTHOUSE_RUN(gather, args.shape.batch * args.geometry.rows);
+}
+template <class T>
+void run([[maybe_unused]] Random& random, const GatherBackward<T>& args) {
+  LIGHTHOUSE_RUN(gather_backward, args.shape.batch * args.geometry.roots);
+}
+template <class T>
+void run([[maybe_unused]] Random& random, const Scatter<T>& args) {
+  LIGHTHOUSE_RUN(scatter, args.shape.batch * cpu::scatter_windows(args.geometry));
+}
+template <class T>
+void run([[maybe_unused]] Random& random, const ScatterBackward<T>& args) {
+  LIGHTHOUSE_RUN(scatter_backward, args.shape.batch * args.geometry.rows);
+}
+template <class T>
+void run([[maybe_unused]] Random& random, const Merge<T>& args) {
+  LIGHTHOUSE_RUN(merge, args.shape.batch * cpu::merge_windows(args.geometry));
+}
+template <class T>
+void run([[maybe_unused]] Random& random, const MergeBackward<T>& args) {
+  LIGHTHOUSE_RUN(merge_backward, args.shape.batch * args.geometry.rows);
+}
+#undef LIGHTHOUSE_RUN_WITH_WORKSPACE
+#undef LIGHTHOUSE_RUN
 
 /// A problem as random_case gives it; in half of the cases rows can be moved 16 bytes at a time.
 inline Case kernel_case(Random& random) {

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 namespace lighthouse::testing::oracle {
 namespace {
@@ -189,8 +191,8 @@ double dot(const Array& x, int64_t h, int64_t i, const Array& y, int64_t g, int6
   return sum;
 }
 
-/// The weights (S, S) of causal attention.
-Array weights(const Qkv& x, int64_t b, int64_t h, double scale) {
+/// The weights (S, S) of causal attention; sets the log-sum-exps of (b, h, .).
+Array weights(const Qkv& x, int64_t b, int64_t h, double scale, Array& lse) {
   const int64_t length = x.q.size(2);
   const int64_t g = h / (x.q.size(1) / x.k.size(1));
   Array p({length, length});
@@ -201,8 +203,97 @@ Array weights(const Qkv& x, int64_t b, int64_t h, double scale) {
     double sum = 0;
     for (int64_t j = 0; j <= i; ++j) sum += p(i, j) = std::exp(p(i, j) - most);
     for (int64_t j = 0; j <= i; ++j) p(i, j) /= sum;
+    lse(b, h, i) = most + std::log(sum);
   }
   return p;
+}
+
+/// Begin and end of each piece.
+std::vector<std::pair<int64_t, int64_t>> pieces(int64_t tokens, const Cut& cut) {
+  std::vector<std::pair<int64_t, int64_t>> all;
+  int64_t begin = 0;
+  for (int64_t end = cut.shift; begin < tokens; end += cut.length) {
+    if (end > begin) all.emplace_back(begin, std::min(end, tokens));
+    begin = end;
+  }
+  return all;
+}
+
+/// The elements of each token, (B, H, N, D) or (B, H, N).
+int64_t elements(const Array& x) { return x.shape.size() == 4 ? x.size(3) : 1; }
+
+Array tokens_of(const Array& x, int64_t begin, int64_t end) {
+  Array result(x.shape.size() == 4 ? std::vector{x.size(0), x.size(1), end - begin, x.size(3)}
+                                   : std::vector{x.size(0), x.size(1), end - begin});
+  const int64_t row = elements(x);
+  for (int64_t i = 0; i < x.size(0) * x.size(1); ++i)
+    for (int64_t j = 0; j < (end - begin) * row; ++j)
+      result.values[i * (end - begin) * row + j] = x.values[(i * x.size(2) + begin) * row + j];
+  return result;
+}
+
+Qkv tokens_of(const Qkv& x, int64_t begin, int64_t end) {
+  return {tokens_of(x.q, begin, end), tokens_of(x.k, begin, end), tokens_of(x.v, begin, end)};
+}
+
+/// Adds tokens to those of `sum` from `begin` on.
+void add_tokens(const Array& x, int64_t begin, Array& sum) {
+  const int64_t row = elements(x);
+  for (int64_t i = 0; i < x.size(0) * x.size(1); ++i)
+    for (int64_t j = 0; j < x.size(2) * row; ++j)
+      sum.values[(i * sum.size(2) + begin) * row + j] += x.values[i * x.size(2) * row + j];
+}
+
+/// The weights of a position's near row and of the gathered rows that it hears.
+struct Shares {
+  double near;
+  std::vector<std::pair<int64_t, double>> far;  ///< row and weight
+  double lse;                                   ///< of all together
+};
+
+/// Calls f(b, h, j, shares) for every position.
+template <class F>
+void for_each_position(const Attended& near, const Attended& far, const Array& rows,
+                       const Config& config, const F& f) {
+  const int64_t tokens = near.lse.size(2);
+  for (int64_t b = 0; b < near.lse.size(0); ++b)
+    for (int64_t h = 0; h < near.lse.size(1); ++h) {
+      std::vector<std::vector<int64_t>> heard(tokens);
+      for (int64_t s = 0; s < rows.size(2); ++s) {
+        const auto id = static_cast<int64_t>(rows(b, h / (near.lse.size(1) / rows.size(1)), s));
+        const Entry e = entry_of(id, tokens, config);
+        for (int64_t j = e.end(); j < e.end() + e.window && j < tokens; ++j) heard[j].push_back(s);
+      }
+      for (int64_t j = 0; j < tokens; ++j) {
+        const double own = near.lse(b, h, j);
+        Shares shares{1, {}, own};
+        for (const int64_t s : heard[j]) shares.far.emplace_back(s, far.lse(b, h, s));
+        // Of all masses the largest is taken for 1; where none is above 0, near is all there is.
+        double most = own;
+        for (const auto& [row, lse] : shares.far) most = std::max(most, lse);
+        const double count = static_cast<double>(shares.far.size());
+        const auto mass = [&](double lse) { return most == kNone ? 0 : std::exp(lse - most); };
+        double sum = mass(own);
+        for (auto& [row, share] : shares.far) sum += share = mass(share) / count;
+        if (most != kNone) {
+          shares.near = mass(own) / sum;
+          for (auto& [row, share] : shares.far) share /= sum;
+          shares.lse = most + std::log(sum);
+        }
+        f(b, h, j, shares);
+      }
+    }
+}
+
+Qkv gather(const Qkv& x, const Array& rows, const Config& config) {
+  return {oracle::gather(x.q, rows, config), oracle::gather(x.k, rows, config),
+          oracle::gather(x.v, rows, config)};
+}
+
+Qkv gather_adjoint(const Qkv& grad, const Array& rows, int64_t tokens, const Config& config) {
+  return {oracle::gather_adjoint(grad.q, rows, tokens, config),
+          oracle::gather_adjoint(grad.k, rows, tokens, config),
+          oracle::gather_adjoint(grad.v, rows, tokens, config)};
 }
 
 double scale_of(const Config& config, int64_t dim) {
@@ -241,8 +332,8 @@ Scores dilated_scores(const Qkv& x, int64_t dilation, double scale) {
     const Array sub_q = every(x.q, r, dilation);
     const Array sub_k = every(k, r, dilation);
     const Array sub_v = every(v, r, dilation);
-    const Array by_q = norms(attend({sub_q, sub_k, sub_v}, scale));
-    const Array by_k = norms(attend({sub_k, sub_q, sub_v}, scale));
+    const Array by_q = norms(attend({sub_q, sub_k, sub_v}, scale).out);
+    const Array by_k = norms(attend({sub_k, sub_q, sub_v}, scale).out);
     for (int64_t b = 0; b < x.q.size(0); ++b)
       for (int64_t h = 0; h < heads; ++h)
         for (int64_t t = 0; t < sub_q.size(2); ++t) {
@@ -324,58 +415,137 @@ Array scatter_adjoint(const Array& grad, const Array& rows, const Config& config
   });
 }
 
-Array attend(const Qkv& x, double scale) {
-  Array out(x.q.shape);
+Attended attend(const Qkv& x, double scale) {
+  const int64_t length = x.q.size(2);
+  Attended result{Array(x.q.shape), Array({x.q.size(0), x.q.size(1), length})};
   for (int64_t b = 0; b < x.q.size(0); ++b)
     for (int64_t h = 0; h < x.q.size(1); ++h) {
       const int64_t g = h / (x.q.size(1) / x.k.size(1));
-      const Array p = weights(x, b, h, scale);
-      for (int64_t i = 0; i < x.q.size(2); ++i)
+      const Array p = weights(x, b, h, scale, result.lse);
+      for (int64_t i = 0; i < length; ++i)
         for (int64_t j = 0; j <= i; ++j)
-          for (int64_t d = 0; d < x.q.size(3); ++d) out(b, h, i, d) += p(i, j) * x.v(b, g, j, d);
+          for (int64_t d = 0; d < x.q.size(3); ++d)
+            result.out(b, h, i, d) += p(i, j) * x.v(b, g, j, d);
     }
-  return out;
+  return result;
 }
 
-Qkv attend_adjoint(const Qkv& x, const Array& grad_out, double scale) {
-  Qkv grad{Array(x.q.shape), Array(x.k.shape), Array(x.v.shape)};
+Qkv attend_adjoint(const Qkv& x, const Attended& grad, double scale) {
+  Qkv result{Array(x.q.shape), Array(x.k.shape), Array(x.v.shape)};
   const int64_t length = x.q.size(2);
+  Array lse(grad.lse.shape);
   for (int64_t b = 0; b < x.q.size(0); ++b)
     for (int64_t h = 0; h < x.q.size(1); ++h) {
       const int64_t g = h / (x.q.size(1) / x.k.size(1));
-      const Array p = weights(x, b, h, scale);
+      const Array p = weights(x, b, h, scale, lse);
       for (int64_t i = 0; i < length; ++i) {
         double mean = 0;
-        for (int64_t j = 0; j <= i; ++j) mean += p(i, j) * dot(grad_out, h, i, x.v, g, j, b);
+        for (int64_t j = 0; j <= i; ++j) mean += p(i, j) * dot(grad.out, h, i, x.v, g, j, b);
         for (int64_t j = 0; j <= i; ++j) {
-          const double grad_score = scale * p(i, j) * (dot(grad_out, h, i, x.v, g, j, b) - mean);
+          // The weights are also the derivatives of the log-sum-exp.
+          const double grad_score =
+              scale * p(i, j) * (dot(grad.out, h, i, x.v, g, j, b) - mean + grad.lse(b, h, i));
           for (int64_t d = 0; d < x.q.size(3); ++d) {
-            grad.q(b, h, i, d) += grad_score * x.k(b, g, j, d);
-            grad.k(b, g, j, d) += grad_score * x.q(b, h, i, d);
-            grad.v(b, g, j, d) += p(i, j) * grad_out(b, h, i, d);
+            result.q(b, h, i, d) += grad_score * x.k(b, g, j, d);
+            result.k(b, g, j, d) += grad_score * x.q(b, h, i, d);
+            result.v(b, g, j, d) += p(i, j) * grad.out(b, h, i, d);
           }
         }
       }
     }
+  return result;
+}
+
+Attended attend_pieces(const Qkv& x, const Cut& cut, double scale) {
+  Attended result{Array(x.q.shape), Array({x.q.size(0), x.q.size(1), x.q.size(2)})};
+  for (const auto& [begin, end] : pieces(x.q.size(2), cut)) {
+    const Attended piece = attend(tokens_of(x, begin, end), scale);
+    add_tokens(piece.out, begin, result.out);
+    add_tokens(piece.lse, begin, result.lse);
+  }
+  return result;
+}
+
+Qkv attend_pieces_adjoint(const Qkv& x, const Cut& cut, const Attended& grad, double scale) {
+  Qkv result{Array(x.q.shape), Array(x.k.shape), Array(x.v.shape)};
+  for (const auto& [begin, end] : pieces(x.q.size(2), cut)) {
+    const Qkv piece =
+        attend_adjoint(tokens_of(x, begin, end),
+                       {tokens_of(grad.out, begin, end), tokens_of(grad.lse, begin, end)}, scale);
+    add_tokens(piece.q, begin, result.q);
+    add_tokens(piece.k, begin, result.k);
+    add_tokens(piece.v, begin, result.v);
+  }
+  return result;
+}
+
+Attended merge(const Attended& near, const Attended& far, const Array& rows, const Config& config) {
+  Attended result{Array(near.out.shape), Array(near.lse.shape)};
+  for_each_position(near, far, rows, config, [&](int64_t b, int64_t h, int64_t j, const Shares& w) {
+    result.lse(b, h, j) = w.lse;
+    for (int64_t d = 0; d < near.out.size(3); ++d) {
+      double& out = result.out(b, h, j, d);
+      if (w.near != 0) out += w.near * near.out(b, h, j, d);
+      for (const auto& [row, share] : w.far)
+        if (share != 0) out += share * far.out(b, h, row, d);
+    }
+  });
+  return result;
+}
+
+MergeGradients merge_adjoint(const Attended& near, const Attended& far, const Array& rows,
+                             const Config& config, const Array& grad_out) {
+  const Attended merged = merge(near, far, rows, config);
+  MergeGradients grad{{Array(near.out.shape), Array(near.lse.shape)},
+                      {Array(far.out.shape), Array(far.lse.shape)}};
+  for_each_position(near, far, rows, config, [&](int64_t b, int64_t h, int64_t j, const Shares& w) {
+    // out is a mean of the branches' rows with the softmax of their log-sum-exps as weights.
+    const double mean = dot(grad_out, h, j, merged.out, h, j, b);
+    grad.near.lse(b, h, j) = w.near * (dot(grad_out, h, j, near.out, h, j, b) - mean);
+    for (const auto& [row, share] : w.far)
+      grad.far.lse(b, h, row) += share * (dot(grad_out, h, j, far.out, h, row, b) - mean);
+    for (int64_t d = 0; d < near.out.size(3); ++d) {
+      grad.near.out(b, h, j, d) = w.near * grad_out(b, h, j, d);
+      for (const auto& [row, share] : w.far)
+        grad.far.out(b, h, row, d) += share * grad_out(b, h, j, d);
+    }
+  });
   return grad;
 }
 
 Array attention(const Qkv& x, const Array& rows, const Config& config) {
-  const Qkv gathered{gather(x.q, rows, config), gather(x.k, rows, config),
-                     gather(x.v, rows, config)};
-  return scatter(attend(gathered, scale_of(config, x.q.size(3))), rows, x.q.size(2), config);
+  return scatter(attend(gather(x, rows, config), scale_of(config, x.q.size(3))).out, rows,
+                 x.q.size(2), config);
 }
 
 Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows,
                       const Config& config) {
-  const int64_t tokens = x.q.size(2);
-  const Qkv gathered{gather(x.q, rows, config), gather(x.k, rows, config),
-                     gather(x.v, rows, config)};
-  const Qkv grad = attend_adjoint(gathered, scatter_adjoint(grad_out, rows, config),
+  const Qkv gathered = gather(x, rows, config);
+  const Array no_lse({x.q.size(0), x.q.size(1), rows.size(2)});
+  const Qkv grad = attend_adjoint(gathered, {scatter_adjoint(grad_out, rows, config), no_lse},
                                   scale_of(config, x.q.size(3)));
-  return {gather_adjoint(grad.q, rows, tokens, config),
-          gather_adjoint(grad.k, rows, tokens, config),
-          gather_adjoint(grad.v, rows, tokens, config)};
+  return gather_adjoint(grad, rows, x.q.size(2), config);
+}
+
+Array attention(const Qkv& x, const Array& rows, const Config& config, const Cut& cut) {
+  const double scale = scale_of(config, x.q.size(3));
+  return merge(attend_pieces(x, cut, scale), attend(gather(x, rows, config), scale), rows, config)
+      .out;
+}
+
+Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows, const Config& config,
+                      const Cut& cut) {
+  const double scale = scale_of(config, x.q.size(3));
+  const Qkv gathered = gather(x, rows, config);
+  const MergeGradients grad =
+      merge_adjoint(attend_pieces(x, cut, scale), attend(gathered, scale), rows, config, grad_out);
+  Qkv result = attend_pieces_adjoint(x, cut, grad.near, scale);
+  const Qkv far =
+      gather_adjoint(attend_adjoint(gathered, grad.far, scale), rows, x.q.size(2), config);
+  add_tokens(far.q, 0, result.q);
+  add_tokens(far.k, 0, result.k);
+  add_tokens(far.v, 0, result.v);
+  return result;
 }
 
 }  // namespace lighthouse::testing::oracle

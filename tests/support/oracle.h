@@ -46,12 +46,42 @@ Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const
 Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config);
 Array scatter_adjoint(const Array& grad, const Array& rows, const Config& config);
 
-/// Causal attention, and its gradients given that of its output.
-Array attend(const Qkv& x, double scale);
-Qkv attend_adjoint(const Qkv& x, const Array& grad_out, double scale);
+/// The output of attention and the log-sum-exp of its scores; or the gradients of both.
+struct Attended {
+  Array out;  ///< (B, H, ., D)
+  Array lse;  ///< (B, H, .)
+};
 
-/// All of it, given the selection.
+/// Causal attention, and its gradients given those of its results.
+Attended attend(const Qkv& x, double scale);
+Qkv attend_adjoint(const Qkv& x, const Attended& grad, double scale);
+
+/// How a sequence is cut into pieces: at `shift`, `shift` + `length`, and so on.
+struct Cut {
+  int64_t length;
+  int64_t shift;
+};
+
+/// Causal attention inside each piece.
+Attended attend_pieces(const Qkv& x, const Cut& cut, double scale);
+Qkv attend_pieces_adjoint(const Qkv& x, const Cut& cut, const Attended& grad, double scale);
+
+/// Near, of (B, H, N), and far, of (B, H, S), as one softmax, with its log-sum-exp.
+Attended merge(const Attended& near, const Attended& far, const Array& rows, const Config& config);
+
+/// The gradients of both branches' outputs and log-sum-exps, given that of the merged output.
+struct MergeGradients {
+  Attended near;
+  Attended far;
+};
+MergeGradients merge_adjoint(const Attended& near, const Attended& far, const Array& rows,
+                             const Config& config, const Array& grad_out);
+
+/// All of it, given the selection; without pieces, or with them.
 Array attention(const Qkv& x, const Array& rows, const Config& config);
 Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows, const Config& config);
+Array attention(const Qkv& x, const Array& rows, const Config& config, const Cut& cut);
+Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows, const Config& config,
+                      const Cut& cut);
 
 }  // namespace lighthouse::testing::oracle

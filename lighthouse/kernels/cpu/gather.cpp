@@ -72,7 +72,7 @@ void gather_backward(const GatherBackward<T>& args, int64_t begin, int64_t end) 
     const int64_t b = item / g.roots;
     const int64_t root = item % g.roots;
     const auto pull = [&](const Rows<const T>& gathered, int64_t h, const Slot* slots,
-                          const Rows<T>& grad) {
+                          const PieceRows<const T>& near, const Rows<T>& grad) {
       descent.descend(
           root,
           [&](int64_t level, int64_t index) {
@@ -80,17 +80,22 @@ void gather_backward(const GatherBackward<T>& args, int64_t begin, int64_t end) 
             return std::pair(s < 0 ? nullptr : gathered.at(b, h, s), g.present(level, index));
           },
           [&](int64_t token, const accumulator_t<T>* sum) {
-            if (token < g.tokens) store_row(sum, dim, grad.at(b, h, token));
+            if (token >= g.tokens) return;
+            if (args.near.pieces.tokens > 0) {
+              store_sum(sum, near.at(args.near.pieces, b, h, token), dim, grad.at(b, h, token));
+            } else {
+              store_row(sum, dim, grad.at(b, h, token));
+            }
           });
     };
     for (int64_t h = 0; h < args.shape.heads; ++h) {
       const Slot* slots = args.slots + (b * groups + args.shape.group(h)) * g.coarse_entries();
-      pull(args.grad_gathered_q, h, slots, args.grad_q);
+      pull(args.grad_gathered_q, h, slots, args.near.q, args.grad_q);
     }
     for (int64_t j = 0; j < groups; ++j) {
       const Slot* slots = args.slots + (b * groups + j) * g.coarse_entries();
-      pull(args.grad_gathered_k, j, slots, args.grad_k);
-      pull(args.grad_gathered_v, j, slots, args.grad_v);
+      pull(args.grad_gathered_k, j, slots, args.near.k, args.grad_k);
+      pull(args.grad_gathered_v, j, slots, args.near.v, args.grad_v);
     }
   }
 }

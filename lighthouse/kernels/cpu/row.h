@@ -26,6 +26,23 @@ void add_row(const T* __restrict__ row, int64_t dim, Acc* __restrict__ sum) {
   for (int64_t d = 0; d < dim; ++d) sum[d] += static_cast<Acc>(row[d]);
 }
 
+/// sum += row * scale
+template <class T, class Acc>
+void add_scaled_row(const T* __restrict__ row, Acc scale, int64_t dim, Acc* __restrict__ sum) {
+  for (int64_t d = 0; d < dim; ++d) sum[d] += static_cast<Acc>(row[d]) * scale;
+}
+
+/// sum += row * scale, products += row * scale * other
+template <class T, class Acc>
+void add_scaled_row_and_product(const T* __restrict__ row, const T* __restrict__ other, Acc scale,
+                                int64_t dim, Acc* __restrict__ sum, Acc* __restrict__ products) {
+  for (int64_t d = 0; d < dim; ++d) {
+    const Acc scaled = static_cast<Acc>(row[d]) * scale;
+    sum[d] += scaled;
+    products[d] += scaled * static_cast<Acc>(other[d]);
+  }
+}
+
 /// sum += the rows, four at a time, so that `sum` is read and written once for four
 template <class T, class Acc>
 void add_rows(const T* rows, int64_t row_stride, int64_t count, int64_t dim,
@@ -62,6 +79,12 @@ void store_quotient(const Acc* __restrict__ sum, Acc divisor, int64_t dim, T* __
 template <class T, class Acc>
 void store_row(const Acc* __restrict__ sum, int64_t dim, T* __restrict__ out) {
   for (int64_t d = 0; d < dim; ++d) out[d] = static_cast<T>(sum[d]);
+}
+
+/// out = sum + row, in the storage type; `out` may be `row`
+template <class T, class Acc>
+void store_sum(const Acc* __restrict__ sum, const T* row, int64_t dim, T* out) {
+  for (int64_t d = 0; d < dim; ++d) out[d] = static_cast<T>(sum[d] + static_cast<Acc>(row[d]));
 }
 
 /// sum += row, and the Euclidean norm of the row.

@@ -1,6 +1,5 @@
 #include "lighthouse/kernels/scatter.h"
 
-#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -48,11 +47,10 @@ void scatter_backward(const ScatterBackward<T>& args, int64_t begin, int64_t end
     for (int64_t h = 0; h < args.shape.heads; ++h) {
       const int64_t id = args.rows[(b * groups + args.shape.group(h)) * g.rows + s];
       const int64_t level = g.level(id);
-      const int64_t last_of_window = (id - g.first[level] + 1) * g.window[level] - 1;
-      const int64_t first = std::min(last_of_window, g.tokens);
-      const int64_t count = std::min(g.window[level], g.tokens - first);
+      const int64_t index = id - g.first[level];
       zero_row(dim, sum.data());
-      add_rows(args.grad_out.at(b, h, first), args.grad_out.row_stride, count, dim, sum.data());
+      add_rows(args.grad_out.at(b, h, g.first_hearer(level, index)), args.grad_out.row_stride,
+               g.hearers(level, index), dim, sum.data());
       store_row(sum.data(), dim, args.grad_gathered_out.at(b, h, s));
     }
   }
