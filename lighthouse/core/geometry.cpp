@@ -59,6 +59,17 @@ bool Geometry::tiles_fit(int64_t tokens, const Config& config) {
   return config.budget / config.tile_budget <= roots;
 }
 
+std::string dense_because(int64_t tokens, const Config& config) {
+  config.validate();
+  if (!Geometry::tiles_fit(tokens, config)) {
+    return message("a budget of ", config.budget, " has more tiles (of ", config.tile_budget,
+                   ") than ", tokens, " tokens have roots");
+  }
+  const int64_t rows = Geometry(tokens, config).rows;
+  if (rows < tokens) return "";
+  return message("the gathered sequence would have ", rows, " rows for ", tokens, " tokens");
+}
+
 std::ostream& operator<<(std::ostream& out, const Geometry& g) {
   out << "Geometry{tokens " << g.tokens << ", levels " << g.levels << ", pooling_factor "
       << g.pooling << ", tiles " << g.tiles << " x " << g.tile_budget << ", roots " << g.roots

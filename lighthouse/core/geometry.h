@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <iosfwd>
+#include <string>
 
 #include "lighthouse/core/config.h"
 
@@ -104,6 +105,11 @@ struct Geometry {
 };
 
 std::ostream& operator<<(std::ostream& out, const Geometry& geometry);
+
+/// Why attention over that many tokens is better computed densely: there are more tiles than roots,
+/// or S would not be below N. Empty where Lighthouse pays. Throws std::invalid_argument where a
+/// field of `config` is out of its range, or the geometry too large.
+std::string dense_because(int64_t tokens, const Config& config);
 
 /// A coarse entry's slot: the row of the gathered sequence that it has and whether it is refined,
 /// or kNoSlot. Level-0 slots are not stored: the p children of a refined level-1 entry take the p

@@ -224,7 +224,7 @@ Tensor LlamaImpl::output_weight() const {
 
 void LlamaImpl::set_attention(const AttentionPlan& plan) {
   const int64_t layers = config_.num_hidden_layers;
-  const nn::AttentionOptions common{plan.config, plan.mode, lighthouse_in_eval_, plan.crossover};
+  const nn::AttentionOptions common{plan.config, plan.mode, lighthouse_in_eval_};
   std::vector<nn::AttentionOptions> options(layers, common);
   for (const int64_t layer : plan.dense_layers) {
     check_argument(-layers <= layer && layer < layers, "dense layer ", layer,

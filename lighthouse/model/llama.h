@@ -38,7 +38,6 @@ struct AttentionPlan {
   nn::Mode mode = nn::Mode::kDense;
   Config config;                      ///< of lighthouse mode
   std::vector<int64_t> dense_layers;  ///< stay dense in lighthouse mode; -1 is the last
-  int64_t crossover = 0;              ///< below this many tokens all layers are dense
 };
 
 struct DecoderImpl;

@@ -5,7 +5,6 @@
 #include <mutex>
 #include <set>
 
-#include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/ops/attention.h"
 
@@ -31,25 +30,9 @@ void AttentionImpl::set_config(const Config& config) {
   options_.config = config;
 }
 
-std::string AttentionImpl::dense_because(int64_t tokens) const {
-  const Config& config = options_.config;
-  if (tokens < options_.crossover) {
-    return message(tokens, " tokens are fewer than the crossover, ", options_.crossover);
-  }
-  if (!Geometry::tiles_fit(tokens, config)) {
-    return message("a budget of ", config.budget, " has more tiles (of ", config.tile_budget,
-                   ") than ", tokens, " tokens have roots");
-  }
-  const int64_t rows = gathered_rows(tokens, config);
-  if (rows >= tokens) {
-    return message("the gathered sequence would have ", rows, " rows for ", tokens, " tokens");
-  }
-  return {};
-}
-
 bool AttentionImpl::uses_lighthouse(int64_t tokens) const {
   return options_.mode == Mode::kLighthouse && (is_training() || options_.lighthouse_in_eval) &&
-         dense_because(tokens).empty();
+         dense_because(tokens, options_.config).empty();
 }
 
 torch::Tensor AttentionImpl::forward(const torch::Tensor& q, const torch::Tensor& k,
@@ -57,7 +40,7 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& q, const torch::Tensor
   if (options_.mode == Mode::kDense || !(is_training() || options_.lighthouse_in_eval)) {
     return dense_attention(q, k, v, options_.config.scale);
   }
-  const std::string reason = dense_because(q.size(2));
+  const std::string reason = dense_because(q.size(2), options_.config);
   if (reason.empty()) return attention(q, k, v, options_.config);
   if (!said_dense_) say_once(reason);
   said_dense_ = true;

@@ -13,14 +13,13 @@ struct AttentionOptions {
   Config config;
   Mode mode = Mode::kLighthouse;
   bool lighthouse_in_eval = false;  ///< in eval mode the module is dense unless this is set
-  int64_t crossover = 0;            ///< below this many tokens the module is dense
 };
 
 /// Causal self-attention over q, k and v that are projected already, dense or Lighthouse, switched
 /// at any step. It has no parameters and no buffers.
 ///
-/// In lighthouse mode it is dense all the same, and says so once, where Lighthouse cannot pay:
-/// S >= N, N < crossover, or more tiles than roots.
+/// In lighthouse mode it is dense all the same, and says so once, where Lighthouse cannot pay
+/// (`dense_because`).
 class AttentionImpl : public torch::nn::Module {
  public:
   explicit AttentionImpl(AttentionOptions options = {});
@@ -39,9 +38,6 @@ class AttentionImpl : public torch::nn::Module {
   void pretty_print(std::ostream& stream) const override;
 
  private:
-  /// Why Lighthouse cannot pay over that many tokens; empty where it can.
-  std::string dense_because(int64_t tokens) const;
-
   AttentionOptions options_;
   bool said_dense_ = false;
 };

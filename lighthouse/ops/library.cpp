@@ -56,5 +56,6 @@ TORCH_LIBRARY(lighthouse, m) {
   define("select_rows(Tensor q, Tensor k, Tensor v, " + config +
          ", Tensor? scores_q=None, Tensor? scores_k=None) -> (Tensor rows, Tensor slots)");
   define("gathered_rows(int tokens, " + config + ") -> int");
+  define("dense_because(int tokens, " + config + ") -> str");
   define("check_config(" + config + ") -> ()");
 }

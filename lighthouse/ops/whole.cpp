@@ -1,5 +1,6 @@
 #include <torch/library.h>
 
+#include "lighthouse/core/geometry.h"
 #include "lighthouse/ops/attention.h"
 
 /// lighthouse/ops/attention.h as operators, with the settings one by one. They are made of the
@@ -66,6 +67,14 @@ int64_t gathered_rows_of(int64_t tokens, LIGHTHOUSE_SETTINGS) {
   }
 }
 
+std::string dense_because_of(int64_t tokens, LIGHTHOUSE_SETTINGS) {
+  try {
+    return dense_because(tokens, LIGHTHOUSE_CONFIG);
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
 void check_config(LIGHTHOUSE_SETTINGS) { LIGHTHOUSE_CONFIG; }
 
 }  // namespace
@@ -76,6 +85,7 @@ TORCH_LIBRARY_IMPL(lighthouse, CompositeImplicitAutograd, m) {
 }
 TORCH_LIBRARY_IMPL(lighthouse, CatchAll, m) {
   m.impl("gathered_rows", gathered_rows_of);
+  m.impl("dense_because", dense_because_of);
   m.impl("check_config", check_config);
 }
 

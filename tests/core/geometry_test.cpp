@@ -160,6 +160,20 @@ TEST(Geometry, TilesFitExactlyWhereItCanBeMade) {
   EXPECT_LT(fitted, 250);
 }
 
+TEST(DenseBecause, SaysWhyLighthouseDoesNotPay) {
+  EXPECT_EQ(dense_because(98304, Config()), "");
+  // 16 roots, then 4 children of each of m entries at two levels: 208, 252 and 256 rows.
+  EXPECT_EQ(dense_because(256, config_of(3, 4, 32, 32)), "");
+  EXPECT_EQ(dense_because(256, config_of(3, 4, 43, 43)), "");
+  EXPECT_EQ(dense_because(256, config_of(3, 4, 44, 44)),
+            "the gathered sequence would have 256 rows for 256 tokens");
+  EXPECT_EQ(dense_because(256, config_of(3, 4, 16, 1)), "");
+  EXPECT_EQ(dense_because(256, config_of(3, 4, 17, 1)),
+            "a budget of 17 has more tiles (of 1) than 256 tokens have roots");
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [] { (void)dense_because(256, config_of(3, 4, 4, 0)); }, {"tile_budget is 0"}));
+}
+
 TEST(Geometry, Prints) {
   std::ostringstream out;
   out << Geometry(7, config_of(3, 2, 2, 1));

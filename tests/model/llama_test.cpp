@@ -229,7 +229,6 @@ TEST(Llama, SetsTheAttentionOfEachLayer) {
   }
   AttentionPlan plan = lighthouse_plan();
   plan.dense_layers = {0, -1};
-  plan.crossover = 300;
   model->set_attention(plan);
   const auto found = attentions(model);
   ASSERT_EQ(found.size(), 3u);
@@ -238,7 +237,7 @@ TEST(Llama, SetsTheAttentionOfEachLayer) {
   EXPECT_EQ(found[2]->options().mode, nn::Mode::kDense);
   EXPECT_EQ(found[1]->options().config, plan.config);
   EXPECT_TRUE(found[1]->uses_lighthouse(512));
-  EXPECT_FALSE(found[1]->uses_lighthouse(299));
+  EXPECT_FALSE(found[1]->uses_lighthouse(16));
 }
 
 TEST(Llama, EvaluatesDenselyUnlessTold) {

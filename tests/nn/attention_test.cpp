@@ -119,12 +119,6 @@ TEST(AttentionModule, FallsBackToDenseWhereLighthouseCannotPay) {
   expect_fallback(options, "256 rows for 256 tokens");
 
   options.config = small_config();
-  options.crossover = 256;
-  EXPECT_TRUE(Attention(options)->uses_lighthouse(256));
-  options.crossover = 257;
-  expect_fallback(options, "crossover, 257");
-
-  options.crossover = 0;
   options.config.tile_budget = 1;
   options.config.budget = 16;
   EXPECT_TRUE(Attention(options)->uses_lighthouse(256));

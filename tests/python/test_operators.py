@@ -125,6 +125,13 @@ def test_checkpointing_recomputes_the_same_bits(selective: bool) -> None:
         assert torch.equal(a.grad, b.grad)
 
 
+def test_an_operator_says_where_lighthouse_does_not_pay() -> None:
+    dense_because = torch.ops.lighthouse.dense_because
+    assert dense_because(98304, *LighthouseConfig().arguments()) == ""
+    assert "rows for 2048 tokens" in dense_because(2048, *LighthouseConfig(budget=512).arguments())
+    assert "more tiles" in dense_because(16, *LighthouseConfig().arguments())
+
+
 def test_errors_name_the_argument() -> None:
     q, k, v = make_qkv()
     with pytest.raises(ValueError, match="levels is 0; it must be at least 1"):
