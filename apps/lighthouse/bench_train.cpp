@@ -83,7 +83,7 @@ double time_attention(const train::Recipe& recipe, const train::StageRecipe& sta
   const Tensor grad = draw(m.num_attention_heads);
   const double once = time_alone(device, [&] {
     const Tensor out = lighthouse ? attention(qkv[0], qkv[1], qkv[2], stage.attention)
-                                  : dense_attention(qkv[0], qkv[1], qkv[2], stage.attention.scale);
+                                  : dense_attention(qkv[0], qkv[1], qkv[2]);
     return torch::autograd::grad({out}, qkv, {grad});
   });
   return once * parts_of(stage);

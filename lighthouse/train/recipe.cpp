@@ -36,6 +36,8 @@ void validate_stage(const StageRecipe& stage, int64_t layers) {
     check_argument(-layers <= layer && layer < layers, "dense_layers has ", layer, "; with ",
                    layers, " layers it must be from ", -layers, " to ", layers - 1);
   }
+  check_argument(!stage.attention.scale, "scale is ", stage.attention.scale.value_or(0),
+                 "; it must not be set: a model has one scale, head_dim^(-1/2)");
   stage.attention.validate();
   // Where a tile has no root, attention is dense.
   if (stage.lighthouse && Geometry::tiles_fit(stage.context, stage.attention)) {
@@ -110,8 +112,7 @@ std::string Recipe::to_toml() const {
   for (const Section& section : sections(copy)) {
     out << (section.stage ? "[[stage]]" : '[' + section.name + ']') << '\n';
     for (const Field& field : section.fields) {
-      const std::string text = to_text(field.value);
-      if (!text.empty()) out << field.key << " = " << text << '\n';
+      out << field.key << " = " << to_text(field.value) << '\n';
     }
     out << '\n';
   }
@@ -129,8 +130,7 @@ void print(std::ostream& out, const Recipe& recipe) {
     out << section.name << '\n';
     for (const Field& field : section.fields) {
       if (field.of_lighthouse && !section.stage->lighthouse) continue;
-      const std::string text = to_text(field.value);
-      line(field.key, text.empty() ? "none" : text, field.help);
+      line(field.key, to_text(field.value), field.help);
     }
   }
   out << "\nparameters: " << recipe.model.num_parameters() << ", steps: " << recipe.total_steps()
@@ -160,9 +160,8 @@ std::string describe_fields() {
   for (const Section& section : sections(defaults)) {
     for (const Field& field : section.fields) {
       const std::string key = message(section.name, ".", field.key);
-      const std::string text = to_text(field.value);
       out << "  " << std::left << std::setw(32) << key << ' ' << std::setw(16)
-          << (text.empty() ? "none" : text) << ' ' << field.help;
+          << to_text(field.value) << ' ' << field.help;
       if (std::holds_alternative<Word>(field.value)) out << " (" << type_name(field.value) << ')';
       out << '\n';
     }

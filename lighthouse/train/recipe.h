@@ -68,7 +68,7 @@ struct StageRecipe {
   int64_t batch = 1;        ///< sequences of a step
   int64_t micro_batch = 0;  ///< sequences at a time, gradients accumulated; 0: all of them
   bool lighthouse = false;  ///< attention = "lighthouse" | "dense"
-  Config attention;         ///< keys of core/config.h, in the stage's table
+  Config attention;         ///< keys of core/config.h but scale, in the stage's table
   std::vector<int64_t> dense_layers{0, 1, -2, -1};
   double dense_share = 0;     ///< of the steps: dense, on pieces of dense_context tokens
   int64_t dense_context = 0;  ///< the step's tokens stay the same: it must divide context

@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <iomanip>
+#include <optional>
 #include <ostream>
 #include <sstream>
 
@@ -142,7 +143,6 @@ std::vector<Field> fields(StageRecipe& s) {
        true},
       {"selection", selection, kAny, "whose scores judge an entry: its own, or the one before",
        true},
-      {"scale", &a.scale, kAny, "of attention; head_dim^(-1/2) where there is none"},
       {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last", true},
       {"dense_share", &s.dense_share, {0, 1}, "of the steps, dense and on shorter pieces"},
       {"dense_context", &s.dense_context, at_least(0), "tokens of such a piece; divides context"},
@@ -178,7 +178,6 @@ bool in_range(const Field& field) {
       std::visit(Overloaded{[](const int64_t* v) -> Number { return static_cast<double>(*v); },
                             [](const uint64_t* v) -> Number { return static_cast<double>(*v); },
                             [](const double* v) -> Number { return *v; },
-                            [](const std::optional<double>* v) -> Number { return *v; },
                             [](const void*) -> Number { return {}; },
                             [](const Word&) -> Number { return {}; }},
                  field.value);
@@ -212,7 +211,6 @@ const char* type_name(const Value& value) {
                                [](const int64_t*) { return "an integer"; },
                                [](const uint64_t*) { return "an integer"; },
                                [](const double*) { return "a number"; },
-                               [](const std::optional<double>*) { return "a number"; },
                                [](const std::string*) { return "a string"; },
                                [](const std::vector<int64_t>*) { return "a list of integers"; },
                                [](const Word& word) { return word.words; }},
@@ -225,7 +223,6 @@ std::string to_text(const Value& value) {
                  [](const int64_t* v) { return std::to_string(*v); },
                  [](const uint64_t* v) { return std::to_string(*v); },
                  [](const double* v) { return digits(*v); },
-                 [](const std::optional<double>* v) { return *v ? digits(**v) : std::string(); },
                  [](const std::string* v) { return quoted(*v); },
                  [](const std::vector<int64_t>* v) {
                    std::string list;

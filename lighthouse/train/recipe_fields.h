@@ -5,7 +5,6 @@
 #include <functional>
 #include <iosfwd>
 #include <limits>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <variant>
@@ -41,8 +40,8 @@ struct Word {
   std::function<void(const std::string&)> set;  ///< throws std::invalid_argument
 };
 
-using Value = std::variant<bool*, int64_t*, uint64_t*, double*, std::optional<double>*,
-                           std::string*, std::vector<int64_t>*, Word>;
+using Value = std::variant<bool*, int64_t*, uint64_t*, double*, std::string*,
+                           std::vector<int64_t>*, Word>;
 
 struct Field {
   std::string key;
@@ -74,7 +73,7 @@ Overloaded(F...) -> Overloaded<F...>;
 /// What a value must be, as a message says it.
 const char* type_name(const Value& value);
 
-/// As in a file; empty for a number that is not given.
+/// As in a file.
 std::string to_text(const Value& value);
 
 /// Throws std::invalid_argument unless the field's number is in its range. `where` begins the

@@ -25,9 +25,6 @@ bool assign(const Value& value, const toml::node& node) {
                    return found.value_or(-1) >= 0 && take(found, *v);
                  },
                  [&](double* v) { return node.is_number() && take(node.value<double>(), *v); },
-                 [&](std::optional<double>* v) {
-                   return node.is_number() && take(node.value<double>(), *v);
-                 },
                  [&](std::string* v) { return take(node.value_exact<std::string>(), *v); },
                  [&](std::vector<int64_t>* v) {
                    const toml::array* list = node.as_array();
@@ -103,6 +100,9 @@ void set_field(const Section& section, std::string_view key, const toml::node& n
     check_range(field, section.name, where_value);
     return;
   }
+  check_argument(section.stage == nullptr || key != "scale", where_key, section.name,
+                 " has the key 'scale'; it must have none: attention is scaled by head_dim^(-1/2) "
+                 "in every stage, in evaluations and in the exported model");
   if (section.name == "model") known.emplace_back(kPreset);
   check_argument(false, where_key, section.name, " has no key '", key, "'; the nearest is '",
                  nearest(key, known), "'");

@@ -100,7 +100,6 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
       "run.seed=9223372036854775807",
       "stage.long.scorer=dilated",
       "stage.long.selection=causal",
-      "stage.long.scale=0.1",
       "stage.long.dense_layers=[0, -1]",
       "stage.long.dense_share=0.3333333333333333",
       "stage.long.dense_context=512",
@@ -114,12 +113,10 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
   EXPECT_EQ(after.model.rope_theta, 500000);
   EXPECT_EQ(after.run.seed, 9223372036854775807u);
   EXPECT_EQ(after.stages[1].attention, before.stages[1].attention);
-  EXPECT_EQ(after.stages[1].attention.scale, 0.1);
   EXPECT_EQ(after.stages[1].attention.scorer, Scorer::kDilated);
   EXPECT_EQ(after.stages[1].attention.selection, SelectionRule::kCausal);
   EXPECT_EQ(after.stages[1].dense_layers, (std::vector<int64_t>{0, -1}));
   EXPECT_EQ(after.stages[1].dense_share, 0.3333333333333333);
-  EXPECT_FALSE(after.stages[0].attention.scale.has_value());
 }
 
 TEST_F(RecipeTest, NamesUnknownKeysWithTheirPlaceAndTheNearestKnownOne) {
@@ -134,6 +131,18 @@ TEST_F(RecipeTest, NamesUnknownKeysWithTheirPlaceAndTheNearestKnownOne) {
   EXPECT_TRUE(throws<invalid_argument>(
       [&] { read_with("batch = 2", "  bach = 2"); },
       {"run.toml:19:3: ", "stage.1 has no key 'bach'", "nearest is 'batch'"}));
+}
+
+/// What every stage, evaluations and an exported model must share is no setting of one stage.
+TEST_F(RecipeTest, RefusesAScaleOfAStage) {
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("batch = 2", "scale = 0.1"); },
+      {"run.toml:19:1: ", "stage.1 has the key 'scale'", "head_dim^(-1/2)"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"stage.0.scale=0.1"}); },
+                                       {"--set stage.0.scale=0.1: ", "head_dim^(-1/2)"}));
+  Recipe recipe = read(kRecipe);
+  recipe.stages[1].attention.scale = 0.1;
+  EXPECT_TRUE(throws<invalid_argument>([&] { recipe.validate(); }, {"scale is 0.1"}));
 }
 
 TEST_F(RecipeTest, NamesWrongTypesWithTheirPlace) {
