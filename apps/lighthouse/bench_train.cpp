@@ -21,6 +21,7 @@
 #include "lighthouse/model/token_loss.h"
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/train/device.h"
+#include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
 namespace {
@@ -132,12 +133,10 @@ double model_flops(const train::Recipe& recipe, const Row& row) {
 
 Row measure(const train::Recipe& recipe, const train::StageRecipe& stage, at::Device device,
             int steps) {
-  Row row{&stage, recipe.model.num_hidden_layers, 0, 0, {}};
-  if (stage.lighthouse) {
-    row.dense_layers = count_dense_layers(recipe, stage);
-    row.lighthouse_layers = recipe.model.num_hidden_layers - row.dense_layers;
-    row.rows = gathered_rows(stage.context, stage.attention);
-  }
+  const int64_t layers = recipe.model.num_hidden_layers;
+  const int64_t dense = train::count_dense_layers(stage, layers);
+  Row row{&stage, dense, layers - dense, 0, {}};
+  if (dense < layers) row.rows = gathered_rows(stage.context, stage.attention);
   const Trial trial = run_trial(recipe, stage, device, steps);
   row.step = trial.step;
   row.peak_bytes = trial.peak_bytes;

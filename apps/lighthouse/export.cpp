@@ -49,7 +49,7 @@ std::vector<Done> stages_done(const train::Recipe& recipe, int64_t steps) {
 /// The model is what dense attention makes of it; where none was trained last, that is not much.
 std::string warning_of(const std::vector<Done>& done) {
   if (done.empty()) return "This model was not trained: it is as it was initialized.";
-  if (!done.back().stage->lighthouse) return "";
+  if (!train::computes_lighthouse(*done.back().stage)) return "";
   return "The last stage of training was not dense: the loss of this model is that of dense "
          "attention, "
          "which is better after a dense stage. A run with Lighthouse ends with one.";
@@ -71,10 +71,11 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   out << ".\n\n| stage | attention | steps | context | tokens a step | settings |\n"
       << "| --- | --- | --- | --- | --- | --- |\n";
   for (const auto& [stage, steps] : done) {
-    out << "| " << stage->name << " | " << train::attention_name(stage->lighthouse) << " | "
+    const bool lighthouse = train::computes_lighthouse(*stage);
+    out << "| " << stage->name << " | " << train::attention_name(lighthouse) << " | "
         << steps << (steps < stage->steps ? message(" of ", stage->steps) : "") << " | "
         << stage->context << " | " << stage->batch * stage->context << " | ";
-    if (stage->lighthouse) {
+    if (lighthouse) {
       const Config& a = stage->attention;
       out << "levels " << a.levels << ", pooling factor " << a.pooling_factor << ", budget "
           << a.budget << ", tile budget " << a.tile_budget << ", scorer " << to_string(a.scorer)

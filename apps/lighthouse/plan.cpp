@@ -46,11 +46,12 @@ Cost measure(train::Recipe recipe, train::StageRecipe stage, int64_t layers, boo
 /// A layer costs the difference of two layers and one; the rest of the model, what one layer
 /// leaves.
 Cost expect(const train::Recipe& recipe, const train::StageRecipe& stage, at::Device device) {
-  const Cost one = measure(recipe, stage, 1, stage.lighthouse, device);
-  const Cost layer = measure(recipe, stage, 2, stage.lighthouse, device) - one;
-  const int64_t dense = count_dense_layers(recipe, stage);
+  const bool lighthouse = train::computes_lighthouse(stage);
+  const Cost one = measure(recipe, stage, 1, lighthouse, device);
+  const Cost layer = measure(recipe, stage, 2, lighthouse, device) - one;
+  const int64_t dense = train::count_dense_layers(stage, recipe.model.num_hidden_layers);
   Cost dense_layer = layer;
-  if (stage.lighthouse && dense > 0) {
+  if (lighthouse && dense > 0) {
     dense_layer =
         measure(recipe, stage, 2, false, device) - measure(recipe, stage, 1, false, device);
   }
@@ -84,11 +85,12 @@ void plan(const RecipeOptions& options) {
     std::cerr << "stage " << stage.name << " ...\n";
     const Cost cost = expect(recipe, stage, device);
     const auto context = static_cast<double>(stage.context);
-    const int64_t rows = stage.lighthouse ? gathered_rows(stage.context, stage.attention) : 0;
+    const bool lighthouse = train::computes_lighthouse(stage);
+    const int64_t rows = lighthouse ? gathered_rows(stage.context, stage.attention) : 0;
     const double all = states + cost.memory;
     const double stage_seconds = cost.time * static_cast<double>(stage.steps) / 1e3;
     seconds += stage_seconds;
-    table.push_back({stage.name, train::attention_name(stage.lighthouse),
+    table.push_back({stage.name, train::attention_name(lighthouse),
                      std::to_string(stage.context), rows == 0 ? "-" : std::to_string(rows),
                      rows == 0 ? "-" : fixed(static_cast<double>(rows) / context, 3),
                      std::to_string(stage.steps), fixed(cost.time, 1),

@@ -35,7 +35,7 @@ Run open_run(const RunOptions& options) {
 
 const train::StageRecipe& stage_as_trained(const train::Recipe& recipe) {
   for (auto stage = recipe.stages.rbegin(); stage != recipe.stages.rend(); ++stage) {
-    if (stage->lighthouse) return *stage;
+    if (train::computes_lighthouse(*stage)) return *stage;
   }
   return recipe.stages.back();
 }

@@ -3,23 +3,15 @@
 #include <ATen/Context.h>
 #include <ATen/ops/randint.h>
 
-#include <set>
-
 #include "apps/lighthouse/peak_memory.h"
-#include "lighthouse/core/check.h"
 #include "lighthouse/model/llama.h"
-#include "lighthouse/ops/attention.h"
+#include "lighthouse/train/stage.h"
 #include "lighthouse/train/step.h"
 
 namespace lighthouse::app {
 
 Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c10::Device device,
                 int steps) {
-  if (stage.lighthouse) {
-    const int64_t rows = gathered_rows(stage.context, stage.attention);
-    check_argument(rows < stage.context, "stage '", stage.name, "' has ", rows, " rows for ",
-                   stage.context, " tokens: it would be dense");
-  }
   Trial trial;
   const PeakMemory memory(device);
   at::manual_seed(recipe.run.seed);
@@ -28,7 +20,7 @@ Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c1
   train::AdamW optimizer(model, recipe.optimizer, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
   model->set_attention(train::attention_plan(stage));
   model->set_recompute_mlp(recipe.run.recompute_mlp);
-  const train::StepPlan plan{stage.lighthouse, stage.batch, stage.context,
+  const train::StepPlan plan{train::computes_lighthouse(stage), stage.batch, stage.context,
                              stage.sequences_at_once()};
   const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
                                         at::TensorOptions(at::kLong).device(device));
@@ -44,14 +36,6 @@ Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c1
   }
   trial.peak_bytes = memory.peak_bytes();
   return trial;
-}
-
-int64_t count_dense_layers(const train::Recipe& recipe, const train::StageRecipe& stage) {
-  const int64_t layers = recipe.model.num_hidden_layers;
-  if (!stage.lighthouse) return layers;
-  std::set<int64_t> dense;
-  for (const int64_t layer : stage.dense_layers) dense.insert((layer + layers) % layers);
-  return static_cast<int64_t>(dense.size());
 }
 
 }  // namespace lighthouse::app

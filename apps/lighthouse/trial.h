@@ -16,11 +16,8 @@ struct Trial {
 };
 
 /// Trains the recipe's model for two steps and then, timed, `steps` more, as the stage does, on
-/// random tokens. Throws std::invalid_argument where a stage with Lighthouse would be dense.
+/// random tokens.
 Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c10::Device device,
                 int steps);
-
-/// Layers of a stage that are dense; all of them where it is.
-int64_t count_dense_layers(const train::Recipe& recipe, const train::StageRecipe& stage);
 
 }  // namespace lighthouse::app

@@ -9,6 +9,7 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/train/recipe_fields.h"
+#include "lighthouse/train/stage.h"
 
 namespace lighthouse::train {
 namespace {
@@ -39,16 +40,11 @@ void validate_stage(const StageRecipe& stage, int64_t layers) {
   check_argument(!stage.attention.scale, "scale is ", stage.attention.scale.value_or(0),
                  "; it must not be set: a model has one scale, head_dim^(-1/2)");
   stage.attention.validate();
-  // Where a tile has no root, attention is dense.
-  if (stage.lighthouse && Geometry::tiles_fit(stage.context, stage.attention)) {
-    Geometry(stage.context, stage.attention);
-  }
-}
-
-/// Whether a stage computes Lighthouse: where it cannot pay, it is dense (as nn::Attention has it).
-bool uses_lighthouse(const StageRecipe& stage) {
-  return stage.lighthouse && Geometry::tiles_fit(stage.context, stage.attention) &&
-         Geometry(stage.context, stage.attention).rows < stage.context;
+  if (!computes_lighthouse(stage)) return;
+  std::vector<int64_t> dense_layers = stage.dense_layers;
+  check_argument(count_dense_layers(stage, layers) < layers, "dense_layers is ",
+                 to_text(&dense_layers), ", which leaves none of the ", layers,
+                 " layers to Lighthouse; it must name fewer, or attention must be 'dense'");
 }
 
 /// What will run otherwise than the recipe seems to say, a sentence each.
@@ -61,14 +57,7 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
     if (!stage.lighthouse && stage.attention != Config{}) {
       add("is dense, and its settings of Lighthouse have no effect");
     }
-    if (!stage.lighthouse || uses_lighthouse(stage)) continue;
-    if (Geometry::tiles_fit(stage.context, stage.attention)) {
-      add("will be dense: the gathered sequence would have ",
-          Geometry(stage.context, stage.attention).rows, " rows for ", stage.context, " tokens");
-    } else {
-      add("will be dense: a budget of ", stage.attention.budget, " has more tiles (of ",
-          stage.attention.tile_budget, ") than ", stage.context, " tokens have roots");
-    }
+    if (const std::string why = dense_because(stage); !why.empty()) add("will be dense: ", why);
   }
   if (recipe.optimizer.warmup_steps >= recipe.total_steps()) {
     notes.push_back(message("the learning rate only warms up: optimizer.warmup_steps is ",
@@ -139,7 +128,7 @@ void print(std::ostream& out, const Recipe& recipe) {
       << "steps" << std::setw(9) << "context" << std::setw(7) << "batch" << std::setw(15)
       << "tokens" << std::setw(9) << "rows S" << std::setw(7) << "S/N" << '\n';
   for (const StageRecipe& stage : recipe.stages) {
-    const bool lighthouse = uses_lighthouse(stage);
+    const bool lighthouse = computes_lighthouse(stage);
     out << std::setw(16) << stage.name << std::setw(12) << (lighthouse ? "lighthouse" : "dense")
         << std::setw(9) << stage.steps << std::setw(9) << stage.context << std::setw(7)
         << stage.batch << std::setw(15) << stage.steps * stage.batch * stage.context;

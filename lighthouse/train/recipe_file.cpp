@@ -241,6 +241,12 @@ Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::st
     const Section& section = find_section(one, all);
     set_field(section, one.key, one.node(section), one.where(), one.where());
   }
+  // The default is for a model of any depth.
+  for (StageRecipe& one : recipe.stages) {
+    if (one.dense_layers != StageRecipe().dense_layers) continue;
+    const int64_t layers = recipe.model.num_hidden_layers;
+    std::erase_if(one.dense_layers, [&](int64_t i) { return i < -layers || i >= layers; });
+  }
   check_part(file.string(), [&] { recipe.validate(); });
   return recipe;
 }

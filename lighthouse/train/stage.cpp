@@ -1,8 +1,28 @@
 #include "lighthouse/train/stage.h"
 
 #include <cmath>
+#include <set>
+
+#include "lighthouse/core/geometry.h"
 
 namespace lighthouse::train {
+
+std::string dense_because(const StageRecipe& stage) {
+  if (!stage.lighthouse) return "";
+  if (stage.dense_share == 1) return "its dense_share is 1";
+  return lighthouse::dense_because(stage.context, stage.attention);
+}
+
+bool computes_lighthouse(const StageRecipe& stage) {
+  return stage.lighthouse && dense_because(stage).empty();
+}
+
+int64_t count_dense_layers(const StageRecipe& stage, int64_t layers) {
+  if (!computes_lighthouse(stage)) return layers;
+  std::set<int64_t> dense;
+  for (const int64_t layer : stage.dense_layers) dense.insert((layer + layers) % layers);
+  return static_cast<int64_t>(dense.size());
+}
 
 StepPlan step_plan(const StageRecipe& stage, int64_t step) {
   const auto dense_steps = [&](int64_t steps) {
@@ -10,14 +30,14 @@ StepPlan step_plan(const StageRecipe& stage, int64_t step) {
   };
   const int64_t micro_batch = stage.sequences_at_once();
   if (dense_steps(step + 1) == dense_steps(step)) {
-    return {stage.lighthouse, stage.batch, stage.context, micro_batch};
+    return {computes_lighthouse(stage), stage.batch, stage.context, micro_batch};
   }
   const int64_t pieces = stage.context / stage.dense_context;
   return {false, stage.batch * pieces, stage.dense_context, micro_batch * pieces};
 }
 
 model::AttentionPlan attention_plan(const StageRecipe& stage) {
-  if (!stage.lighthouse) return {};
+  if (!computes_lighthouse(stage)) return {};
   return {nn::Mode::kLighthouse, stage.attention, stage.dense_layers};
 }
 

@@ -2,6 +2,7 @@
 
 #include <compare>
 #include <cstdint>
+#include <string>
 
 #include "lighthouse/model/llama.h"
 #include "lighthouse/train/recipe.h"
@@ -18,6 +19,16 @@ struct StepPlan {
   // NOLINTNEXTLINE(modernize-use-nullptr): takes the 0 that it is compared with for a pointer
   auto operator<=>(const StepPlan&) const = default;
 };
+
+/// Why no step of a stage that asks for Lighthouse computes it; empty where some do, or where it
+/// asks for none.
+std::string dense_because(const StageRecipe& stage);
+
+/// Whether steps of the stage compute Lighthouse: where it cannot pay, all of it is dense.
+bool computes_lighthouse(const StageRecipe& stage);
+
+/// Layers of a model of that many that are dense in the stage's steps: all where it is dense.
+int64_t count_dense_layers(const StageRecipe& stage, int64_t layers);
 
 /// The plan of a stage's step, counted from 0 in the stage. The dense share of the steps is spread
 /// evenly, by the step's number alone: of the first n steps, floor(n dense_share) are dense.

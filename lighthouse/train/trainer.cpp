@@ -305,12 +305,12 @@ void Trainer::use(const StageRecipe& stage, bool lighthouse) {
 }
 
 EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
-  use(stage.recipe, stage.recipe.lighthouse);
+  const bool lighthouse = computes_lighthouse(stage.recipe);
+  use(stage.recipe, lighthouse);
   const auto& batches = held_out_.at(stage.recipe.context);
   const double dense = eval::held_out_loss(model_, batches, /*as_trained=*/false).all.mean;
-  const double trained = stage.recipe.lighthouse
-                             ? eval::held_out_loss(model_, batches, /*as_trained=*/true).all.mean
-                             : dense;
+  const double trained =
+      lighthouse ? eval::held_out_loss(model_, batches, /*as_trained=*/true).all.mean : dense;
   return {step_, stage.recipe.name, when, dense, trained, tokens(), seconds_};
 }
 

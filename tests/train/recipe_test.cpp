@@ -286,6 +286,34 @@ TEST_F(RecipeTest, RefusesRunsThatCannotBeRun) {
   EXPECT_TRUE(throws<invalid_argument>([&] { read("[data]\npath = \"x\"\n"); }, {"0 stages"}));
 }
 
+/// Where every layer is dense, "lighthouse" would not be what the user asked for.
+TEST_F(RecipeTest, RefusesALighthouseStageWithoutALighthouseLayer) {
+  for (const char* layers : {"2", "3", "4"}) {
+    EXPECT_TRUE(throws<invalid_argument>(
+        [&] { read(kRecipe, {std::string("model.num_hidden_layers=") + layers}); },
+        {"run.toml: ", "stage 'long'", "dense_layers is [0, 1, -2, -1]",
+         std::string("none of the ") + layers + " layers", "attention must be 'dense'"}))
+        << layers;
+  }
+  EXPECT_EQ(
+      read(kRecipe, {"model.num_hidden_layers=4", "stage.long.dense_layers=[0]"}).stages.size(),
+      2u);
+  read(kRecipe, {"model.num_hidden_layers=4", "stage.long.attention=dense"});
+}
+
+/// The default is no mistake of the user's.
+TEST_F(RecipeTest, HasNoDenseLayersThatAModelOfOneLayerLacks) {
+  const std::string one = "model.num_hidden_layers=1";
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {one}); },
+                                       {"dense_layers is [0, -1]", "none of the 1 layers"}));
+  const Recipe recipe = read(kRecipe, {one, "stage.long.dense_layers=[]"});
+  EXPECT_TRUE(recipe.stages[1].dense_layers.empty());
+  EXPECT_EQ(recipe.stages[0].dense_layers, (std::vector<int64_t>{0, -1}));
+  EXPECT_EQ(read(recipe.to_toml()).to_toml(), recipe.to_toml());
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {one, "stage.0.dense_layers=[1]"}); },
+                                       {"dense_layers has 1", "-1 to 0"}));
+}
+
 TEST_F(RecipeTest, PrintsEveryFieldAndWhatEachStageGathers) {
   const Recipe recipe = read(kRecipe, {"optimizer.warmup_steps=5"});
   const std::string table = printed(recipe);

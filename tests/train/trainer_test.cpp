@@ -116,6 +116,24 @@ TEST_F(TrainerTest, LearnsAndLeavesItsFiles) {
   EXPECT_EQ(stage.at("trained_loss_after"), history.evals[2].trained_loss);
 }
 
+/// A context too short for Lighthouse: what is recorded is what was computed.
+TEST_F(TrainerTest, RecordsAStageThatRunsDenseAsDense) {
+  Recipe asked = recipe(kLighthouseStage, "asked");
+  asked.stages[0].context = 32;
+  asked.stages[0].dense_share = 0;
+  asked.stages[0].steps = 2;
+  Recipe dense = asked;
+  dense.run.out = (folder / "dense").string();
+  dense.stages[0].lighthouse = false;
+  train(asked);
+  train(dense);
+  EXPECT_TRUE(same_tensors(checkpoint(2, "asked"), checkpoint(2, "dense")));
+  for (const StepMetrics& step : metrics("asked").steps) EXPECT_EQ(step.attention, "dense");
+  const auto summary =
+      nlohmann::json::parse(io::read_file(RunFolder(folder / "asked").summary()));
+  EXPECT_EQ(summary.at("stages")[0].at("attention"), "dense");
+}
+
 TEST_F(TrainerTest, AStageSwitchKeepsOptimizerAndPosition) {
   train(recipe(dense_stage("whole", 8), "whole"));
   train(recipe(dense_stage("first", 3) + dense_stage("second", 5), "split"));
