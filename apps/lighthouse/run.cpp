@@ -1,7 +1,10 @@
 #include "apps/lighthouse/run.h"
 
+#include <iostream>
+
 #include "lighthouse/core/check.h"
 #include "lighthouse/train/device.h"
+#include "lighthouse/train/recipe_changes.h"
 #include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
@@ -30,7 +33,17 @@ Run open_run(const RunOptions& options) {
   const train::Recipe recipe = train::Recipe::read(folder.recipe());
   const fs::path path =
       options.checkpoint.empty() ? newest_checkpoint(folder) : fs::path(options.checkpoint);
-  return {folder, recipe, path, train::read_checkpoint(path)};
+  const train::Checkpoint checkpoint = train::read_checkpoint(path);
+  if (const auto changes = train::recipe_changes(recipe, checkpoint); !changes.empty()) {
+    const fs::path place = fs::absolute(path / "").parent_path().parent_path();
+    const bool own = fs::exists(folder.checkpoints()) && equivalent(place, folder.checkpoints());
+    check_argument(own, "--checkpoint is '", path.string(), "', which is of another run than '",
+                   options.run, "': ", train::joined(changes));
+    std::cerr << "note: recipe.toml is not as it was when this checkpoint was made, whose own recipe "
+                 "is taken: "
+              << train::joined(changes) << '\n';
+  }
+  return {folder, train::recipe_of(checkpoint, recipe), path, checkpoint};
 }
 
 const train::StageRecipe& stage_as_trained(const train::Recipe& recipe) {

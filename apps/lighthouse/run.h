@@ -22,12 +22,13 @@ struct RunOptions {
 /// A run that is there, and one of its checkpoints.
 struct Run {
   train::RunFolder folder;
-  train::Recipe recipe;
+  train::Recipe recipe;        ///< as it was when the checkpoint was made (train::recipe_of)
   std::filesystem::path path;  ///< of the checkpoint
   train::Checkpoint checkpoint;
 };
 
-/// Throws std::invalid_argument where there is no run, or no checkpoint of it.
+/// Throws std::invalid_argument where there is no run, no checkpoint of it, or the checkpoint is of
+/// another run.
 Run open_run(const RunOptions& options);
 
 /// The stage whose attention "as trained" is: the last with Lighthouse, or the last of all where

@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kFormat = 2;
+constexpr int64_t kFormat = 3, kOldest = 2;  ///< the older one has all fields of the recipe
 constexpr const char* kModel = "model.safetensors";
 constexpr const char* kOptimizer = "optimizer.safetensors";
 constexpr const char* kRandom = "random.safetensors";
@@ -98,9 +98,10 @@ void verify(const fs::path& path) {
 Checkpoint read_verified(const fs::path& path) {
   verify(path);
   const auto state = nlohmann::json::parse(io::read_file(path / kState));
-  if (state.at("format") != kFormat) {
-    throw std::runtime_error(message("'", (path / kState).string(), "' has the format ",
-                                     state.at("format").dump(), "; this program reads ", kFormat));
+  const auto format = state.at("format").get<int64_t>();
+  if (format < kOldest || format > kFormat) {
+    throw std::runtime_error(message("'", (path / kState).string(), "' has the format ", format,
+                                     "; this program reads ", kOldest, " to ", kFormat));
   }
   Checkpoint checkpoint;
   state.at("step").get_to(checkpoint.step);
@@ -109,7 +110,8 @@ Checkpoint read_verified(const fs::path& path) {
   checkpoint.skipped = state.value("skipped", int64_t{0});
   state.at("threads").get_to(checkpoint.threads);
   state.at("corpus").get_to(checkpoint.corpus);
-  state.at("recipe").get_to(checkpoint.recipe);
+  checkpoint.recipe = Recipe::parse(state.at("recipe").get<std::string>(),
+                                    message("the recipe in '", (path / kState).string(), "'"));
   checkpoint.random = io::read_safetensors(path / kRandom).tensors.at("cpu");
   checkpoint.model = io::read_safetensors(path / kModel).tensors;
   checkpoint.optimizer = io::read_safetensors(path / kOptimizer).tensors;
@@ -129,7 +131,7 @@ void write_files(const Checkpoint& checkpoint, const fs::path& folder) {
       {"skipped", checkpoint.skipped},
       {"threads", checkpoint.threads},
       {"corpus", checkpoint.corpus},
-      {"recipe", checkpoint.recipe},
+      {"recipe", checkpoint.recipe.deciding_toml()},
   };
   io::write_atomically(folder / kState, state.dump(2) + '\n');
   std::string checksums;

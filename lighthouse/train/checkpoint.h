@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lighthouse/model/llama.h"
+#include "lighthouse/train/recipe.h"
 
 namespace lighthouse::train {
 
@@ -20,7 +21,7 @@ struct Checkpoint {
   int64_t skipped = 0;                          ///< steps whose update was skipped
   int64_t threads = 0;                          ///< other numbers of threads give other last bits
   uint64_t corpus = 0;                          ///< data::Corpus::fingerprint
-  std::string recipe;                           ///< resume_key of it
+  Recipe recipe;      ///< of it, what decides about the weights; the rest has its defaults
   at::Tensor random;                            ///< state of PyTorch's generator of the CPU
   std::map<std::string, at::Tensor> model;      ///< names of Hugging Face's LlamaForCausalLM
   std::map<std::string, at::Tensor> optimizer;  ///< AdamW::state

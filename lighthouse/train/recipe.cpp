@@ -66,6 +66,19 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
   return notes;
 }
 
+std::string fields_as_toml(Recipe recipe, bool all) {
+  std::ostringstream out;
+  for (const Section& section : sections(recipe)) {
+    out << (section.stage ? "[[stage]]" : '[' + section.name + ']') << '\n';
+    for (const Field& field : section.fields) {
+      if (!all && field.about == Decides::kNothing) continue;
+      out << field.key << " = " << to_text(field.value) << '\n';
+    }
+    out << '\n';
+  }
+  return out.str();
+}
+
 }  // namespace
 
 void Recipe::validate() const {
@@ -95,18 +108,9 @@ int64_t Recipe::total_steps() const {
   return steps;
 }
 
-std::string Recipe::to_toml() const {
-  Recipe copy = *this;
-  std::ostringstream out;
-  for (const Section& section : sections(copy)) {
-    out << (section.stage ? "[[stage]]" : '[' + section.name + ']') << '\n';
-    for (const Field& field : section.fields) {
-      out << field.key << " = " << to_text(field.value) << '\n';
-    }
-    out << '\n';
-  }
-  return out.str();
-}
+std::string Recipe::to_toml() const { return fields_as_toml(*this, /*all=*/true); }
+
+std::string Recipe::deciding_toml() const { return fields_as_toml(*this, /*all=*/false); }
 
 void print(std::ostream& out, const Recipe& recipe) {
   constexpr int kKey = 26;
@@ -118,7 +122,7 @@ void print(std::ostream& out, const Recipe& recipe) {
   for (const Section& section : sections(copy)) {
     out << section.name << '\n';
     for (const Field& field : section.fields) {
-      if (field.of_lighthouse && !section.stage->lighthouse) continue;
+      if (field.about == Decides::kLighthouse && !section.stage->lighthouse) continue;
       line(field.key, to_text(field.value), field.help);
     }
   }

@@ -98,6 +98,10 @@ struct Recipe {
   static Recipe read(const std::filesystem::path& file,
                      const std::vector<std::string>& overrides = {});
 
+  /// Reads what `to_toml` has written, without the checks of `validate`: what it lacks has its
+  /// default. Throws std::invalid_argument as `read` does; `name` stands for the text.
+  static Recipe parse(const std::string& toml, const std::string& name);
+
   /// Throws std::invalid_argument, naming the key, its value and what it must be, unless the whole
   /// run can be run: every stage's geometry and dense layers too.
   void validate() const;
@@ -106,6 +110,10 @@ struct Recipe {
 
   /// The whole recipe, every field, as TOML that `read` gives back the same.
   std::string to_toml() const;
+
+  /// The fields that decide about the weights: without paths, since folders move (a fingerprint
+  /// tells whether the text is the same), and without what is measured and saved when.
+  std::string deciding_toml() const;
 };
 
 /// The table of what will run: every field that has an effect, parameters, and for each stage its

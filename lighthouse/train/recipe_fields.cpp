@@ -13,6 +13,8 @@
 namespace lighthouse::train {
 namespace {
 
+using enum Decides;
+
 constexpr Range kAny;
 constexpr Range at_least(double least) { return {least}; }
 constexpr Range above(double least) {
@@ -24,7 +26,7 @@ std::vector<Field> model_fields(Recipe& recipe) {
   model::RopeScaling& scaling = m.rope_scaling;
   return {
       {"init_from", &recipe.init_from, kAny,
-       "folder of a Llama of Hugging Face's to begin with; '': none"},
+       "folder of a Llama of Hugging Face's to begin with; '': none", kNothing},
       {"vocab_size", &m.vocab_size, at_least(256), "of text 256: a byte is a token"},
       {"hidden_size", &m.hidden_size, at_least(1), "width of the residual stream"},
       {"intermediate_size", &m.intermediate_size, at_least(1), "width of SwiGLU"},
@@ -46,7 +48,7 @@ std::vector<Field> model_fields(Recipe& recipe) {
 
 std::vector<Field> fields(DataRecipe& d) {
   return {
-      {"path", &d.path, kAny, "file or folder of text, JSON lines, or token files (.bin)"},
+      {"path", &d.path, kAny, "file or folder of text, JSON lines, or token files (.bin)", kNothing},
       {"text_field", &d.text_field, kAny, "of JSON lines (.jsonl, .jsonl.gz)"},
       {"held_out_share", &d.held_out_share, {0, 1, true, true}, "of the text, never trained on"},
   };
@@ -93,22 +95,22 @@ std::vector<Field> fields(RunRecipe& r) {
   const Word dtype{"float32, bfloat16", [&r] { return r.bfloat16 ? "bfloat16" : "float32"; },
                    [&r](const std::string& word) { set_dtype(r, word); }};
   return {
-      {"out", &r.out, kAny, "the run's folder"},
+      {"out", &r.out, kAny, "the run's folder", kNothing},
       {"device", &r.device, kAny, "cpu, cuda or cuda:N"},
       {"dtype", dtype, kAny, "that the model computes in; weights are kept in float32"},
       {"deterministic", &r.deterministic, kAny, "the same bits on a GPU too, slower"},
       {"recompute_mlp", &r.recompute_mlp, kAny, "less memory, for a product more a layer"},
-      {"cuda_graphs", &r.cuda_graphs, kAny, "faster where kernels are small, for more memory"},
+      {"cuda_graphs", &r.cuda_graphs, kAny, "faster where kernels are small, for more memory", kNothing},
       {"seed", &r.seed, at_least(0), "of the initial model and the order of the data"},
-      {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences of an evaluation"},
+      {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences of an evaluation", kNothing},
       {"eval_every_steps", &r.eval_every_steps, at_least(0),
-       "besides before and after each stage; 0: not"},
+       "besides before and after each stage; 0: not", kNothing},
       {"checkpoint_every_steps", &r.checkpoint_every_steps, at_least(1),
-       "besides after each stage"},
-      {"keep_checkpoints", &r.keep_checkpoints, at_least(2), "the newest that are kept"},
+       "besides after each stage", kNothing},
+      {"keep_checkpoints", &r.keep_checkpoints, at_least(2), "the newest that are kept", kNothing},
       {"keep_every_steps", &r.keep_every_steps, at_least(0),
-       "checkpoints of its multiples are kept for good; 0: none"},
-      {"log_every_steps", &r.log_every_steps, at_least(1), "lines in metrics.jsonl"},
+       "checkpoints of its multiples are kept for good; 0: none", kNothing},
+      {"log_every_steps", &r.log_every_steps, at_least(1), "lines in metrics.jsonl", kNothing},
   };
 }
 
@@ -133,17 +135,17 @@ std::vector<Field> fields(StageRecipe& s) {
       {"batch", &s.batch, at_least(1), "sequences of a step"},
       {"micro_batch", &s.micro_batch, at_least(0), "sequences at a time; divides batch; 0: all"},
       {"attention", attention, kAny, "of the stage's steps"},
-      {"levels", &a.levels, at_least(1), "levels of the pyramid", true},
-      {"pooling_factor", &a.pooling_factor, at_least(2), "children of an entry", true},
-      {"budget", &a.budget, at_least(1), "entries refined at each level", true},
+      {"levels", &a.levels, at_least(1), "levels of the pyramid", kLighthouse},
+      {"pooling_factor", &a.pooling_factor, at_least(2), "children of an entry", kLighthouse},
+      {"budget", &a.budget, at_least(1), "entries refined at each level", kLighthouse},
       {"tile_budget", &a.tile_budget, at_least(1), "entries refined in each tile; divides budget",
-       true},
-      {"scorer", scorer, kAny, "what scores a token", true},
+       kLighthouse},
+      {"scorer", scorer, kAny, "what scores a token", kLighthouse},
       {"dilation", &a.dilation, at_least(1), "interleaved sub-sequences of the dilated scorer",
-       true},
+       kLighthouse},
       {"selection", selection, kAny, "whose scores judge an entry: its own, or the one before",
-       true},
-      {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last", true},
+       kLighthouse},
+      {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last", kLighthouse},
       {"dense_share", &s.dense_share, {0, 1}, "of the steps, dense and on shorter pieces"},
       {"dense_context", &s.dense_context, at_least(0), "tokens of such a piece; divides context"},
   };
@@ -215,6 +217,12 @@ const char* type_name(const Value& value) {
                                [](const std::vector<int64_t>*) { return "a list of integers"; },
                                [](const Word& word) { return word.words; }},
                     value);
+}
+
+void copy_value(const Value& from, const Value& to) {
+  std::visit(Overloaded{[&](const Word& word) { word.set(std::get<Word>(from).get()); },
+                        [&](auto* value) { *value = *std::get<decltype(value)>(from); }},
+             to);
 }
 
 std::string to_text(const Value& value) {

@@ -43,12 +43,19 @@ struct Word {
 using Value = std::variant<bool*, int64_t*, uint64_t*, double*, std::string*,
                            std::vector<int64_t>*, Word>;
 
+/// What of a run a field decides about.
+enum class Decides {
+  kWeights,     ///< the weights that come out of training
+  kLighthouse,  ///< the weights too, where the stage's attention is Lighthouse
+  kNothing,     ///< else: where things are, and what is measured and saved when
+};
+
 struct Field {
   std::string key;
   Value value;
   Range range;
   const char* help;
-  bool of_lighthouse = false;  ///< without effect where the stage is dense
+  Decides about = Decides::kWeights;
 };
 
 struct Section {
@@ -72,6 +79,9 @@ Overloaded(F...) -> Overloaded<F...>;
 
 /// What a value must be, as a message says it.
 const char* type_name(const Value& value);
+
+/// Gives a field the value of the same field of another recipe.
+void copy_value(const Value& from, const Value& to);
 
 /// As in a file.
 std::string to_text(const Value& value);

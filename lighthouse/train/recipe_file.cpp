@@ -209,11 +209,8 @@ void read_init_from(Recipe& recipe, const toml::table& root,
   }
 }
 
-}  // namespace
-
-Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
-  const toml::table root = parse_toml(io::read_file(file), file.string());
-  const std::vector<Override> given(overrides.begin(), overrides.end());
+/// A recipe of defaults with as many stages as the file has, whose sections are known then.
+Recipe new_recipe(const toml::table& root) {
   const std::vector<std::string> known{"model", "data", "optimizer", "run", "stage"};
   for (const auto& [key, node] : root) {
     check_argument(std::ranges::count(known, key.str()) > 0, place(key.source()),
@@ -228,14 +225,34 @@ Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::st
                    message(stages->type()), "; it must be a list of tables, [[stage]]");
     recipe.stages.resize(stages->as_array()->size());
   }
-  read_preset(recipe, root, file, given);
-  read_init_from(recipe, root, given);
-  const std::vector<Section> all = sections(recipe);
+  return recipe;
+}
+
+void set_sections(const std::vector<Section>& all, const toml::table& root) {
   size_t stage = 0;
   for (const Section& section : all) {
     const auto node = section.stage ? root["stage"][stage++] : root[section.name];
     if (const toml::table* table = node.as_table()) set_fields(section, *table);
   }
+}
+
+}  // namespace
+
+Recipe Recipe::parse(const std::string& toml, const std::string& name) {
+  const toml::table root = parse_toml(toml, name);
+  Recipe recipe = new_recipe(root);
+  set_sections(sections(recipe), root);
+  return recipe;
+}
+
+Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
+  const toml::table root = parse_toml(io::read_file(file), file.string());
+  const std::vector<Override> given(overrides.begin(), overrides.end());
+  Recipe recipe = new_recipe(root);
+  read_preset(recipe, root, file, given);
+  read_init_from(recipe, root, given);
+  const std::vector<Section> all = sections(recipe);
+  set_sections(all, root);
   for (const Override& one : given) {
     if (one.section == "model" && one.key == kPreset) continue;
     const Section& section = find_section(one, all);

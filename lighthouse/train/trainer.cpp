@@ -50,12 +50,6 @@ model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
   return model;
 }
 
-std::string joined(const std::vector<std::string>& parts) {
-  std::string all;
-  for (const std::string& part : parts) all += (all.empty() ? "" : "; ") + part;
-  return all;
-}
-
 /// The folder's checkpoint to start from; an empty path for the first step.
 fs::path starting_point(const RunFolder& folder, const Start& start) {
   if (start.from) {
@@ -367,7 +361,7 @@ void Trainer::save() {
   checkpoint.seconds = seconds_;
   checkpoint.threads = at::get_num_threads();
   checkpoint.corpus = corpus_.fingerprint();
-  checkpoint.recipe = resume_key(recipe_);
+  checkpoint.recipe = recipe_;
   checkpoint.random = at::detail::getDefaultCPUGenerator().get_state();
   checkpoint.skipped = skipped_;
   checkpoint.model = optimizer_.weights();

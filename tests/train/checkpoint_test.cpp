@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "lighthouse/train/recipe_changes.h"
 #include "tests/train/support.h"
 
 namespace lighthouse::train {
@@ -18,7 +19,9 @@ Checkpoint checkpoint(int64_t step) {
   c.seconds = 0.1;
   c.threads = 2;
   c.corpus = ~uint64_t{0};
-  c.recipe = "seed = 1\n";
+  c.recipe.run.seed = 1;
+  c.recipe.stages.resize(1);
+  c.recipe.stages[0].name = "s";
   c.random = at::arange(5, at::kByte);
   c.model = {{"a", at::arange(6, at::kFloat).view({2, 3})}};
   c.optimizer = {{"step", at::full({}, static_cast<double>(step), at::kFloat)}};
@@ -38,10 +41,53 @@ TEST(Checkpoint, IsReadAsItWasWritten) {
   EXPECT_EQ(read.seconds, written.seconds);
   EXPECT_EQ(read.threads, written.threads);
   EXPECT_EQ(read.corpus, written.corpus);
-  EXPECT_EQ(read.recipe, written.recipe);
+  EXPECT_EQ(read.recipe.to_toml(), written.recipe.to_toml());
   EXPECT_TRUE(read.random.equal(written.random));
   EXPECT_TRUE(read.model.at("a").equal(written.model.at("a")));
   EXPECT_TRUE(read.optimizer.at("step").equal(written.optimizer.at("step")));
+}
+
+/// Where a run lies and what it measures may change, so that is not kept.
+TEST(Checkpoint, KeepsOfTheRecipeWhatDecides) {
+  const Folder folder;
+  Checkpoint c = checkpoint(1);
+  c.recipe.run.out = "somewhere";
+  c.recipe.init_from = "a/model";
+  c.recipe.run.log_every_steps = 7;
+  Checkpoints(folder / "").write(c, 2);
+  const std::string state = io::read_file(folder / "step-00000001/state.json");
+  for (const char* key : {"somewhere", "a/model", "log_every_steps"}) {
+    EXPECT_EQ(state.find(key), std::string::npos) << state;
+  }
+  EXPECT_EQ(read_checkpoint(folder / "step-00000001").recipe.run.out, RunRecipe().out);
+}
+
+/// Made by the program when the format was 2 and the recipe in it had every field.
+TEST(Checkpoint, IsReadInItsOlderFormat) {
+  const Checkpoint old = read_checkpoint(fs::path(LIGHTHOUSE_GOLDEN) / "step-00000002");
+  EXPECT_EQ(old.step, 2);
+  EXPECT_EQ(old.recipe.model.rope_theta, 5000);
+  ASSERT_EQ(old.recipe.stages.size(), 2u);
+  EXPECT_EQ(old.recipe.stages[0].attention.budget, 8);
+  model::Llama model(old.recipe.model);
+  restore(old.model, parameters_of(model), "the checkpoint");
+
+  Recipe recipe = old.recipe;
+  recipe.data.path = "elsewhere";
+  recipe.run.cuda_graphs = true;
+  EXPECT_TRUE(recipe_changes(recipe, old).empty());
+  recipe.model.rope_theta = 1e4;
+  recipe.stages[1].steps = 5;
+  recipe.stages.emplace_back().name = "more";
+  EXPECT_EQ(recipe_changes(recipe, old),
+            (std::vector<std::string>{"model.rope_theta: 5000.0 -> 10000.0",
+                                      "stage.1.steps: 1 -> 5",
+                                      "stage.2: no stage -> stage 'more'"}));
+  recipe.stages.resize(1);
+  EXPECT_EQ(recipe_changes(recipe, old).back(), "stage.1: stage 'dense' -> no stage");
+  const Recipe made_with = recipe_of(old, recipe);
+  EXPECT_EQ(made_with.deciding_toml(), old.recipe.deciding_toml());
+  EXPECT_EQ(made_with.data.path, "elsewhere");
 }
 
 TEST(Checkpoint, TheNewestAreKept) {

@@ -227,7 +227,7 @@ TEST_F(TrainerTest, RefusesToGoOnWithAnotherRecipeOrText) {
       [&] {
         train(other, {true, {}});
       },
-      {"beta1 = 0.5", "beta1 = 0.9"}));
+      {"optimizer.beta1: 0.9 -> 0.5"}));
   write_text(folder / "text", 2);
   EXPECT_TRUE(throws<std::invalid_argument>(
       [&] {
@@ -252,7 +252,7 @@ TEST_F(TrainerTest, GoesOnWithAnotherRecipeWhereItIsForcedTo) {
   other.stages[0].steps = 6;
   Start forced{true, {}};
   forced.force = true;
-  const std::string change = "stage.0: steps = 4 -> steps = 6";
+  const std::string change = "stage.0.steps: 4 -> 6";
   EXPECT_NE(train(other, forced).find("forced to go on with another recipe: " + change),
             std::string::npos);
   EXPECT_EQ(read_checkpoint(checkpoint(6)).step, 6);
@@ -314,9 +314,8 @@ TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
   const auto record = nlohmann::json::parse(io::read_file(RunFolder(folder / "other").branch()));
   EXPECT_EQ(record.at("step"), 10);
   EXPECT_EQ(record.at("changed"),
-            (std::vector<std::string>{"[optimizer]: beta1 = 0.9 -> beta1 = 0.8",
-                                      "stage.1: steps = 6 -> steps = 3",
-                                      "stage.1: context = 128 -> context = 64"}));
+            (std::vector<std::string>{"optimizer.beta1: 0.9 -> 0.8", "stage.1.steps: 6 -> 3",
+                                      "stage.1.context: 128 -> 64"}));
   Recipe shorter = whole;
   shorter.run.out = (folder / "shorter").string();
   shorter.stages[0].steps = 8;
@@ -331,13 +330,13 @@ TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
     return throws<std::invalid_argument>([&] { train(bad, {false, {}, at}); }, words);
   };
   EXPECT_TRUE(refused("a", [](Recipe& r) { r.stages[0].attention.budget = 4; }, from,
-                      {"would change", "budget = 8 -> budget = 4", "trained already at step 10"}));
+                      {"stage.0.budget: 8 -> 4 would change", "trained already at step 10"}));
   EXPECT_TRUE(
-      refused("b", [](Recipe& r) { r.stages[0].steps = 9; }, from, {"steps = 10 -> steps = 9"}));
+      refused("b", [](Recipe& r) { r.stages[0].steps = 9; }, from, {"steps: 10 -> 9"}));
   EXPECT_TRUE(
-      refused("c", [](Recipe& r) { r.model.hidden_size = 32; }, from, {"[model] would change"}));
+      refused("c", [](Recipe& r) { r.model.hidden_size = 32; }, from, {"model.hidden_size: 16 -> 32 would change"}));
   EXPECT_TRUE(refused("d", [](Recipe& r) { r.stages[0].steps = 12; }, checkpoint(13, "whole"),
-                      {"steps = 10 -> steps = 12", "trained already at step 13"}));
+                      {"steps: 10 -> 12", "trained already at step 13"}));
   EXPECT_TRUE(refused("e",
                       [](Recipe& r) {
                         r.stages.erase(r.stages.begin() + 1);

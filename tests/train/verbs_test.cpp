@@ -36,6 +36,49 @@ TEST_F(VerbsTest, EvalMeasuresARun) {
   EXPECT_NE(io::read_file(folder / "output").find("fingerprint"), std::string::npos);
 }
 
+/// After a run was forced to go on with another rotary embedding, what was made before has its own.
+TEST_F(VerbsTest, ACheckpointHasItsOwnModelAndRun) {
+  const auto run = [&](const std::vector<std::string>& all) {
+    return Program(all, folder / "output").wait();
+  };
+  const auto said = [&] { return io::read_file(folder / "output"); };
+  const auto rope_of = [&](const char* model) {
+    return nlohmann::json::parse(io::read_file(folder / model / "config.json")).at("rope_theta");
+  };
+  auto train = arguments("run", false);
+  train.insert(train.end(), {"--set", "run.keep_checkpoints=100"});
+  ASSERT_EQ(run(train), 0) << said();
+  const fs::path checkpoints = RunFolder(folder / "run").checkpoints();
+  train.insert(train.end(), {"--resume-from", checkpoints / "step-00000015", "--force", "--set",
+                             "model.rope_theta=500"});
+  ASSERT_EQ(run(train), 0) << said();
+  ASSERT_EQ(run({"export", folder / "run", folder / "newest"}), 0) << said();
+  EXPECT_EQ(rope_of("newest"), 500);
+  EXPECT_EQ(said().find("note:"), std::string::npos) << said();
+  const fs::path earlier = checkpoints / "step-00000012";
+  ASSERT_EQ(run({"export", folder / "run", folder / "earlier", "--checkpoint", earlier}), 0);
+  EXPECT_NE(said().find("model.rope_theta: 10000.0 -> 500.0"), std::string::npos) << said();
+  EXPECT_EQ(rope_of("earlier"), 10000);
+  EXPECT_NE(io::read_file(folder / "earlier/README.md").find("rope_theta = 10000.0"),
+            std::string::npos);
+
+  auto other = arguments("other", false);
+  other.insert(other.end(), {"--set", "model.hidden_size=32"});
+  ASSERT_EQ(run(other), 0) << said();
+  const fs::path foreign = Checkpoints(RunFolder(folder / "other").checkpoints()).list().back();
+  for (const char* verb : {"export", "eval", "passkey"}) {
+    std::vector<std::string> all{verb, folder / "run"};
+    if (all[0] == "export") all.push_back(folder / "foreign");
+    all.insert(all.end(), {"--checkpoint", foreign});
+    EXPECT_EQ(run(all), 2) << verb;
+    EXPECT_NE(said().find("--checkpoint is '" + foreign.string() + "', which is of another run"),
+              std::string::npos)
+        << said();
+    EXPECT_NE(said().find("model.hidden_size: 32 -> 16"), std::string::npos) << said();
+  }
+  EXPECT_FALSE(fs::exists(folder / "foreign"));
+}
+
 TEST_F(VerbsTest, PlansAndTimesARunWithoutItsText) {
   fs::remove(folder / "text");
   const auto said_by = [&](std::vector<std::string> words) {
