@@ -107,13 +107,20 @@ void print_verdict(const std::vector<Run>& runs) {
   std::cout << '\n';
   for (size_t i = 1; i < runs.size(); ++i) {
     const Run& run = runs[i];
-    const double difference = run.summary.final_loss() - first.summary.final_loss();
+    const double loss = run.summary.final_loss(), other = first.summary.final_loss();
+    const double difference = loss - other;
     std::cout << run.metrics.name << " took "
               << fixed(100 * run.summary.seconds() / first.summary.seconds(), 0, " %")
               << " of the time of " << first.metrics.name << " for "
               << fixed(100 * run.summary.tokens() / first.summary.tokens(), 0, " %")
               << " of its tokens, and ends with a held-out loss ";
-    if (std::abs(difference) < 0.0005) {
+    if (std::isnan(loss)) {
+      std::cout << "that is not a number: " << (std::isnan(other) ? "neither" : first.metrics.name)
+                << " is better.";
+    } else if (std::isnan(other)) {
+      std::cout << "of " << fixed(loss, 3) << ", where that of " << first.metrics.name
+                << " is not a number: " << run.metrics.name << " is better.";
+    } else if (std::abs(difference) < 0.0005) {
       std::cout << "that is the same to three digits.";
     } else {
       std::cout << fixed(std::abs(difference), 3, " nats ") << (difference > 0 ? "higher" : "lower")

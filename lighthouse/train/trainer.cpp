@@ -44,7 +44,12 @@ model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
   at::manual_seed(recipe.run.seed);
   model::Llama model(recipe.model);
   if (!recipe.init_from.empty() && !resume) {
-    restore(model::read_weights(recipe.init_from), parameters_of(model), "model.init_from");
+    const auto weights = model::read_weights(recipe.init_from);
+    for (const auto& [name, tensor] : weights) {
+      check_argument(tensor.isfinite().all().item<bool>(), "model.init_from is '", recipe.init_from,
+                     "', whose tensor '", name, "' has values that are not finite");
+    }
+    restore(weights, parameters_of(model), "model.init_from");
   }
   model->to(device);
   return model;
@@ -233,9 +238,20 @@ int Trainer::run_stages() {
     if (const int signal = run(stage, metrics); signal != 0) return signal;
   }
   finish_saving();
+  const MetricsHistory history = read_metrics(folder_.metrics());
+  if (skipped_ == recipe_.total_steps()) {
+    throw std::runtime_error(message(
+        "all ", skipped_, " steps were skipped, the last because ", history.skips.back().why,
+        ": the model is as it was at the start, and there is no summary"));
+  }
   const Summary summary = summarize(
-      recipe_, read_metrics(folder_.metrics()),
+      recipe_, history,
       eval::token_frequency_loss(corpus_.train(), corpus_.held_out(), recipe_.model.vocab_size));
+  if (!std::isfinite(summary.final_loss())) {
+    throw std::runtime_error(
+        "the held-out loss at the end is not a finite number: the model is of no use, and there is "
+        "no summary; a lower optimizer.lr or a longer optimizer.warmup_steps may help");
+  }
   io::write_atomically(folder_.summary(), to_json(summary));
   print(out_, summary);
   return 0;

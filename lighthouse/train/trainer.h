@@ -31,7 +31,8 @@ struct Start {
 /// @throws std::invalid_argument where the recipe cannot be run, its folder is in use without
 ///         `start` saying so, or the checkpoint is of another recipe or other text
 /// @throws std::runtime_error where a file cannot be read or written, a checkpoint is damaged,
-///         another process has the folder, or the loss or a gradient is not finite
+///         another process has the folder, too many steps or all of them are skipped, or the
+///         held-out loss at the end is not finite
 int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal);
 
 }  // namespace lighthouse::train

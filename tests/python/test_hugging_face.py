@@ -204,6 +204,18 @@ def test_a_damaged_shard_is_named(damage: Any, message: str, text: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_are_not_finite_are_refused(text: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"vocab_size": 256}))
+    model.model.norm.weight.data[3] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[model]\ninit_from = "{tmp_path / "model"}"\n[data]\npath = "{text}"\n{DENSE}')
+    refused = run("train", recipe, "--out", tmp_path / "run")
+    assert refused.returncode == 2, refused.stderr
+    assert "whose tensor 'model.norm.weight' has values that are not finite" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_reads_what_a_run_measured(text: Path, tmp_path: Path) -> None:
     trained = train(tmp_path, "run", MODEL, LIGHTHOUSE + DENSE, text)
     shutil.rmtree(max((trained / "checkpoints").iterdir()))

@@ -365,6 +365,29 @@ TEST_F(TrainerTest, SkipsStepsThatAreNotFiniteAndThenStops) {
   EXPECT_EQ(read_checkpoint(newest.back()).step, static_cast<int64_t>(history.steps.size()));
 }
 
+TEST_F(TrainerTest, FailsWhereEveryStepWasSkipped) {
+  Recipe r = recipe(dense_stage("s", 4));
+  r.optimizer.skip_grad_norm = 1e-9;
+  for (const bool resume : {false, true}) {
+    EXPECT_TRUE(throws<std::runtime_error>(
+        [&] {
+          train(r, {resume, {}});
+        },
+        {"all 4 steps were skipped", "its gradient norm", "no summary"}));
+    EXPECT_FALSE(fs::exists(RunFolder(folder / "run").summary()));
+    EXPECT_EQ(read_checkpoint(checkpoint(4)).skipped, 4);
+  }
+}
+
+TEST_F(TrainerTest, FailsWhereTheModelAtTheEndIsOfNoUse) {
+  Recipe r = recipe(dense_stage("s", 3));
+  r.optimizer.lr = 1e300;
+  EXPECT_TRUE(throws<std::runtime_error>([&] { train(r); },
+                                         {"held-out loss at the end is not a finite number", "no summary"}));
+  EXPECT_EQ(metrics().skips.size(), 2u);
+  EXPECT_FALSE(fs::exists(RunFolder(folder / "run").summary()));
+}
+
 TEST_F(TrainerTest, SkipsStepsOfLargeGradientsAndGoesOn) {
   Recipe plain = recipe(dense_stage("s", 8), "plain");
   train(plain);

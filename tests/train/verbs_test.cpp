@@ -273,6 +273,19 @@ TEST_F(VerbsTest, ComparesRunsThatHaveEnded) {
       << said();
   EXPECT_TRUE(fs::exists(folder / "c.svg"));
   const fs::path summary = RunFolder(folder / "second").summary();
+
+  // A loss that is not a number is never better, whichever run it is of.
+  const std::string written = io::read_file(summary);
+  auto lost = nlohmann::json::parse(written);
+  lost.at("stages")[1]["dense_loss_after"] = nullptr;
+  io::write_atomically(summary, lost.dump());
+  ASSERT_EQ(compare(), 0) << said();
+  EXPECT_NE(said().find("a held-out loss that is not a number: first is better."), std::string::npos)
+      << said();
+  ASSERT_EQ(Program({"compare", folder / "second", folder / "first"}, folder / "output").wait(), 0);
+  EXPECT_NE(said().find("where that of second is not a number: first is better."), std::string::npos) << said();
+  io::write_atomically(summary, written);
+
   fs::resize_file(summary, fs::file_size(summary) - 10);
   EXPECT_EQ(compare(), 2);
   EXPECT_NE(said().find(summary.string() + "' is not the summary of a run: "), std::string::npos)
