@@ -1,6 +1,10 @@
+#include <ATen/ATen.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -9,10 +13,9 @@
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
-#include "lighthouse/core/geometry.h"
-#include "lighthouse/data/corpus.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/safetensors.h"
+#include "lighthouse/model/base_model.h"
 #include "lighthouse/model/hugging_face.h"
 #include "lighthouse/train/metrics.h"
 #include "lighthouse/train/stage.h"
@@ -25,10 +28,8 @@ namespace fs = std::filesystem;
 struct Options {
   RunOptions run;
   std::string folder;
+  std::string dtype = "float32";
 };
-
-constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "tokenizer_config.json",
-                                           "special_tokens_map.json", "tokenizer.model"};
 
 /// How far a run had come with its stages.
 struct Done {
@@ -63,9 +64,11 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   if (const std::string warning = warning_of(done); !warning.empty()) {
     out << "**Warning.** " << warning << "\n\n";
   }
-  out << "An ordinary dense Llama of " << recipe.model.num_parameters()
-      << " parameters, trained with Lighthouse (arXiv:2605.06554), after " << checkpoint.step
-      << " steps and " << checkpoint.position << " tokens";
+  const bool with_lighthouse = std::ranges::any_of(
+      done, [](const Done& one) { return train::computes_lighthouse(*one.stage); });
+  out << "An ordinary dense Llama of " << recipe.model.num_parameters() << " parameters, trained "
+      << (with_lighthouse ? "with Lighthouse Attention (arXiv:2605.06554), " : "with dense attention, ")
+      << "after " << checkpoint.step << " steps and " << checkpoint.position << " tokens";
   if (!recipe.init_from.empty())
     out << ", beginning with `" << fs::path(recipe.init_from).filename().string() << "`";
   out << ".\n\n| stage | attention | steps | context | tokens a step | settings |\n"
@@ -95,25 +98,43 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   return out.str();
 }
 
-/// Tokenizer files: of bytes where text was trained on, else those of the model begun with.
-std::string write_tokenizer(const train::Recipe& recipe, int64_t context, const fs::path& folder) {
-  if (recipe.model.vocab_size == 256 && recipe.init_from.empty()) {
-    io::write_atomically(folder / "tokenizer.json", model::byte_tokenizer_json());
-    const nlohmann::ordered_json config{{"tokenizer_class", "PreTrainedTokenizerFast"},
-                                        {"clean_up_tokenization_spaces", false},
-                                        {"model_max_length", context}};
-    io::write_atomically(folder / "tokenizer_config.json", config.dump(2) + '\n');
-    return "of bytes";
+void write_byte_tokenizer(int64_t context, const fs::path& folder) {
+  io::write_atomically(folder / "tokenizer.json", model::byte_tokenizer_json());
+  const nlohmann::ordered_json config{{"tokenizer_class", "PreTrainedTokenizerFast"},
+                                      {"clean_up_tokenization_spaces", false},
+                                      {"model_max_length", context}};
+  io::write_atomically(folder / "tokenizer_config.json", config.dump(2) + '\n');
+}
+
+/// Hands on what the model that the run began with has besides weights. Returns whether a tokenizer
+/// is among it.
+bool write_base(const fs::path& base, int64_t context, const fs::path& folder) {
+  bool tokenizer = false;
+  for (const fs::path& file : model::files_of_base(base)) {
+    fs::create_directories((folder / file).parent_path());
+    io::write_atomically(folder / file, file == "tokenizer_config.json"
+                                            ? model::tokenizer_config_of_base(base, context)
+                                            : io::read_file(base / file));
+    tokenizer |= file.string().starts_with("tokenizer") || file.string().starts_with("vocab");
   }
-  bool any = false;
-  for (const char* name : kTokenizerFiles) {
-    const fs::path from = fs::path(recipe.init_from) / name;
-    if (recipe.init_from.empty() || !fs::exists(from)) continue;
-    io::write_atomically(folder / name, io::read_file(from));
-    any = true;
-  }
-  return any ? "that of " + recipe.init_from
-             : "none: copy the files of the one that made the tokens";
+  return tokenizer;
+}
+
+/// Where what the run's first model had besides weights is; an empty path where that was a new one,
+/// or, which is said, is nowhere.
+fs::path base_of(const train::RunFolder& run, const std::string& init_from) {
+  if (fs::exists(run.base())) return run.base();
+  if (init_from.empty() || fs::exists(fs::path(init_from) / "config.json")) return init_from;
+  std::cerr << "WARNING: the model that the run began with, '" << init_from
+            << "', is gone: its tokenizer, special tokens and settings of generation are not "
+               "exported\n";
+  return {};
+}
+
+std::map<std::string, at::Tensor> in_type(std::map<std::string, at::Tensor> tensors,
+                                          at::ScalarType type) {
+  for (auto& [name, tensor] : tensors) tensor = tensor.to(type);
+  return tensors;
 }
 
 void export_run(const Options& options) {
@@ -121,19 +142,30 @@ void export_run(const Options& options) {
                  options.folder, "', which is not empty; it must be new");
   const auto [run, recipe, path, checkpoint] = open_run(options.run);
   const std::vector<Done> done = stages_done(recipe, checkpoint.step);
-  int64_t context = 0;
-  for (const train::StageRecipe& stage : recipe.stages) context = std::max(context, stage.context);
+  const fs::path base = base_of(run, recipe.init_from);
+  int64_t context = base.empty() ? recipe.stages.front().context : model::context_of_base(base);
+  for (const Done& one : done) context = std::max(context, one.stage->context);
 
   const fs::path folder = options.folder;
   fs::create_directories(folder);
-  const int64_t end_token = recipe.model.vocab_size == 256 && recipe.init_from.empty() ? 0 : -1;
-  io::write_safetensors(folder / "model.safetensors", {checkpoint.model, {{"format", "pt"}}});
-  const std::string tokenizer = write_tokenizer(recipe, context, folder);
+  const at::ScalarType type = options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  io::write_safetensors(folder / "model.safetensors",
+                        {in_type(checkpoint.model, type), {{"format", "pt"}}});
+  const bool bytes = recipe.model.vocab_size == 256 && recipe.init_from.empty();
+  std::string tokenizer = "none: copy the files of the one that made the tokens";
+  if (bytes) {
+    write_byte_tokenizer(context, folder);
+    tokenizer = "of bytes";
+  } else if (!base.empty() && write_base(base, context, folder)) {
+    tokenizer = "that of " + recipe.init_from;
+  }
   io::write_atomically(folder / "README.md",
                        model_card(recipe, checkpoint, train::read_metrics(run.metrics()), done));
+  const std::string config =
+      model::to_config_json(recipe.model, context, /*end_token=*/bytes ? 0 : -1, options.dtype);
   // Last: with it the folder is a model.
   io::write_atomically(folder / "config.json",
-                       model::to_config_json(recipe.model, context, end_token));
+                       base.empty() ? config : model::merge_config(base, config));
   std::cout << "model:     " << folder.string() << ", of checkpoint " << path.string()
             << "\ntokenizer: " << tokenizer << '\n';
   if (const std::string warning = warning_of(done); !warning.empty()) {
@@ -149,6 +181,9 @@ void add_export(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   options->run.add_to(*verb);
   verb->add_option("DIR", options->folder, "folder to write, new or empty")->required();
+  verb->add_option("--dtype", options->dtype, "type that weights are stored in")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
   verb->callback([options] { export_run(*options); });
 }
 

@@ -83,7 +83,7 @@ void read_rope(const ConfigFile& file, LlamaConfig& config) {
 }  // namespace
 
 std::string to_config_json(const LlamaConfig& c, int64_t max_position_embeddings,
-                           int64_t end_token) {
+                           int64_t end_token, const std::string& dtype) {
   ordered_json rope{{"rope_type", "default"}, {"rope_theta", c.rope_theta}};
   if (c.rope_scaling.factor != 1) {
     rope = {{"rope_type", "llama3"},
@@ -116,8 +116,8 @@ std::string to_config_json(const LlamaConfig& c, int64_t max_position_embeddings
                       {"bos_token_id", nullptr},
                       {"eos_token_id", end},
                       {"pad_token_id", nullptr},
-                      {"dtype", "float32"},
-                      {"torch_dtype", "float32"}}
+                      {"dtype", dtype},
+                      {"torch_dtype", dtype}}
              .dump(2) +
          '\n';
 }

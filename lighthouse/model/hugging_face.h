@@ -12,9 +12,10 @@
 /// Models as folders that Hugging Face's transformers reads and writes.
 namespace lighthouse::model {
 
-/// The config.json of a Llama. `end_token` is the id that ends a document; none where negative.
+/// The config.json of a Llama whose weights are stored in that type. `end_token` is the id that ends
+/// a document; none where negative.
 std::string to_config_json(const LlamaConfig& config, int64_t max_position_embeddings,
-                           int64_t end_token);
+                           int64_t end_token, const std::string& dtype = "float32");
 
 /// Reads the config.json of a folder. Throws std::runtime_error naming the file, the key, its value
 /// and what it must be, where the model is not a Llama as this library computes it.

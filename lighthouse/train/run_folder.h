@@ -15,6 +15,8 @@ class RunFolder {
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path tensorboard() const { return path_ / "tensorboard"; }
   std::filesystem::path summary() const { return path_ / "summary.json"; }
+  /// What the model that the run began with has besides weights (model/base_model.h).
+  std::filesystem::path base() const { return path_ / "base"; }
   std::filesystem::path branch() const { return path_ / "branch.json"; }
   std::filesystem::path forced() const { return path_ / "forced.jsonl"; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }

@@ -17,6 +17,7 @@
 #include "lighthouse/data/loader.h"
 #include "lighthouse/eval/eval.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/model/base_model.h"
 #include "lighthouse/model/hugging_face.h"
 #include "lighthouse/train/checkpoint.h"
 #include "lighthouse/train/checkpoint_writer.h"
@@ -75,6 +76,15 @@ fs::path starting_point(const RunFolder& folder, const Start& start) {
                  folder.path().string(),
                  "' is there already; go on with it (--resume), or choose another (--out)");
   return {};
+}
+
+/// Keeps what an export will hand on of the model that the run begins with, since folders go.
+void keep_base(const RunFolder& folder, const fs::path& from) {
+  if (!fs::exists(from / "config.json") || fs::exists(folder.base())) return;
+  const fs::path partial = folder.path() / ".partial-base";
+  fs::remove_all(partial);
+  model::copy_base(from, partial);
+  io::rename_durably(partial, folder.base());
 }
 
 class Trainer {
@@ -412,7 +422,13 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
       out << "there is no checkpoint yet: the run begins again\n";
     }
   }
-  if (begin) trainer.branch(*start.branch, *begin);
+  if (begin) {
+    const RunFolder other(fs::absolute(*start.branch / "").parent_path().parent_path().parent_path());
+    keep_base(folder, fs::exists(other.base()) ? other.base() : fs::path(recipe.init_from));
+    trainer.branch(*start.branch, *begin);
+  } else if (!resume) {
+    keep_base(folder, recipe.init_from);
+  }
   begin.reset();  // a whole model and its optimizer
   io::write_atomically(folder.recipe(), recipe.to_toml());
   return trainer.run();

@@ -114,6 +114,77 @@ def test_an_exported_model_is_the_trainers(tied: bool, text: Path, tmp_path: Pat
     resumed = run("train", again / "recipe.toml", "--resume", "--out", again)
     assert resumed.returncode == 0, resumed.stderr
 
+    # And is exported without it: still a model of bytes, here in half the space.
+    assert run("export", again, tmp_path / "twice", "--dtype", "bfloat16").returncode == 0
+    twice = AutoModelForCausalLM.from_pretrained(tmp_path / "twice", dtype="auto")
+    assert twice.dtype == twice.config.dtype == torch.bfloat16
+    assert loss_of(twice, held_out(text, 256)) == pytest.approx(evals(again)[-1]["dense_loss"], rel=1e-2)
+    assert twice.config.eos_token_id == twice.generation_config.eos_token_id == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "twice")(every).input_ids == list(every.encode())
+
+
+def test_what_training_does_not_change_is_handed_on(text: Path, tmp_path: Path) -> None:
+    """Special tokens, context, generation, tokenizer and chat template; also of a folder that is gone."""
+    assert run("export", train(tmp_path, "bytes", MODEL, DENSE, text), tmp_path / "bytes_model").returncode == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bytes_model")
+    tokenizer.chat_template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    tokenizer.model_max_length = 100
+    special = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 3}
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | special | {"vocab_size": 256, "max_position_embeddings": 4096}))
+    model.generation_config.update(temperature=0.6, do_sample=True)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/LICENSE").write_text("of the base")
+    (tmp_path / "base/README.md").write_text("of the base")
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    begun = train(tmp_path, "run", f'[model]\ninit_from = "{tmp_path / "base"}"\n', DENSE, text)
+    branched = tmp_path / "branch"
+    checkpoint = begun / "checkpoints/step-00000002"
+    longer = ("--set", "stage.0.steps=3")
+    assert run("train", tmp_path / "run.toml", "--branch-from", checkpoint, "--out", branched, *longer).returncode == 0
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+
+    for name in ("run", "branch"):
+        exported = tmp_path / f"{name}_model"
+        done = run("export", tmp_path / name, exported)
+        assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+        loaded = AutoModelForCausalLM.from_pretrained(exported)
+        assert {key: getattr(loaded.config, key) for key in special} == special
+        assert loaded.config.max_position_embeddings == 4096
+        assert loaded.generation_config.to_dict() == model.generation_config.to_dict()
+        handed_on = AutoTokenizer.from_pretrained(exported)
+        chat = [{"role": "user", "content": "hi"}]
+        assert handed_on.apply_chat_template(chat, tokenize=False) == "<user>hi"
+        assert handed_on.model_max_length == 4096
+        assert (exported / "LICENSE").read_text() == "of the base"
+        assert "of the base" not in (exported / "README.md").read_text()
+
+    # A run of before has no copy: what is lost is said.
+    shutil.rmtree(begun / "base")
+    done = run("export", begun, tmp_path / "lost")
+    assert done.returncode == 0 and f"began with, '{tmp_path / 'base'}', is gone" in done.stderr
+    (tmp_path / "elsewhere").rename(tmp_path / "base")
+    done = run("export", begun, tmp_path / "found")
+    assert done.returncode == 0 and "WARNING" not in done.stderr
+    assert json.loads((tmp_path / "found/config.json").read_text())["eos_token_id"] == [2, 7]
+
+
+def test_a_longer_context_than_the_model_had_is_said(text: Path, tmp_path: Path) -> None:
+    shape = SHAPE | {"vocab_size": 256, "max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(tmp_path / "base")
+    begun = train(tmp_path, "run", f'[model]\ninit_from = "{tmp_path / "base"}"\n', DENSE, text)
+    assert run("export", begun, tmp_path / "model").returncode == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.max_position_embeddings == 256
+
+
+def test_a_stage_that_ran_dense_is_exported_as_dense(text: Path, tmp_path: Path) -> None:
+    """Its context is too short for Lighthouse to pay."""
+    trained = train(tmp_path, "run", MODEL, LIGHTHOUSE.replace("context = 256", "context = 64"), text)
+    exported = run("export", trained, tmp_path / "model")
+    assert exported.returncode == 0 and "WARNING" not in exported.stderr, exported.stderr
+    card = (tmp_path / "model/README.md").read_text()
+    assert "| lighthouse | dense | 3 | 64 |" in card and "Lighthouse Attention" not in card
+
 
 def test_a_model_without_a_dense_stage_is_exported_with_a_warning(text: Path, tmp_path: Path) -> None:
     trained = train(tmp_path, "run", MODEL, LIGHTHOUSE, text)
