@@ -19,6 +19,7 @@
 #include "apps/lighthouse/table.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
+#include "lighthouse/core/settings.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/ops/stages.h"
 #include "lighthouse/train/device.h"
@@ -41,8 +42,6 @@ struct Settings {
   std::string attention_kernel = "auto";
   bool deterministic = false;
   Config config;
-  std::string scorer = "norm";
-  std::string selection = "published";
   int repeats = 7;
   int dense_repeats = 3;
   bool dense = true;
@@ -55,6 +54,14 @@ const std::map<std::string, at::ScalarType> kTypes{{"float32", at::kFloat},
                                                    {"float64", at::kDouble},
                                                    {"bfloat16", at::kBFloat16},
                                                    {"float16", at::kHalf}};
+
+/// Calls `visit` for every setting of attention but the budget, of which there may be several.
+template <class AnyConfig, class Visit>
+void for_each_option(AnyConfig& config, const Visit& visit) {
+  for_each_setting(config, [&](const Setting& setting, auto& value) {
+    if (setting.name != std::string_view("budget")) visit(setting, value);
+  });
+}
 
 struct Inputs {
   Tensor q, k, v;
@@ -384,8 +391,6 @@ void print(const std::vector<Row>& rows, double copy) {
 }
 
 void bench_attention(Settings settings) {
-  settings.config.scorer = parse_scorer(settings.scorer);
-  settings.config.selection = parse_selection_rule(settings.selection);
   check_argument(kTypes.contains(settings.dtype), "--dtype is '", settings.dtype,
                  "'; it must be float32, float64, bfloat16 or float16");
   const at::Device device = train::find_device(settings.device, "--device");
@@ -408,15 +413,16 @@ void bench_attention(Settings settings) {
   }
   at::set_num_threads(settings.threads);
 
-  const Config& config = settings.config;
-  const std::string title = message(
-      describe(device), ", ", settings.dtype, ", batch ", settings.batch, ", ", settings.heads,
-      " heads on ", settings.kv_heads, " of ", settings.head_dim, ", levels ", config.levels,
-      ", pooling_factor ", config.pooling_factor, ", tile_budget ", config.tile_budget, ", scorer ",
-      to_string(config.scorer), ", selection ", to_string(config.selection), ", seed ",
-      settings.seed, ", attention kernel ", settings.attention_kernel,
-      settings.deterministic ? ", deterministic" : "", ", ", settings.repeats, " repeats, dense ",
-      settings.dense_repeats);
+  std::string attention;
+  for_each_option(settings.config, [&](const Setting& setting, const auto& value) {
+    attention += message(", ", setting.name, " ", to_text(value));
+  });
+  const std::string title =
+      message(describe(device), ", ", settings.dtype, ", batch ", settings.batch, ", ",
+              settings.heads, " heads on ", settings.kv_heads, " of ", settings.head_dim, attention,
+              ", seed ", settings.seed, ", attention kernel ", settings.attention_kernel,
+              settings.deterministic ? ", deterministic" : "", ", ", settings.repeats,
+              " repeats, dense ", settings.dense_repeats);
   std::cout << title << "\n\n";
 
   std::vector<Row> rows;
@@ -431,6 +437,19 @@ void bench_attention(Settings settings) {
       {"title", title}, {"copy_bytes_per_second", copy}, {"rows", ordered_json::array()}};
   for (const Row& row : rows) all["rows"].push_back(row.json());
   io::write_atomically(settings.json, all.dump(2) + '\n');
+}
+
+template <class Number>
+void add_option(CLI::App& app, const std::string& name, const Setting& setting, Number& value) {
+  app.add_option(name, value, setting.help)->default_str(to_text(value));
+}
+template <HasWords Enum>
+void add_option(CLI::App& app, const std::string& name, const Setting& setting, Enum& value) {
+  const auto set = [&value, name](const std::string& word) {
+    value = parse_word<Enum>(word, name);
+  };
+  app.add_option_function<std::string>(name, set, message(setting.help, ": ", all_words<Enum>()))
+      ->default_str(to_text(value));
 }
 
 }  // namespace
@@ -456,12 +475,11 @@ void add_bench_attention(CLI::App& bench) {
   option("--attention-kernel", s.attention_kernel,
          "of PyTorch's attention, dense and inner: auto, cudnn, flash, efficient or math");
   attention->add_flag("--deterministic", s.deterministic, "PyTorch's deterministic algorithms");
-  option("--levels", s.config.levels, "levels of the pyramid");
-  option("--pooling-factor", s.config.pooling_factor, "children of an entry");
-  option("--tile-budget", s.config.tile_budget, "entries refined in each tile at each level");
-  option("--scorer", s.scorer, "norm or dilated");
-  option("--dilation", s.config.dilation, "interleaved sub-sequences of the dilated scorer");
-  option("--selection", s.selection, "published or causal");
+  for_each_option(s.config, [&](const Setting& setting, auto& value) {
+    std::string name = message("--", setting.name);
+    std::ranges::replace(name, '_', '-');
+    add_option(*attention, name, setting, value);
+  });
   option("--repeats", s.repeats, "timed runs of Lighthouse")->check(positive);
   option("--dense-repeats", s.dense_repeats, "timed runs of dense attention")->check(positive);
   attention->add_flag("!--no-dense", s.dense, "leave dense attention out");

@@ -13,6 +13,7 @@
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
+#include "lighthouse/core/settings.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/safetensors.h"
 #include "lighthouse/model/base_model.h"
@@ -67,7 +68,8 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   const bool with_lighthouse = std::ranges::any_of(
       done, [](const Done& one) { return train::computes_lighthouse(*one.stage); });
   out << "An ordinary dense Llama of " << recipe.model.num_parameters() << " parameters, trained "
-      << (with_lighthouse ? "with Lighthouse Attention (arXiv:2605.06554), " : "with dense attention, ")
+      << (with_lighthouse ? "with Lighthouse Attention (arXiv:2605.06554), "
+                          : "with dense attention, ")
       << "after " << checkpoint.step << " steps and " << checkpoint.position << " tokens";
   if (!recipe.init_from.empty())
     out << ", beginning with `" << fs::path(recipe.init_from).filename().string() << "`";
@@ -75,15 +77,10 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
       << "| --- | --- | --- | --- | --- | --- |\n";
   for (const auto& [stage, steps] : done) {
     const bool lighthouse = train::computes_lighthouse(*stage);
-    out << "| " << stage->name << " | " << train::attention_name(lighthouse) << " | "
-        << steps << (steps < stage->steps ? message(" of ", stage->steps) : "") << " | "
-        << stage->context << " | " << stage->batch * stage->context << " | ";
-    if (lighthouse) {
-      const Config& a = stage->attention;
-      out << "levels " << a.levels << ", pooling factor " << a.pooling_factor << ", budget "
-          << a.budget << ", tile budget " << a.tile_budget << ", scorer " << to_string(a.scorer)
-          << ", selection " << to_string(a.selection);
-    }
+    out << "| " << stage->name << " | " << train::attention_name(lighthouse) << " | " << steps
+        << (steps < stage->steps ? message(" of ", stage->steps) : "") << " | " << stage->context
+        << " | " << stage->batch * stage->context << " | ";
+    if (lighthouse) out << describe(stage->attention);
     out << " |\n";
   }
   const train::EvalMetrics* last = nullptr;

@@ -2,40 +2,43 @@
 
 #include <cmath>
 
-#include "lighthouse/core/check.h"
+#include "lighthouse/core/settings.h"
 
 namespace lighthouse {
+namespace {
 
-void Config::validate() const {
-  check_argument(levels >= 1, "levels is ", levels, "; it must be at least 1");
-  check_argument(pooling_factor >= 2, "pooling_factor is ", pooling_factor,
-                 "; it must be at least 2");
-  check_argument(tile_budget >= 1, "tile_budget is ", tile_budget, "; it must be at least 1");
-  check_argument(budget >= 1, "budget is ", budget, "; it must be at least 1");
-  check_argument(budget % tile_budget == 0, "budget is ", budget,
-                 "; it must be a multiple of tile_budget, which is ", tile_budget);
-  check_argument(dilation >= 1, "dilation is ", dilation, "; it must be at least 1");
-  check_argument(!scale || std::isfinite(*scale), "scale is ", scale.value_or(0),
+void check_range(const Setting& setting, int64_t value) {
+  check_argument(value >= setting.least, setting.name, " is ", value, "; it must be at least ",
+                 setting.least);
+}
+
+void check_range(const Setting& setting, const std::optional<double>& value) {
+  check_argument(!value || std::isfinite(*value), setting.name, " is ", to_text(value),
                  "; it must be finite");
 }
 
-std::string_view to_string(Scorer scorer) { return scorer == Scorer::kNorm ? "norm" : "dilated"; }
+template <HasWords Enum>
+void check_range(const Setting& /*setting*/, Enum /*value*/) {}
 
-std::string_view to_string(SelectionRule rule) {
-  return rule == SelectionRule::kPublished ? "published" : "causal";
+}  // namespace
+
+void Config::validate() const {
+  for_each_setting(*this,
+                   [](const Setting& setting, const auto& value) { check_range(setting, value); });
+  check_argument(budget % tile_budget == 0, "budget is ", budget,
+                 "; it must be a multiple of tile_budget, which is ", tile_budget);
 }
 
-Scorer parse_scorer(std::string_view name) {
-  for (Scorer scorer : {Scorer::kNorm, Scorer::kDilated})
-    if (name == to_string(scorer)) return scorer;
-  throw std::invalid_argument(message("scorer is '", name, "'; it must be 'norm' or 'dilated'"));
-}
+std::string to_text(int64_t value) { return std::to_string(value); }
 
-SelectionRule parse_selection_rule(std::string_view name) {
-  for (SelectionRule rule : {SelectionRule::kPublished, SelectionRule::kCausal})
-    if (name == to_string(rule)) return rule;
-  throw std::invalid_argument(
-      message("selection is '", name, "'; it must be 'published' or 'causal'"));
+std::string to_text(const std::optional<double>& value) { return value ? message(*value) : "none"; }
+
+std::string describe(const Config& config) {
+  std::string text;
+  for_each_setting(config, [&](const Setting& setting, const auto& value) {
+    text += message(text.empty() ? "" : ", ", setting.name, "=", to_text(value));
+  });
+  return text;
 }
 
 }  // namespace lighthouse

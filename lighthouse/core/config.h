@@ -2,19 +2,24 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
-#include <string_view>
+
+#include "lighthouse/core/words.h"
 
 namespace lighthouse {
 
 /// How each token gets its two scores (method: norms of q and k, or of two dilated attentions).
 enum class Scorer { kNorm, kDilated };
+template <>
+inline constexpr std::array kWords<Scorer>{"norm", "dilated"};
 
 /// Whose scores decide whether an entry is refined: its own (the paper's rule), or those of the
 /// entry before it, so that nothing of a window's own content does.
 enum class SelectionRule { kPublished, kCausal };
+template <>
+inline constexpr std::array kWords<SelectionRule>{"published", "causal"};
 
-/// The settings of Lighthouse Attention. The defaults are the paper's.
+/// The settings of Lighthouse Attention. The defaults are the paper's. Each has its line in
+/// core/settings.h, from which everything else that names settings is made.
 struct Config {
   int64_t levels = 3;          ///< L: level 0 is the tokens, level L-1 the roots
   int64_t pooling_factor = 4;  ///< p: children of an entry
@@ -25,17 +30,10 @@ struct Config {
   SelectionRule selection = SelectionRule::kPublished;
   std::optional<double> scale;  ///< of the inner attention; head_dim^(-1/2) if not given
 
-  /// Throws std::invalid_argument, naming the field, unless every field is in its range.
+  /// Throws std::invalid_argument, naming the setting, unless every setting is in its range.
   void validate() const;
 
   bool operator==(const Config&) const = default;
 };
-
-std::string_view to_string(Scorer scorer);
-std::string_view to_string(SelectionRule rule);
-
-/// The value of that name; throws std::invalid_argument listing the names where there is none.
-Scorer parse_scorer(std::string_view name);
-SelectionRule parse_selection_rule(std::string_view name);
 
 }  // namespace lighthouse

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "lighthouse/core/geometry.h"
+#include "lighthouse/core/settings.h"
 #include "lighthouse/ops/attention.h"
 
 namespace lighthouse::nn {
@@ -48,12 +49,8 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& q, const torch::Tensor
 }
 
 void AttentionImpl::pretty_print(std::ostream& stream) const {
-  const Config& config = options_.config;
-  stream << "lighthouse::nn::Attention(mode="
-         << (options_.mode == Mode::kDense ? "dense" : "lighthouse") << ", levels=" << config.levels
-         << ", pooling_factor=" << config.pooling_factor << ", budget=" << config.budget
-         << ", tile_budget=" << config.tile_budget << ", scorer=" << to_string(config.scorer)
-         << ", selection=" << to_string(config.selection) << ")";
+  stream << "lighthouse::nn::Attention(mode=" << to_string(options_.mode) << ", "
+         << describe(options_.config) << ")";
 }
 
 }  // namespace lighthouse::nn

@@ -9,6 +9,13 @@ namespace lighthouse::nn {
 
 enum class Mode { kDense, kLighthouse };
 
+}  // namespace lighthouse::nn
+
+template <>
+inline constexpr std::array lighthouse::kWords<lighthouse::nn::Mode>{"dense", "lighthouse"};
+
+namespace lighthouse::nn {
+
 struct AttentionOptions {
   Config config;
   Mode mode = Mode::kLighthouse;

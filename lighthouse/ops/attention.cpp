@@ -16,11 +16,7 @@ namespace {
 using at::Tensor;
 
 void check_config(const Config& config) {
-  try {
-    config.validate();
-  } catch (const std::invalid_argument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
+  ops::as_value_error([&] { config.validate(); });
 }
 
 /// Under autocast q, k and v may come in several types, of products and of norms: all are taken in

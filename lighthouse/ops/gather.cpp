@@ -2,18 +2,18 @@
 
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/no_double_backward.h"
+#include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse::ops {
 namespace {
 
-Tensors3 gather_forward(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
-                        const Tensor& roots, const Tensor& rows, const Tensor& slots,
-                        IntArrayRef geometry) {
+Tensors3 gather_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                       const Tensor& roots, const Tensor& rows, const Tensor& slots,
+                       IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_qkv(q_any, k_any, v_any);
   check_tokens(q_any, "q", g);
@@ -56,9 +56,9 @@ Tensors3 gather_forward(const Tensor& q_any, const Tensor& k_any, const Tensor& 
   return {gathered_q, gathered_k, gathered_v};
 }
 
-Tensors3 gather_adjoint(const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
-                        const Tensor& grad_gathered_v, const Tensor& slots, bool heads_major,
-                        IntArrayRef geometry) {
+Tensors3 gather_backward_kernel(const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
+                                const Tensor& grad_gathered_v, const Tensor& slots,
+                                bool heads_major, IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes =
       check_qkv(grad_gathered_q, grad_gathered_k, grad_gathered_v, "grad_gathered_");
@@ -144,21 +144,16 @@ Tensors3 gather_backward_autograd(const Tensor& grad_gathered_q, const Tensor& g
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
-  m.impl("gather", gather_forward);
-  m.impl("gather_backward", gather_adjoint);
-}
-TORCH_LIBRARY_IMPL(lighthouse, CUDA, m) {
-  m.impl("gather", gather_forward);
-  m.impl("gather_backward", gather_adjoint);
-}
-TORCH_LIBRARY_IMPL(lighthouse, Meta, m) {
-  m.impl("gather", gather_forward);
-  m.impl("gather_backward", gather_adjoint);
-}
-TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
-  m.impl("gather", gather_autograd);
-  m.impl("gather_backward", gather_backward_autograd);
+void define_gather(torch::Library& library) {
+  define(library,
+         "gather(Tensor q, Tensor k, Tensor v, Tensor roots, Tensor rows, Tensor slots, "
+         "int[] geometry) -> (Tensor gathered_q, Tensor gathered_k, Tensor gathered_v)",
+         gather_kernel, gather_autograd);
+  define(library,
+         "gather_backward(Tensor grad_gathered_q, Tensor grad_gathered_k, Tensor grad_gathered_v, "
+         "Tensor slots, bool heads_major, int[] geometry) -> "
+         "(Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+         gather_backward_kernel, gather_backward_autograd);
 }
 
 }  // namespace lighthouse::ops

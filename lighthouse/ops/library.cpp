@@ -1,10 +1,20 @@
+#include <ATen/core/stack.h>
 #include <torch/library.h>
 
-#include <string>
+#include <type_traits>
 
+#include "lighthouse/core/geometry.h"
+#include "lighthouse/core/settings.h"
+#include "lighthouse/ops/attention.h"
+#include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/tensor.h"
 
+namespace lighthouse::ops {
 namespace {
+
+using at::Tensor;
+using c10::OperatorHandle;
+using torch::jit::Stack;
 
 /// The kernels are compiled for it: without this check an older processor would stop at an illegal
 /// instruction.
@@ -16,46 +26,140 @@ bool processor_fits() {
 #endif
 }
 
-}  // namespace
+std::string parameter(const Setting& setting, int64_t value) {
+  return message("int ", setting.name, "=", value);
+}
+std::string parameter(const Setting& setting, const std::optional<double>& /*none*/) {
+  return message("float? ", setting.name, "=None");
+}
+template <HasWords Enum>
+std::string parameter(const Setting& setting, Enum value) {
+  return message("str ", setting.name, "=\"", to_string(value), "\"");
+}
 
-// The stages but attend, which is PyTorch's own attention, and their adjoints. Shapes and rules:
-// lighthouse/kernels/<stage>.h. `geometry` is [tokens, levels, pooling_factor, budget,
-// tile_budget]. Only gather (in q, k and v) and scatter (in gathered_out) are differentiable.
-TORCH_LIBRARY(lighthouse, m) {
+/// The settings as an operator's schema has them: each by its name, with its default.
+std::string settings_schema() {
+  const Config defaults;
+  std::string schema = "*";
+  for_each_setting(defaults, [&](const Setting& setting, const auto& value) {
+    schema += ", " + parameter(setting, value);
+  });
+  return schema;
+}
+
+/// The arguments of a call, by their names in the schema. They are taken off the stack.
+class Arguments {
+ public:
+  Arguments(const OperatorHandle& op, Stack* stack)
+      : schema_(op.schema()), values_(torch::jit::pop(*stack, schema_.arguments().size())) {}
+
+  const c10::IValue& operator[](const char* name) const {
+    const auto index = schema_.argumentIndexWithName(name);
+    TORCH_INTERNAL_ASSERT(index.has_value(), schema_.name(), " has no argument ", name);
+    return values_[*index];
+  }
+
+  /// The settings among them.
+  Config config() const {
+    return as_value_error([&] {
+      Config config;
+      for_each_setting(config, [&](const Setting& setting, auto& value) {
+        set(value, (*this)[setting.name], setting.name);
+      });
+      config.validate();
+      return config;
+    });
+  }
+
+  /// Two tensors, of which both are given or neither.
+  std::optional<std::pair<Tensor, Tensor>> pair(const char* first, const char* second) const {
+    const c10::IValue &a = (*this)[first], &b = (*this)[second];
+    TORCH_CHECK_VALUE(a.isNone() == b.isNone(), first, " and ", second,
+                      " belong together: one of them is given, the other is not");
+    if (a.isNone()) return {};
+    return std::pair(a.toTensor(), b.toTensor());
+  }
+
+ private:
+  static void set(int64_t& value, const c10::IValue& given, const char* /*name*/) {
+    value = given.toInt();
+  }
+  static void set(std::optional<double>& value, const c10::IValue& given, const char* /*name*/) {
+    value = given.toOptional<double>();
+  }
+  template <HasWords Enum>
+  static void set(Enum& value, const c10::IValue& given, const char* name) {
+    value = parse_word<Enum>(given.toStringRef(), name);
+  }
+
+  const c10::FunctionSchema& schema_;
+  std::vector<c10::IValue> values_;
+};
+
+void attention_of(const OperatorHandle& op, Stack* stack) {
+  const Arguments given(op, stack);
+  std::optional<Selection> selection;
+  if (const auto maps = given.pair("rows", "slots")) selection = {maps->first, maps->second};
+  torch::jit::push(*stack, attention(given["q"].toTensor(), given["k"].toTensor(),
+                                     given["v"].toTensor(), given.config(), selection));
+}
+
+void select_rows(const OperatorHandle& op, Stack* stack) {
+  const Arguments given(op, stack);
+  std::optional<TokenScores> scores;
+  if (const auto both = given.pair("scores_q", "scores_k")) scores = {both->first, both->second};
+  const Selection selection = select(given["q"].toTensor(), given["k"].toTensor(),
+                                     given["v"].toTensor(), given.config(), scores);
+  torch::jit::push(*stack, selection.rows, selection.slots);
+}
+
+void gathered_rows_of(const OperatorHandle& op, Stack* stack) {
+  const Arguments given(op, stack);
+  const Config config = given.config();
+  torch::jit::push(*stack,
+                   as_value_error([&] { return gathered_rows(given["tokens"].toInt(), config); }));
+}
+
+void dense_because_of(const OperatorHandle& op, Stack* stack) {
+  const Arguments given(op, stack);
+  const Config config = given.config();
+  torch::jit::push(*stack,
+                   as_value_error([&] { return dense_because(given["tokens"].toInt(), config); }));
+}
+
+void check_config(const OperatorHandle& op, Stack* stack) { Arguments(op, stack).config(); }
+
+/// Defines an operator that is made of others, and so are its gradient and what compilers trace.
+template <c10::BoxedKernel::BoxedKernelFunction* function>
+void define_whole(torch::Library& library, const std::string& schema) {
+  library.def(schema.c_str(), torch::CppFunction::makeFromBoxedFunction<function>());
+}
+
+}  // namespace
+}  // namespace lighthouse::ops
+
+// First the stages but attend, which is PyTorch's own attention, and their adjoints. Shapes and
+// rules: lighthouse/kernels/<stage>.h. `geometry` is [tokens, levels, pooling_factor, budget,
+// tile_budget]. Only gather (in q, k and v) and scatter (in gathered_out) are differentiable. Then
+// lighthouse/ops/attention.h, with the settings of lighthouse/core/settings.h by their names.
+TORCH_LIBRARY(lighthouse, library) {
+  using namespace lighthouse::ops;
   TORCH_CHECK(processor_fits(),
               "this build of lighthouse needs a processor with AVX2, and this one has none; build "
               "it with -DLIGHTHOUSE_CPU_ARCH=x86-64");
-  m.def(
-      "score(Tensor q, Tensor k, Tensor v, int[] geometry) -> "
-      "(Tensor scores_q, Tensor scores_k, Tensor roots)");
-  m.def(
-      "pool_scores(Tensor tokens_q, Tensor tokens_k, int[] geometry) -> "
-      "(Tensor scores_q, Tensor scores_k)");
-  m.def(
-      "select(Tensor scores_q, Tensor scores_k, str selection, int[] geometry) -> "
-      "(Tensor rows, Tensor slots)");
-  m.def(
-      "gather(Tensor q, Tensor k, Tensor v, Tensor roots, Tensor rows, Tensor slots, "
-      "int[] geometry) -> (Tensor gathered_q, Tensor gathered_k, Tensor gathered_v)");
-  m.def(
-      "gather_backward(Tensor grad_gathered_q, Tensor grad_gathered_k, Tensor grad_gathered_v, "
-      "Tensor slots, bool heads_major, int[] geometry) -> "
-      "(Tensor grad_q, Tensor grad_k, Tensor grad_v)");
-  m.def("scatter(Tensor gathered_out, Tensor rows, Tensor slots, int[] geometry) -> Tensor out");
-  m.def(
-      "scatter_backward(Tensor grad_out, Tensor rows, int[] geometry) -> "
-      "Tensor grad_gathered_out");
+  define_score(library);
+  define_select(library);
+  define_gather(library);
+  define_scatter(library);
 
-  // All of it, made of the stages: lighthouse/ops/attention.h, for those who call from Python.
-  const std::string config =
-      "int levels, int pooling_factor, int budget, int tile_budget, str scorer, int dilation, "
-      "str selection, float? scale";
-  const auto define = [&](const std::string& schema) { m.def(schema.c_str()); };
-  define("attention(Tensor q, Tensor k, Tensor v, " + config +
-         ", Tensor? rows=None, Tensor? slots=None) -> Tensor out");
-  define("select_rows(Tensor q, Tensor k, Tensor v, " + config +
-         ", Tensor? scores_q=None, Tensor? scores_k=None) -> (Tensor rows, Tensor slots)");
-  define("gathered_rows(int tokens, " + config + ") -> int");
-  define("dense_because(int tokens, " + config + ") -> str");
-  define("check_config(" + config + ") -> ()");
+  const std::string settings = settings_schema();
+  define_whole<attention_of>(library, "attention(Tensor q, Tensor k, Tensor v, " + settings +
+                                          ", Tensor? rows=None, Tensor? slots=None) -> Tensor out");
+  define_whole<select_rows>(
+      library,
+      "select_rows(Tensor q, Tensor k, Tensor v, " + settings +
+          ", Tensor? scores_q=None, Tensor? scores_k=None) -> (Tensor rows, Tensor slots)");
+  define_whole<gathered_rows_of>(library, "gathered_rows(int tokens, " + settings + ") -> int");
+  define_whole<dense_because_of>(library, "dense_because(int tokens, " + settings + ") -> str");
+  define_whole<check_config>(library, "check_config(" + settings + ") -> ()");
 }

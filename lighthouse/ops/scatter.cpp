@@ -2,10 +2,10 @@
 
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/no_double_backward.h"
+#include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse::ops {
@@ -25,8 +25,8 @@ SymShape check_heads(const Tensor& tensor, const char* name, int64_t rows, const
   return {tensor.sym_size(0), tensor.sym_size(1), map.sym_size(1), tensor.sym_size(3)};
 }
 
-Tensor scatter_forward(const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
-                       IntArrayRef geometry) {
+Tensor scatter_kernel(const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
+                      IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_heads(gathered_out, "gathered_out", g.rows, slots);
   check_rows(rows, g, sizes, gathered_out.device());
@@ -50,7 +50,8 @@ Tensor scatter_forward(const Tensor& gathered_out, const Tensor& rows, const Ten
   return out;
 }
 
-Tensor scatter_adjoint(const Tensor& grad_out_any, const Tensor& rows, IntArrayRef geometry) {
+Tensor scatter_backward_kernel(const Tensor& grad_out_any, const Tensor& rows,
+                               IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_heads(grad_out_any, "grad_out", g.tokens, rows);
   check_rows(rows, g, sizes, grad_out_any.device());
@@ -106,21 +107,14 @@ Tensor scatter_backward_autograd(const Tensor& grad_out, const Tensor& rows, Int
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
-  m.impl("scatter", scatter_forward);
-  m.impl("scatter_backward", scatter_adjoint);
-}
-TORCH_LIBRARY_IMPL(lighthouse, CUDA, m) {
-  m.impl("scatter", scatter_forward);
-  m.impl("scatter_backward", scatter_adjoint);
-}
-TORCH_LIBRARY_IMPL(lighthouse, Meta, m) {
-  m.impl("scatter", scatter_forward);
-  m.impl("scatter_backward", scatter_adjoint);
-}
-TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
-  m.impl("scatter", scatter_autograd);
-  m.impl("scatter_backward", scatter_backward_autograd);
+void define_scatter(torch::Library& library) {
+  define(library,
+         "scatter(Tensor gathered_out, Tensor rows, Tensor slots, int[] geometry) -> Tensor out",
+         scatter_kernel, scatter_autograd);
+  define(library,
+         "scatter_backward(Tensor grad_out, Tensor rows, int[] geometry) -> "
+         "Tensor grad_gathered_out",
+         scatter_backward_kernel, scatter_backward_autograd);
 }
 
 }  // namespace lighthouse::ops

@@ -1,8 +1,8 @@
 #include "lighthouse/kernels/score.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
+#include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse::ops {
@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor> empty_scores(const Geometry& g, const SymShape& sizes
   return {empty(), empty()};
 }
 
-std::tuple<Tensor, Tensor, Tensor> score(const Tensor& q_any, const Tensor& k_any,
-                                         const Tensor& v_any, at::IntArrayRef geometry) {
+std::tuple<Tensor, Tensor, Tensor> score_kernel(const Tensor& q_any, const Tensor& k_any,
+                                                const Tensor& v_any, at::IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_qkv(q_any, k_any, v_any);
   check_tokens(q_any, "q", g);
@@ -61,8 +61,8 @@ std::tuple<Tensor, Tensor, Tensor> score(const Tensor& q_any, const Tensor& k_an
   return {scores_q, scores_k, roots};
 }
 
-std::tuple<Tensor, Tensor> pool_scores(const Tensor& tokens_q, const Tensor& tokens_k,
-                                       at::IntArrayRef geometry) {
+std::tuple<Tensor, Tensor> pool_scores_kernel(const Tensor& tokens_q, const Tensor& tokens_k,
+                                              at::IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
   TORCH_CHECK_VALUE(tokens_q.dim() == 3, "scores.q has the shape ", tokens_q.sym_sizes(),
                     "; it must be (batch, heads, tokens)");
@@ -98,21 +98,15 @@ std::tuple<Tensor, Tensor> pool_scores(const Tensor& tokens_q, const Tensor& tok
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lighthouse, CPU, m) {
-  m.impl("score", score);
-  m.impl("pool_scores", pool_scores);
-}
-TORCH_LIBRARY_IMPL(lighthouse, CUDA, m) {
-  m.impl("score", score);
-  m.impl("pool_scores", pool_scores);
-}
-TORCH_LIBRARY_IMPL(lighthouse, Meta, m) {
-  m.impl("score", score);
-  m.impl("pool_scores", pool_scores);
-}
-TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
-  m.impl("score", torch::CppFunction::makeFallthrough());
-  m.impl("pool_scores", torch::CppFunction::makeFallthrough());
+void define_score(torch::Library& library) {
+  define(library,
+         "score(Tensor q, Tensor k, Tensor v, int[] geometry) -> "
+         "(Tensor scores_q, Tensor scores_k, Tensor roots)",
+         score_kernel);
+  define(library,
+         "pool_scores(Tensor tokens_q, Tensor tokens_k, int[] geometry) -> "
+         "(Tensor scores_q, Tensor scores_k)",
+         pool_scores_kernel);
 }
 
 }  // namespace lighthouse::ops

@@ -1,10 +1,10 @@
 #include "lighthouse/kernels/select.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <array>
 
+#include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse::ops {
@@ -12,18 +12,11 @@ namespace {
 
 using at::Tensor;
 
-SelectionRule rule_of(std::string_view name) {
-  try {
-    return parse_selection_rule(name);
-  } catch (const std::invalid_argument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
-}
-
-std::tuple<Tensor, Tensor> select(const Tensor& scores_q, const Tensor& scores_k,
-                                  std::string_view selection, at::IntArrayRef geometry) {
+std::tuple<Tensor, Tensor> select_kernel(const Tensor& scores_q, const Tensor& scores_k,
+                                         std::string_view selection, at::IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
-  const SelectionRule rule = rule_of(selection);
+  const auto rule =
+      as_value_error([&] { return parse_word<SelectionRule>(selection, "selection"); });
   TORCH_CHECK_VALUE(scores_q.dim() == 3, "scores_q has the shape ", scores_q.sym_sizes(),
                     "; it must be (batch, key/value heads, coarse entries)");
   const std::array<c10::SymInt, 3> expected{scores_q.sym_size(0), scores_q.sym_size(1),
@@ -59,11 +52,11 @@ std::tuple<Tensor, Tensor> select(const Tensor& scores_q, const Tensor& scores_k
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lighthouse, CPU, m) { m.impl("select", select); }
-TORCH_LIBRARY_IMPL(lighthouse, CUDA, m) { m.impl("select", select); }
-TORCH_LIBRARY_IMPL(lighthouse, Meta, m) { m.impl("select", select); }
-TORCH_LIBRARY_IMPL(lighthouse, Autograd, m) {
-  m.impl("select", torch::CppFunction::makeFallthrough());
+void define_select(torch::Library& library) {
+  define(library,
+         "select(Tensor scores_q, Tensor scores_k, str selection, int[] geometry) -> "
+         "(Tensor rows, Tensor slots)",
+         select_kernel);
 }
 
 }  // namespace lighthouse::ops

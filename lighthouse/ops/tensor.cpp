@@ -17,11 +17,7 @@ Geometry make_geometry(at::IntArrayRef list) {
   config.pooling_factor = list[2];
   config.budget = list[3];
   config.tile_budget = list[4];
-  try {
-    return {list[0], config};
-  } catch (const std::invalid_argument& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
+  return as_value_error([&] { return Geometry(list[0], config); });
 }
 
 void check_floating(const at::Tensor& tensor, const char* name) {

@@ -11,6 +11,16 @@
 /// What the operators share: checks of tensors, and the way from a tensor to a kernel.
 namespace lighthouse::ops {
 
+/// What `f` gives; a std::invalid_argument that it throws becomes a c10::ValueError.
+template <class F>
+auto as_value_error(const F& f) {
+  try {
+    return f();
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
 /// What shapes follow from, as the operators take it:
 /// [tokens, levels, pooling_factor, budget, tile_budget].
 std::vector<int64_t> geometry_list(int64_t tokens, const Config& config);

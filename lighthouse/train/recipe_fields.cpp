@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/core/settings.h"
 
 namespace lighthouse::train {
 namespace {
@@ -48,7 +49,8 @@ std::vector<Field> model_fields(Recipe& recipe) {
 
 std::vector<Field> fields(DataRecipe& d) {
   return {
-      {"path", &d.path, kAny, "file or folder of text, JSON lines, or token files (.bin)", kNothing},
+      {"path", &d.path, kAny, "file or folder of text, JSON lines, or token files (.bin)",
+       kNothing},
       {"text_field", &d.text_field, kAny, "of JSON lines (.jsonl, .jsonl.gz)"},
       {"held_out_share", &d.held_out_share, {0, 1, true, true}, "of the text, never trained on"},
   };
@@ -100,13 +102,15 @@ std::vector<Field> fields(RunRecipe& r) {
       {"dtype", dtype, kAny, "that the model computes in; weights are kept in float32"},
       {"deterministic", &r.deterministic, kAny, "the same bits on a GPU too, slower"},
       {"recompute_mlp", &r.recompute_mlp, kAny, "less memory, for a product more a layer"},
-      {"cuda_graphs", &r.cuda_graphs, kAny, "faster where kernels are small, for more memory", kNothing},
+      {"cuda_graphs", &r.cuda_graphs, kAny, "faster where kernels are small, for more memory",
+       kNothing},
       {"seed", &r.seed, at_least(0), "of the initial model and the order of the data"},
-      {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences of an evaluation", kNothing},
+      {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences of an evaluation",
+       kNothing},
       {"eval_every_steps", &r.eval_every_steps, at_least(0),
        "besides before and after each stage; 0: not", kNothing},
-      {"checkpoint_every_steps", &r.checkpoint_every_steps, at_least(1),
-       "besides after each stage", kNothing},
+      {"checkpoint_every_steps", &r.checkpoint_every_steps, at_least(1), "besides after each stage",
+       kNothing},
       {"keep_checkpoints", &r.keep_checkpoints, at_least(2), "the newest that are kept", kNothing},
       {"keep_every_steps", &r.keep_every_steps, at_least(0),
        "checkpoints of its multiples are kept for good; 0: none", kNothing},
@@ -120,35 +124,44 @@ void set_attention(StageRecipe& stage, const std::string& word) {
   stage.lighthouse = word == "lighthouse";
 }
 
+Field field_of(const Setting& setting, int64_t& value) {
+  return {setting.name, &value, at_least(static_cast<double>(setting.least)), setting.help,
+          Decides::kLighthouse};
+}
+template <HasWords Enum>
+Field field_of(const Setting& setting, Enum& value) {
+  const Word word{all_words<Enum>(), [&value] { return std::string(to_string(value)); },
+                  [&value, name = setting.name](const std::string& given) {
+                    value = parse_word<Enum>(given, name);
+                  }};
+  return {setting.name, word, kAny, setting.help, Decides::kLighthouse};
+}
+
 std::vector<Field> fields(StageRecipe& s) {
-  Config& a = s.attention;
   const Word attention{"dense, lighthouse", [&s] { return s.lighthouse ? "lighthouse" : "dense"; },
                        [&s](const std::string& word) { set_attention(s, word); }};
-  const Word scorer{"norm, dilated", [&a] { return std::string(to_string(a.scorer)); },
-                    [&a](const std::string& word) { a.scorer = parse_scorer(word); }};
-  const Word selection{"published, causal", [&a] { return std::string(to_string(a.selection)); },
-                       [&a](const std::string& word) { a.selection = parse_selection_rule(word); }};
-  return {
+  std::vector<Field> all{
       {"name", &s.name, kAny, "letters, digits, - and _"},
       {"steps", &s.steps, at_least(1), "steps of the optimizer"},
       {"context", &s.context, at_least(1), "tokens of a sequence"},
       {"batch", &s.batch, at_least(1), "sequences of a step"},
       {"micro_batch", &s.micro_batch, at_least(0), "sequences at a time; divides batch; 0: all"},
       {"attention", attention, kAny, "of the stage's steps"},
-      {"levels", &a.levels, at_least(1), "levels of the pyramid", kLighthouse},
-      {"pooling_factor", &a.pooling_factor, at_least(2), "children of an entry", kLighthouse},
-      {"budget", &a.budget, at_least(1), "entries refined at each level", kLighthouse},
-      {"tile_budget", &a.tile_budget, at_least(1), "entries refined in each tile; divides budget",
+  };
+  for_each_setting(s.attention, [&](const Setting& setting, auto& value) {
+    // A model has one scale, whatever the stage.
+    if constexpr (!std::is_same_v<decltype(value), std::optional<double>&>) {
+      all.push_back(field_of(setting, value));
+    }
+  });
+  const Field others[]{
+      {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last",
        kLighthouse},
-      {"scorer", scorer, kAny, "what scores a token", kLighthouse},
-      {"dilation", &a.dilation, at_least(1), "interleaved sub-sequences of the dilated scorer",
-       kLighthouse},
-      {"selection", selection, kAny, "whose scores judge an entry: its own, or the one before",
-       kLighthouse},
-      {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last", kLighthouse},
       {"dense_share", &s.dense_share, {0, 1}, "of the steps, dense and on shorter pieces"},
       {"dense_context", &s.dense_context, at_least(0), "tokens of such a piece; divides context"},
   };
+  all.insert(all.end(), std::begin(others), std::end(others));
+  return all;
 }
 
 std::string quoted(const std::string& text) {
@@ -208,15 +221,17 @@ std::vector<Section> sections(Recipe& recipe) {
   return all;
 }
 
-const char* type_name(const Value& value) {
-  return std::visit(Overloaded{[](const bool*) { return "true or false"; },
-                               [](const int64_t*) { return "an integer"; },
-                               [](const uint64_t*) { return "an integer"; },
-                               [](const double*) { return "a number"; },
-                               [](const std::string*) { return "a string"; },
-                               [](const std::vector<int64_t>*) { return "a list of integers"; },
-                               [](const Word& word) { return word.words; }},
-                    value);
+std::string type_name(const Value& value) {
+  using Text = std::string;
+  return std::visit(
+      Overloaded{[](const bool*) -> Text { return "true or false"; },
+                 [](const int64_t*) -> Text { return "an integer"; },
+                 [](const uint64_t*) -> Text { return "an integer"; },
+                 [](const double*) -> Text { return "a number"; },
+                 [](const std::string*) -> Text { return "a string"; },
+                 [](const std::vector<int64_t>*) -> Text { return "a list of integers"; },
+                 [](const Word& word) { return word.words; }},
+      value);
 }
 
 void copy_value(const Value& from, const Value& to) {
@@ -226,21 +241,20 @@ void copy_value(const Value& from, const Value& to) {
 }
 
 std::string to_text(const Value& value) {
-  return std::visit(
-      Overloaded{[](const bool* v) -> std::string { return *v ? "true" : "false"; },
-                 [](const int64_t* v) { return std::to_string(*v); },
-                 [](const uint64_t* v) { return std::to_string(*v); },
-                 [](const double* v) { return digits(*v); },
-                 [](const std::string* v) { return quoted(*v); },
-                 [](const std::vector<int64_t>* v) {
-                   std::string list;
-                   for (const int64_t i : *v) {
-                     list += (list.empty() ? "" : ", ") + std::to_string(i);
-                   }
-                   return '[' + list + ']';
-                 },
-                 [](const Word& word) { return quoted(word.get()); }},
-      value);
+  return std::visit(Overloaded{[](const bool* v) -> std::string { return *v ? "true" : "false"; },
+                               [](const int64_t* v) { return std::to_string(*v); },
+                               [](const uint64_t* v) { return std::to_string(*v); },
+                               [](const double* v) { return digits(*v); },
+                               [](const std::string* v) { return quoted(*v); },
+                               [](const std::vector<int64_t>* v) {
+                                 std::string list;
+                                 for (const int64_t i : *v) {
+                                   list += (list.empty() ? "" : ", ") + std::to_string(i);
+                                 }
+                                 return '[' + list + ']';
+                               },
+                               [](const Word& word) { return quoted(word.get()); }},
+                    value);
 }
 
 void check_range(const Field& field, const std::string& section, const std::string& where) {

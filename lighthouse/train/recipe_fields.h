@@ -35,7 +35,7 @@ std::ostream& operator<<(std::ostream& out, const Range& range);
 
 /// A field that is one of some words in a file.
 struct Word {
-  const char* words;
+  std::string words;
   std::function<std::string()> get;
   std::function<void(const std::string&)> set;  ///< throws std::invalid_argument
 };
@@ -78,7 +78,7 @@ template <class... F>
 Overloaded(F...) -> Overloaded<F...>;
 
 /// What a value must be, as a message says it.
-const char* type_name(const Value& value);
+std::string type_name(const Value& value);
 
 /// Gives a field the value of the same field of another recipe.
 void copy_value(const Value& from, const Value& to);

@@ -1,14 +1,12 @@
 """The command `python -m lighthouse_attention.benchmark`; the function is lighthouse_attention.benchmark()."""
 
 import argparse
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from lighthouse_attention.benchmarking import benchmark
 from lighthouse_attention.config import LighthouseConfig
-
-_SETTINGS = ("levels", "pooling_factor", "budget", "tile_budget", "scorer", "selection")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,12 +23,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=meaning + shown)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="bfloat16 on a GPU, else float32")
     parser.add_argument("--device", help="such as cpu or cuda:0")
-    for name in ("levels", "pooling-factor", "budget", "tile-budget"):
-        parser.add_argument(f"--{name}", type=int, metavar="N", help="of LighthouseConfig")
-    parser.add_argument("--scorer", choices=("norm", "dilated"))
-    parser.add_argument("--selection", choices=("published", "causal"))
+    settings = get_type_hints(LighthouseConfig)
+    for name, hint in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if get_origin(hint) is Literal:
+            parser.add_argument(option, choices=get_args(hint), help="of LighthouseConfig")
+        else:
+            parser.add_argument(option, type=int if hint is int else float, metavar="N", help="of LighthouseConfig")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
-    given = {name: value for name in _SETTINGS if (value := options.pop(name)) is not None}
+    given = {name: value for name in settings if (value := options.pop(name)) is not None}
     options["dtype"] = options["dtype"] and getattr(torch, options["dtype"])
     benchmark(config=LighthouseConfig(**given) if given else None, **options)
 

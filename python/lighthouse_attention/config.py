@@ -31,27 +31,14 @@ class LighthouseConfig:
     """Of the inner attention; head_dim ** -0.5 if not given."""
 
     def __post_init__(self) -> None:
-        torch.ops.lighthouse.check_config(*self.arguments())
-
-    def arguments(self) -> tuple[int, int, int, int, str, int, str, float | None]:
-        """The fields in the order in which torch.ops.lighthouse.* takes them."""
-        return (
-            self.levels,
-            self.pooling_factor,
-            self.budget,
-            self.tile_budget,
-            self.scorer,
-            self.dilation,
-            self.selection,
-            self.scale,
-        )
+        torch.ops.lighthouse.check_config(**dataclasses.asdict(self))
 
     def gathered_rows(self, tokens: int) -> int:
         """S, the length of the gathered sequence over so many tokens.
 
         Raises ValueError where the budget has more tiles than there are roots.
         """
-        rows: int = torch.ops.lighthouse.gathered_rows(tokens, *self.arguments())
+        rows: int = torch.ops.lighthouse.gathered_rows(tokens, **dataclasses.asdict(self))
         return rows
 
     def describe(self) -> str:

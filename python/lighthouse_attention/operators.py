@@ -1,5 +1,6 @@
 """Lighthouse Attention as functions of tensors."""
 
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def attention(
     """
     config = config or LighthouseConfig()
     rows, slots = selection or (None, None)
-    out: Tensor = torch.ops.lighthouse.attention(q, k, v, *config.arguments(), rows, slots)
+    out: Tensor = torch.ops.lighthouse.attention(q, k, v, **asdict(config), rows=rows, slots=slots)
     return out
 
 
@@ -67,4 +68,7 @@ def select(
     """
     config = config or LighthouseConfig()
     scores_q, scores_k = scores or (None, None)
-    return Selection(*torch.ops.lighthouse.select_rows(q, k, v, *config.arguments(), scores_q, scores_k))
+    selected = torch.ops.lighthouse.select_rows(
+        q, k, v, **asdict(config), scores_q=scores_q, scores_k=scores_k
+    )
+    return Selection(*selected)

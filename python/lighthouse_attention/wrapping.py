@@ -208,7 +208,7 @@ class Wrapping:
         return None
 
     def _dense_because(self, tokens: int) -> str:
-        reason: str = _dense_because(tokens, self.crossover, *self.config.arguments())
+        reason: str = _dense_because(tokens, self.crossover, **dataclasses.asdict(self.config))
         return reason
 
     def warn_without_dense_stage(self, done: str) -> None:
@@ -331,8 +331,9 @@ def _attention_forward(
     config, scores = layer.wrapping.config, _scores(module, query, key)
     if not torch.compiler.is_compiling() and config.scorer == "norm" and not layer.vetted:
         layer.vetted = _vet(scores or TokenScores(_norms(query), _norms(key)), value, module)
-    selection = (None, None) if scores is None else select(query, key, value, config, scores)
-    out = torch.ops.lighthouse.attention(query, key, value, *config.arguments()[:-1], scaling, *selection)
+    rows, slots = (None, None) if scores is None else select(query, key, value, config, scores)
+    settings = {**dataclasses.asdict(config), "scale": scaling}
+    out = torch.ops.lighthouse.attention(query, key, value, **settings, rows=rows, slots=slots)
     return out.transpose(1, 2), None
 
 
@@ -393,12 +394,12 @@ def _require(condition: Tensor, message: str) -> None:
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def _dense_because(tokens: int, crossover: int, *settings: Any) -> str:
+def _dense_because(tokens: int, crossover: int, **settings: Any) -> str:
     """Why Lighthouse cannot pay over so many tokens; empty where it can."""
     if tokens < crossover:
         return f"below the crossover of {crossover}"
     try:
-        rows = torch.ops.lighthouse.gathered_rows(tokens, *settings)
+        rows = torch.ops.lighthouse.gathered_rows(tokens, **settings)
     except ValueError as error:
         return str(error)
     return f"the gathered sequence would have {rows} rows" if rows >= tokens else ""

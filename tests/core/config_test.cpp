@@ -5,8 +5,11 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <set>
 #include <stdexcept>
+#include <string>
 
+#include "lighthouse/core/settings.h"
 #include "tests/support/throws.h"
 
 namespace lighthouse {
@@ -42,17 +45,55 @@ TEST(Config, EveryFieldOutOfItsRangeIsNamed) {
   }
 }
 
-TEST(Config, NamesGoBothWays) {
+TEST(Config, EveryFieldIsInTheListOnce) {
+  Config config;
+  // Does not compile where there are other fields than these.
+  const auto& [a, b, c, d, e, f, g, h] = config;
+  const std::set<const void*> fields{&a, &b, &c, &d, &e, &f, &g, &h};
+  std::set<const void*> listed;
+  std::set<std::string> names;
+  for_each_setting(config, [&](const Setting& setting, const auto& value) {
+    listed.insert(&value);
+    EXPECT_TRUE(names.insert(setting.name).second) << setting.name;
+  });
+  EXPECT_EQ(listed, fields);
+}
+
+TEST(Config, IsDescribedWithEverySetting) {
+  Config config;
+  config.scorer = Scorer::kDilated;
+  config.scale = 0.5;
+  EXPECT_EQ(describe(config),
+            "levels=3, pooling_factor=4, budget=1536, tile_budget=128, scorer=dilated, dilation=4, "
+            "selection=published, scale=0.5");
+  EXPECT_NE(describe(Config()).find("scale=none"), std::string::npos);
+}
+
+TEST(Words, GoBothWays) {
   for (const Scorer scorer : {Scorer::kNorm, Scorer::kDilated}) {
-    EXPECT_EQ(parse_scorer(to_string(scorer)), scorer);
+    EXPECT_EQ(parse_word<Scorer>(to_string(scorer), "scorer"), scorer);
   }
   for (const SelectionRule rule : {SelectionRule::kPublished, SelectionRule::kCausal}) {
-    EXPECT_EQ(parse_selection_rule(to_string(rule)), rule);
+    EXPECT_EQ(parse_word<SelectionRule>(to_string(rule), "selection"), rule);
   }
-  EXPECT_TRUE(throws<std::invalid_argument>([] { parse_scorer("norms"); },
-                                            {"'norms'", "'norm'", "'dilated'"}));
-  EXPECT_TRUE(throws<std::invalid_argument>([] { parse_selection_rule(""); },
-                                            {"''", "'published'", "'causal'"}));
+  EXPECT_EQ(all_words<Scorer>(), "norm, dilated");
+}
+
+enum class Three { kOne, kTwo, kThree };
+
+}  // namespace
+
+template <>
+inline constexpr std::array kWords<Three>{"one", "two", "three"};
+
+namespace {
+
+TEST(Words, OthersAreRefusedWithTheChoices) {
+  EXPECT_TRUE(throws<std::invalid_argument>([] { parse_word<Scorer>("norms", "scorer"); },
+                                            {"scorer is 'norms'; it must be 'norm' or 'dilated'"}));
+  EXPECT_TRUE(
+      throws<std::invalid_argument>([] { parse_word<Three>("", "how many"); },
+                                    {"how many is ''; it must be 'one', 'two' or 'three'"}));
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
 """The operators as PyTorch sees them. What they compute is tested in C++, against an oracle."""
 
+import dataclasses
+from typing import Literal, get_args, get_origin, get_type_hints
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,6 +39,25 @@ def test_scores_of_ones_own() -> None:
     assert not torch.equal(select(q, k, v, SMALL, louder).rows, select(q, k, v, SMALL).rows)
 
 
+def test_config_has_the_settings_of_the_operators() -> None:
+    fields, hints = dataclasses.fields(LighthouseConfig), get_type_hints(LighthouseConfig)
+    for operator, given in (("check_config", 0), ("gathered_rows", 1), ("attention", 3), ("select_rows", 3)):
+        arguments = getattr(OPS, operator).default._schema.arguments[given:]
+        assert all(argument.kwarg_only for argument in arguments)
+        for argument, field in zip(arguments, fields):
+            assert (argument.name, argument.default_value) == (field.name, field.default)
+    assert len(OPS.check_config.default._schema.arguments) == len(fields)
+    for name, hint in hints.items():
+        if get_origin(hint) is Literal:
+            words = [repr(word) for word in get_args(hint)]
+            with pytest.raises(ValueError) as error:
+                LighthouseConfig(**{name: "none of them"})
+            listed = str(error.value).partition("must be ")[2].replace(" or ", ", ").split(", ")
+            assert listed == words
+        else:
+            assert hint in (int, float | None)
+
+
 def operator_calls() -> dict[str, tuple[object, ...]]:
     q, k, v = make_qkv()
     scores_q, scores_k, roots = OPS.score(q, k, v, GEOMETRY)
@@ -50,8 +72,8 @@ def operator_calls() -> dict[str, tuple[object, ...]]:
         "gather_backward": (*grads, slots, False, GEOMETRY),
         "scatter": (gathered[0], rows, slots, GEOMETRY),
         "scatter_backward": (torch.randn(2, 4, 256, 16), rows, GEOMETRY),
-        "attention": (q, k, v, *SMALL.arguments()),
-        "select_rows": (q.detach(), k.detach(), v.detach(), *SMALL.arguments()),
+        "attention": (q, k, v),
+        "select_rows": (q.detach(), k.detach(), v.detach()),
     }
 
 

@@ -118,7 +118,7 @@ def test_scores_are_norms_of_what_is_normalized(family: str, monkeypatch: pytest
         norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
     original = torch.ops.lighthouse.select_rows
     monkeypatch.setattr(
-        torch.ops.lighthouse, "select_rows", lambda *args: selected.append(args[-2:]) or original(*args)
+        torch.ops.lighthouse, "select_rows", lambda *args, **given: selected.append((given["scores_q"], given["scores_k"])) or original(*args, **given)
     )
     model(input_ids=make_tokens(1))
     if family == "Olmo2":
@@ -419,7 +419,7 @@ def scores_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[A
     selected: list[Any] = []
     original = torch.ops.lighthouse.select_rows
     with monkeypatch.context() as patch:
-        patch.setattr(torch.ops.lighthouse, "select_rows", lambda *args: selected.append(args[-2:]) or original(*args))
+        patch.setattr(torch.ops.lighthouse, "select_rows", lambda *args, **given: selected.append((given["scores_q"], given["scores_k"])) or original(*args, **given))
         model(input_ids=make_tokens(1), use_cache=False)
     return selected
 
