@@ -5,7 +5,7 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(CMAKE_CUDA_COMPILER nvcc HINTS ${TorchWheel_CUDA_ROOT}/bin)
   if(NOT CMAKE_CUDA_COMPILER)
     message(FATAL_ERROR "LIGHTHOUSE_CUDA is ON, and there is no nvcc. Install it beside PyTorch, "
-                        "pip install 'cuda-toolkit[nvcc,nvvm,cccl,crt,cudart]==13.0.2', "
+                        "pip install -c constraints.txt 'cuda-toolkit[nvcc,nvvm,cccl,crt,cudart]', "
                         "or pass -DCMAKE_CUDA_COMPILER=... or -DLIGHTHOUSE_CUDA=OFF")
   endif()
 endif()
