@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from conftest import SMALL
-from families import DEVICE, make_model, make_tokens
+from families import DEVICE, every_version, make_model, make_tokens
 from lighthouse_attention import LighthouseWrapper, TwoStageCallback, dense_loss, set_mode, wrap
 
 
@@ -36,18 +36,18 @@ def train(
     arguments = dict(max_steps=5, per_device_train_batch_size=2, per_device_eval_batch_size=4, save_strategy="no")
     arguments |= dict(report_to=[], disable_tqdm=True, use_cpu=DEVICE.type == "cpu") | changes.pop("arguments", {})
     recorder = Recorder(wrapping)
-    trainer = Trainer(
+    trainer = changes.pop("kind", Trainer)(
         model,
         TrainingArguments(str(out), **arguments),
         train_dataset=rows,
-        eval_dataset=rows[:4],
+        eval_dataset=changes.pop("eval_dataset", rows[:4]),
         callbacks=[callback, recorder],
     )
     trainer.train(**changes)
     return trainer, recorder
 
 
-@pytest.mark.parametrize("switch_at", [3, 0.6])
+@pytest.mark.parametrize("switch_at", [3, pytest.param(0.6, marks=every_version)])
 def test_trainer_switches_and_evaluates_densely(switch_at: int | float, tmp_path: Path) -> None:
     model = make_model("Llama")
     wrapping = wrap(model, SMALL, dense_layers=(0, -1))
@@ -99,6 +99,10 @@ def test_dense_loss_is_dense_and_leaves_the_model_as_it_was() -> None:
     assert single.mean == pytest.approx(expected[0], rel=1e-6)
     with pytest.raises(ValueError, match="batches is empty"):
         dense_loss(model, [])
+    with pytest.raises(ValueError, match="batch 1 holds input_ids, for which the model gives no loss; add labels"):
+        dense_loss(model, [batches[0], {"input_ids": batches[0]}])
+    with pytest.raises(ValueError, match="batch 0 is of type list; it must be a tensor, or a mapping with labels"):
+        dense_loss(model, [[1, 2]])  # type: ignore[list-item]
 
 
 def test_a_loop_of_ones_own_learns_in_two_stages() -> None:
@@ -118,9 +122,33 @@ def test_a_loop_of_ones_own_learns_in_two_stages() -> None:
 
 
 def test_errors_of_the_callback(tmp_path: Path) -> None:
-    for switch_at in (-1, 1.5):
-        with pytest.raises(ValueError, match=f"switch_at is {switch_at}; it must be a step, or a share"):
-            TwoStageCallback(switch_at)
+    for switch_at in (-1, 1.5, math.nan, "0.5", True, None):
+        with pytest.raises(ValueError, match=f"switch_at is {switch_at!r}; it must be a step, or a share"):
+            TwoStageCallback(switch_at)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs a wrapped model"):
         train(make_model("Llama"), None, tmp_path, TwoStageCallback(3))
     assert TwoStageCallback(1).switch_step(10) == 1 and TwoStageCallback(1.0).switch_step(10) == 10
+
+
+@every_version
+def test_what_ends_a_run_at_the_switch_is_said_at_its_start(tmp_path: Path) -> None:
+    model = make_model("Llama")
+    wrapping = wrap(model, SMALL, dense_layers=(0, -1))
+    with pytest.raises(ValueError, match="the Trainer has no eval_dataset: give it one, or pass evaluate=False"):
+        train(model, wrapping, tmp_path, TwoStageCallback(3), eval_dataset=None)
+    with pytest.raises(ValueError, match="switch_at is 6, and training has 5 steps: the dense stage would never begin"):
+        train(model, wrapping, tmp_path, TwoStageCallback(6))
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    _, recorder = train(model, wrapping, tmp_path, TwoStageCallback(3, evaluate=False), eval_dataset=None)
+    assert recorder.modes == ["lighthouse"] * 3 + ["dense"] * 2 and not recorder.evaluated
+
+
+def test_a_trainer_may_bring_its_own_data_to_evaluate_on(tmp_path: Path) -> None:
+    class Own(Trainer):
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+            return super().get_eval_dataloader(self.train_dataset)
+
+    model = make_model("Llama")
+    wrapping = wrap(model, SMALL, dense_layers=(0, -1))
+    _, recorder = train(model, wrapping, tmp_path, TwoStageCallback(3), kind=Own, eval_dataset=None)
+    assert [step for step, _ in recorder.evaluated] == [3, 5]
