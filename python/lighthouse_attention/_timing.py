@@ -46,8 +46,16 @@ def describe(device: torch.device) -> str:
 
 
 def default_device(device: torch.device | str | None) -> torch.device:
-    """The one given; if none is, a GPU where there is one."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The one given; if none is, a GPU where there is one.
+
+    Raises ValueError where PyTorch cannot use it.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {str(device)!r}, which PyTorch cannot use: {str(error).splitlines()[0]}") from None
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

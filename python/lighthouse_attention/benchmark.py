@@ -33,7 +33,10 @@ def main(arguments: list[str] | None = None) -> None:
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     given = {name: value for name in settings if (value := options.pop(name)) is not None}
     options["dtype"] = options["dtype"] and getattr(torch, options["dtype"])
-    benchmark(config=LighthouseConfig(**given) if given else None, **options)
+    try:
+        benchmark(config=LighthouseConfig(**given) if given else None, **options)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lighthouse_attention import _check
 from lighthouse_attention._timing import Timing, default_device, describe, measure, table
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.operators import attention
@@ -55,14 +56,23 @@ def benchmark(
     Returns:
         What was printed.
 
+    Raises:
+        ValueError: Naming the argument, its value and what it must be.
+
     Native sparse attention is that of `fla-core` (compressed and selected branches, 16 blocks of 64); it needs a GPU,
     and a multiple of 16 query heads to each key/value head.
     """
     device = default_device(device)
     on_gpu = device.type == "cuda"
-    tokens = tokens or (98304 if on_gpu else 8192)
+    if tokens is None:
+        tokens = 98304 if on_gpu else 8192
     dtype = dtype or (torch.bfloat16 if on_gpu else torch.float32)
-    kv_heads = kv_heads or heads
+    kv_heads = heads if kv_heads is None else kv_heads
+    sizes = {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "batch": batch}
+    for name, value in (sizes | {"repeats": repeats}).items():
+        _check.integer(name, value, least=1)
+    if heads % kv_heads != 0:
+        raise ValueError(f"heads is {heads}; it must be a multiple of kv_heads, which is {kv_heads}")
     config = config or LighthouseConfig(budget=max(128, tokens // 64 // 128 * 128))
     rows = config.gathered_rows(tokens)
     print(f"{describe(device)}, {str(dtype).removeprefix('torch.')}")

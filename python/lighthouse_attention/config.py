@@ -1,16 +1,18 @@
 """The settings of Lighthouse Attention."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+
+from lighthouse_attention import _check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LighthouseConfig:
     """The settings; the defaults are the paper's.
 
-    Raises ValueError, naming the field, where one is out of its range.
+    Raises ValueError, naming the field, its value and what it must be, where one is of another type or out of its range.
     """
 
     levels: int = 3
@@ -31,6 +33,15 @@ class LighthouseConfig:
     """Of the inner attention; head_dim ** -0.5 if not given."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # their types; ranges and words are the operators' to check
+            name, value, words = field.name, getattr(self, field.name), get_args(field.type)
+            if field.type is int:
+                _check.integer(name, value)
+            elif float in words:
+                if value is not None:
+                    _check.finite(name, value)
+            elif not isinstance(value, str):
+                raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, words))}")
         torch.ops.lighthouse.check_config(**dataclasses.asdict(self))
 
     def gathered_rows(self, tokens: int) -> int:
@@ -38,6 +49,7 @@ class LighthouseConfig:
 
         Raises ValueError where the budget has more tiles than there are roots.
         """
+        _check.integer("tokens", tokens)
         rows: int = torch.ops.lighthouse.gathered_rows(tokens, **dataclasses.asdict(self))
         return rows
 

@@ -6,7 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
+
+_PAPERS = LighthouseConfig()
 
 
 class Selection(NamedTuple):
@@ -45,8 +48,8 @@ def attention(
     Raises:
         ValueError, TypeError: Naming the argument, its value and what it must be.
     """
-    config = config or LighthouseConfig()
-    rows, slots = selection or (None, None)
+    config = _check_types(q, k, v, config)
+    rows, slots = (None, None) if selection is None else _two_tensors("selection", selection)
     out: Tensor = torch.ops.lighthouse.attention(q, k, v, **asdict(config), rows=rows, slots=slots)
     return out
 
@@ -66,9 +69,27 @@ def select(
     Raises:
         ValueError, TypeError: Naming the argument, its value and what it must be.
     """
-    config = config or LighthouseConfig()
-    scores_q, scores_k = scores or (None, None)
-    selected = torch.ops.lighthouse.select_rows(
-        q, k, v, **asdict(config), scores_q=scores_q, scores_k=scores_k
-    )
+    config = _check_types(q, k, v, config)
+    scores_q, scores_k = (None, None) if scores is None else _two_tensors("scores", scores)
+    selected = torch.ops.lighthouse.select_rows(q, k, v, **asdict(config), scores_q=scores_q, scores_k=scores_k)
     return Selection(*selected)
+
+
+def _check_types(q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig | None) -> LighthouseConfig:
+    """Shapes and types of numbers are the operators' to check.
+
+    Returns:
+        The settings: the paper's, if none are given.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _check.instance(name, tensor, Tensor)
+    if config is None:
+        return _PAPERS
+    _check.instance("config", config, LighthouseConfig)
+    return config
+
+
+def _two_tensors(name: str, value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if not isinstance(value, tuple) or [isinstance(tensor, Tensor) for tensor in value] != [True, True]:
+        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a tuple of two tensors")
+    return value

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from lighthouse_attention import _check
 from lighthouse_attention._timing import Timing, default_device, describe, measure, table
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.operators import attention
@@ -96,8 +97,16 @@ def tune(
         repeats: Of each measurement, after two to warm up.
 
     Raises:
-        ValueError: There is no candidate that pays at this context, or no layer with full causal attention.
+        ValueError: There is no candidate that pays at this context, or no layer with full causal attention; or naming
+            the argument, its value and what it must be.
     """
+    for name, value, least in (
+        ("tokens", tokens, 1),
+        ("dense_layers", dense_layers, 0),
+        ("inference_tokens", inference_tokens, 0),
+        ("repeats", repeats, 1),
+    ):
+        _check.integer(name, value, least)
     device = default_device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     shape = model_config.get_text_config()
@@ -106,7 +115,10 @@ def tune(
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // heads
     configs = list(candidates_for(tokens) if candidates is None else candidates)
     if not configs:
-        raise ValueError(f"tokens is {tokens}; no candidate has a gathered sequence of at most half of that")
+        raise ValueError(
+            f"tokens is {tokens}; no candidate has a gathered sequence of at most half of that: give a longer context, "
+            "or candidates"
+        )
     layers = _full_attention_layers(shape)
     if not layers:
         raise ValueError(f"model_config has {shape.num_hidden_layers} layers, and none with full causal attention")
@@ -130,7 +142,7 @@ def _full_attention_layers(shape: PretrainedConfig) -> int:
     types = getattr(shape, "layer_types", None)
     if types:
         return sum(kind in _FULL_ATTENTION for kind in types)
-    return 0 if getattr(shape, "sliding_window", None) is not None else int(shape.num_hidden_layers)
+    return 0 if getattr(shape, "sliding_window", None) else int(shape.num_hidden_layers)
 
 
 def _measure(
@@ -215,7 +227,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:0")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     options["dtype"] = options["dtype"] and getattr(torch, options["dtype"])
-    tune(AutoConfig.from_pretrained(options.pop("config")), **options)
+    try:
+        tune(AutoConfig.from_pretrained(options.pop("config")), **options)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

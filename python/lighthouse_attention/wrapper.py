@@ -1,11 +1,13 @@
 """Lighthouse Attention as a module around a model, its settings given as ratios and a length."""
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.wrapping import unwrap, wrap
 
@@ -41,7 +43,7 @@ class LighthouseWrapper(nn.Module):
         dense_layers: Iterable[int] = (0, 1, -2, -1),
     ) -> None:
         super().__init__()
-        tokens = tokens or _context(model)
+        tokens = _context(model) if tokens is None else tokens
         self.module = model
         self.lighthouse_config = config_of_length(select_topk, tokens, pool_ratios)
         wrap(model, self.lighthouse_config, dense_layers)
@@ -80,6 +82,8 @@ def config_of_length(length: int, tokens: int, pool_ratios: Sequence[float] = (0
     Raises:
         ValueError: The ratios are no powers of one 1/p, or the length cannot be had; names the nearest that can.
     """
+    _check.integer("select_topk", length, least=1)
+    _check.integer("tokens", tokens, least=1)
     factor = _pooling_factor(pool_ratios)
     levels = len(pool_ratios) + 1
     each = factor * (levels - 1)
@@ -107,10 +111,11 @@ def config_of_length(length: int, tokens: int, pool_ratios: Sequence[float] = (0
 
 
 def _pooling_factor(pool_ratios: Sequence[float]) -> int:
-    factor = round(1 / pool_ratios[0]) if pool_ratios and 0 < pool_ratios[0] < 1 else 0
+    numeric = isinstance(pool_ratios, Sequence) and all(isinstance(ratio, numbers.Real) for ratio in pool_ratios)
+    factor = round(1 / pool_ratios[0]) if numeric and pool_ratios and 0 < pool_ratios[0] < 1 else 0
     if factor < 2 or any(not math.isclose(r, factor**-i) for i, r in enumerate(pool_ratios, 1)):
         raise ValueError(
-            f"pool_ratios is {list(pool_ratios)}; it must be the powers 1/p, 1/p^2, ... of one pooling factor p, like "
+            f"pool_ratios is {pool_ratios!r}; it must be the powers 1/p, 1/p^2, ... of one pooling factor p, like "
             "[0.5, 0.25, 0.125]"
         )
     return factor

@@ -10,7 +10,9 @@ from transformers import Gemma3TextConfig, JambaConfig, LlamaConfig, MistralConf
 
 from families import DEVICE, SHAPE
 from lighthouse_attention import LighthouseConfig, benchmark, tune
+from lighthouse_attention.benchmark import main as benchmark_main
 from lighthouse_attention.tuning import candidates_for
+from lighthouse_attention.tuning import main as tune_main
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -35,6 +37,31 @@ def test_benchmark_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         assert forward and both and 0 < forward.low <= forward.median <= forward.high
         assert name in printed and (both.memory is None) == (DEVICE.type == "cpu")
     assert results["NSA"].forward is None and results["NSA"].unavailable in printed
+
+
+def test_errors_of_the_benchmark_name_the_argument() -> None:
+    for argument in ("tokens", "heads", "kv_heads", "head_dim", "batch", "repeats"):
+        with pytest.raises(ValueError, match=f"{argument} is 0; it must be at least 1"):
+            benchmark(**{argument: 0})
+    with pytest.raises(ValueError, match="heads is 4; it must be a multiple of kv_heads, which is 3"):
+        benchmark(512, 4, 3)
+    with pytest.raises(ValueError, match="device is 'abacus', which PyTorch cannot use: "):
+        benchmark(512, device="abacus")
+    with pytest.raises(ValueError, match="repeats is 1.5; it must be an integer"):
+        tune(LlamaConfig(**SHAPE), 1024, repeats=1.5)  # type: ignore[arg-type]
+
+
+def test_a_command_says_what_is_wrong_without_a_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    LlamaConfig(**SHAPE).save_pretrained(tmp_path)
+    nowhere = f"{tmp_path}/nowhere"
+    for main, arguments, error in (
+        (benchmark_main, ["--budget", "9", "--tile-budget", "8"], "budget is 9; it must be a multiple of tile_budget"),
+        (tune_main, [nowhere, "--tokens", "1024"], nowhere),
+        (tune_main, [str(tmp_path), "--tokens", "0"], "tokens is 0; it must be at least 1"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert error in capsys.readouterr().err
 
 
 def test_benchmark_as_a_command(tmp_path: Path) -> None:

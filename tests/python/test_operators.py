@@ -1,8 +1,11 @@
 """The operators as PyTorch sees them. What they compute is tested in C++, against an oracle."""
 
 import dataclasses
+import math
+import re
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,19 +152,60 @@ def test_checkpointing_recomputes_the_same_bits(selective: bool) -> None:
 
 def test_an_operator_says_where_lighthouse_does_not_pay() -> None:
     dense_because = torch.ops.lighthouse.dense_because
-    assert dense_because(98304, *LighthouseConfig().arguments()) == ""
-    assert "rows for 2048 tokens" in dense_because(2048, *LighthouseConfig(budget=512).arguments())
-    assert "more tiles" in dense_because(16, *LighthouseConfig().arguments())
+    assert dense_because(98304, **dataclasses.asdict(LighthouseConfig())) == ""
+    assert "rows for 2048 tokens" in dense_because(2048, **dataclasses.asdict(LighthouseConfig(budget=512)))
+    assert "more tiles" in dense_because(16, **dataclasses.asdict(LighthouseConfig()))
+
+
+@pytest.mark.parametrize("name", ["levels", "pooling_factor", "budget", "tile_budget", "dilation"])
+@pytest.mark.parametrize("value", [1536.0, "8", None, True, [8], torch.tensor(8), numpy.ones(2)])
+def test_integers_of_the_settings(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; it must be an integer")):
+        LighthouseConfig(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"{name} is {2**63}; it must fit into 64 bits"):
+        LighthouseConfig(**{name: 2**63})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"{name} is -1; it must be at least"):
+        LighthouseConfig(**{name: -1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("scorer", ("loud", None, 1, ["norm"], numpy.ones(2)), "'norm' or 'dilated'"),
+        ("selection", ("Causal", None, b"causal", torch.ones(2)), "'published' or 'causal'"),
+        ("scale", ("1", True, math.nan, -math.inf, 10**400, 1j, [1.0]), "a finite number"),
+    ],
+)
+def test_words_and_the_scale_of_the_settings(name: str, values: tuple[object, ...], expected: str) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; it must be {expected}")):
+            LighthouseConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = LighthouseConfig(budget=numpy.int64(16), tile_budget=numpy.int32(8), scale=numpy.float32(0.5))  # type: ignore[arg-type]
+    q, k, v = make_qkv()
+    expected = LighthouseConfig(budget=16, tile_budget=8, scale=0.5)
+    assert config == expected and torch.equal(attention(q, k, v, config), attention(q, k, v, expected))
 
 
 def test_errors_name_the_argument() -> None:
     q, k, v = make_qkv()
     with pytest.raises(ValueError, match="levels is 0; it must be at least 1"):
         LighthouseConfig(levels=0)
-    with pytest.raises(ValueError, match="scorer is 'loud'; it must be 'norm' or 'dilated'"):
-        LighthouseConfig(scorer="loud")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="budget"):
+    with pytest.raises(ValueError, match="16 tokens have only 1 roots"):
         LighthouseConfig().gathered_rows(16)
+    with pytest.raises(ValueError, match="tokens is 16.0; it must be an integer"):
+        LighthouseConfig().gathered_rows(16.0)  # type: ignore[arg-type]
+    for function in (attention, select):
+        with pytest.raises(TypeError, match="k is of type list; it must be a Tensor"):
+            function(q, [1.0], v, SMALL)  # type: ignore[operator]
+        with pytest.raises(TypeError, match="config is of type dict; it must be a LighthouseConfig"):
+            function(q, k, v, {"budget": 16})  # type: ignore[operator]
+    with pytest.raises(TypeError, match="selection is of type Tensor; it must be a tuple of two tensors"):
+        attention(q, k, v, SMALL, q)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="scores is of type tuple; it must be a tuple of two tensors"):
+        select(q, k, v, SMALL, (q, k, v))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k has the shape"):
         attention(q, k[:, :, 1:], v, SMALL)
     with pytest.raises(TypeError, match="v is Double"):

@@ -83,9 +83,13 @@ def test_errors_name_what_can_be_had() -> None:
         config_of_length(96, 64, [0.5])
     with pytest.raises(ValueError, match="tokens is 2; .* no gathered sequence is shorter than that"):
         config_of_length(1, 2, [0.5])
-    for ratios in ([], [0.5, 0.3], [2.0], [0.25, 0.125], [1.0]):
+    for ratios in ([], [0.5, 0.3], [2.0], [0.25, 0.125], [1.0], 0.5, ["0.5"]):
         with pytest.raises(ValueError, match="pool_ratios is .*; it must be the powers 1/p"):
             config_of_length(1024, 4096, ratios)
+    with pytest.raises(ValueError, match="select_topk is 1024.0; it must be an integer"):
+        config_of_length(1024.0, 4096)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tokens is 0; it must be at least 1"):
+        LighthouseWrapper(make_model("Llama"), tokens=0)
     with pytest.raises(ValueError, match="tokens is not given"):
         LighthouseWrapper(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="over 512 tokens"):  # the model's max_position_embeddings
