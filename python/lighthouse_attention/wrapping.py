@@ -16,10 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils.import_utils import is_tracing
 
+from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.operators import TokenScores, select
 
@@ -29,9 +31,17 @@ _IMPLEMENTATION = "lighthouse"
 _STATE = "_lighthouse"
 _TAKEN_IN = "_lighthouse_norms"
 _QK_NORM = re.compile("(q|k|qk|query|key)_(layer_?)?norm")
+_ATTENTION_DROPOUT = re.compile("att.*drop")
 _LEAST_DEVIATION = 0.003
 """Of norms, beside their mean, at least: above what rounding in bfloat16 makes of equal ones."""
-_CHANGES_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
+_DENSE_LAYERS = (0, 1, -2, -1)
+_CHANGES_ATTENTION = {
+    "sliding_window": "a sliding window",
+    "softcap": "a soft cap",
+    "s_aux": "attention sinks",
+    "position_bias": "a bias by position",
+}
+"""Options of transformers' attention functions that change what is computed, and what they are."""
 _DOCUMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
 
 
@@ -42,7 +52,7 @@ class UnsupportedError(ValueError):
 def wrap(
     model: nn.Module,
     config: LighthouseConfig | None = None,
-    dense_layers: Iterable[int] = (0, 1, -2, -1),
+    dense_layers: Iterable[int] = _DENSE_LAYERS,
     *,
     crossover: int = 0,
 ) -> "Wrapping":
@@ -66,21 +76,22 @@ def wrap(
         TypeError: The model is not a Hugging Face one, or its attention does not go through AttentionInterface.
         ValueError: Naming the argument, its value and what it must be.
     """
-    config = config or LighthouseConfig()
+    _check.instance("model", model, nn.Module)
+    config = LighthouseConfig() if config is None else config
+    _check.instance("config", config, LighthouseConfig)
     if config.scale is not None:
-        raise ValueError(f"config.scale is {config.scale}; it must be None, since the model has a scale of its own")
-    if crossover < 0:
-        raise ValueError(f"crossover is {crossover}; it must be at least 0")
+        raise ValueError(f"config.scale is {config.scale}; it must be None: the model has a scale of its own")
+    _check.integer("crossover", crossover, least=0)
     if wrapped(model):
         raise ValueError("the model is wrapped already; unwrap it first")
     decoder, attentions = _find_decoder(model)
     _check_decoder(decoder, attentions)
-    layers = _lighthouse_layers(attentions, decoder.config.num_hidden_layers, list(dense_layers))
+    layers = _lighthouse_layers(attentions, decoder.config.num_hidden_layers, dense_layers)
     if config.scorer == "norm":
         _check_norms({i: attentions[i] for i in layers})
     decoder.set_attn_implementation(_IMPLEMENTATION)
     if decoder.config._attn_implementation != _IMPLEMENTATION:
-        raise TypeError(f"{type(decoder).__name__} does not take its attention from AttentionInterface")
+        raise TypeError(f"{type(decoder).__name__} does not take its attention from transformers' AttentionInterface")
     return Wrapping(decoder, {i: attentions[i] for i in layers}, config, crossover)
 
 
@@ -184,11 +195,17 @@ class Wrapping:
             )
         given = dict(zip(self._parameters, args)) | kwargs
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-        if inputs is None or given.get("past_key_values") is not None:
+        if inputs is None:
             return None
-        # With Lighthouse compiled code is for one length: len(range()) has the compiler guard it.
-        tokens = len(range(inputs.shape[1])) if self.mode == "lighthouse" else 0
-        reason = self._dense_because(tokens) if self.mode == "lighthouse" else ""
+        cached = any(_is_cache(value) for value in given.values())
+        reason = ""
+        if self.mode == "lighthouse":
+            # With Lighthouse compiled code is for one length: len(range()) has the compiler guard it.
+            tokens = len(range(inputs.shape[1]))
+            short = self._dense_because(tokens)
+            reason = (
+                ": a cache of keys and values was passed in" if cached else short and f" over {tokens} tokens: {short}"
+            )
         lighthouse = self.mode == "lighthouse" and not reason
         if torch.is_grad_enabled():
             if lighthouse:
@@ -196,20 +213,19 @@ class Wrapping:
                 self._trained_dense = False
             else:
                 self._trained_dense = True
-        if reason and not torch.compiler.is_compiling():
-            self._say(f"dense attention over {tokens} tokens: {reason}")
+            if reason:
+                self.say(f"dense attention{reason}")
         if lighthouse:
             _refuse_masks(given)
-            _forward.without_mask = self.decoder.config
             _forward.awaits_lighthouse = True
-            return args, {**kwargs, _IMPLEMENTATION: True}
-        if all(given.get(name) is None for name in ("attention_mask", "position_ids", *_DOCUMENT_BOUNDS)):
+        masks = ("attention_mask", "position_ids", *_DOCUMENT_BOUNDS)
+        plain = lighthouse or (not cached and all(given.get(name) is None for name in masks))
+        if plain and is_tracing(inputs):
             _forward.without_mask = self.decoder.config
-        return None
+        return (args, {**kwargs, _IMPLEMENTATION: True}) if lighthouse else None
 
     def _dense_because(self, tokens: int) -> str:
-        reason: str = _dense_because(tokens, self.crossover, **dataclasses.asdict(self.config))
-        return reason
+        return _dense_because(tokens, self.crossover, **dataclasses.asdict(self.config))
 
     def warn_without_dense_stage(self, done: str) -> None:
         """Warns, once, where the model was trained with Lighthouse and with nothing else since."""
@@ -221,8 +237,9 @@ class Wrapping:
                 stacklevel=2,
             )
 
-    def _say(self, text: str) -> None:
-        if text not in self._said:
+    def say(self, text: str) -> None:
+        """Warns of it, once; compiled code is silent."""
+        if not torch.compiler.is_compiling() and text not in self._said:
             self._said.add(text)
             warnings.warn(text, stacklevel=2)
 
@@ -248,7 +265,7 @@ class _Forward(threading.local):
 
     def __init__(self) -> None:  # defaults of the class would be what torch.compile reads
         self.without_mask: object = None
-        """The model configuration of a training forward pass of which plain causal attention is known to be right."""
+        """The model configuration of a traced training forward pass of which plain causal attention is right."""
         self.awaits_lighthouse = False
         """Whether a layer should compute Lighthouse and none has yet."""
 
@@ -272,7 +289,7 @@ def _after_forward(decoder: nn.Module, args: object, out: object) -> None:
     if missed and out is not None and not _traced and not torch.compiler.is_compiling():
         raise UnsupportedError(
             f"no layer of {type(decoder).__name__} computed Lighthouse Attention: its layers do not hand keyword "
-            "arguments down to attention"
+            "arguments down to attention, so that the model cannot be trained with it; unwrap it"
         )
 
 
@@ -292,18 +309,38 @@ def _keep_norms(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         setattr(norm, _TAKEN_IN, (*taken_in, *(_norms(x) for x in args)))
 
 
+def _is_cache(value: object) -> bool:
+    """Whether it holds keys and values of earlier tokens; one of transformers', or what behaves like one."""
+    return isinstance(value, Cache) or (hasattr(value, "update") and hasattr(value, "get_seq_length"))
+
+
 def _mask(
-    *, mask_function: Any, config: object = None, use_vmap: bool = False, local_size: int | None = None, **kwargs: Any
+    *,
+    mask_function: Any,
+    q_length: int,
+    kv_length: int,
+    config: object = None,
+    use_vmap: bool = False,
+    local_size: int | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """transformers' own mask, but where it is known beforehand that none is needed.
+    """transformers' own mask, but where it is traced and it is known beforehand that none is needed.
 
     Tracing, transformers cannot see that, and would form all N x N of it: of the causal mask and, since it cannot see
     that the positions are of one document either, of an "and" of it with one of documents.
     """
     plain = mask_function.__name__ in ("causal_mask_function", "and_mask") and not use_vmap and local_size is None
-    if config is not None and config is _forward.without_mask and plain:
+    if plain and q_length == kv_length and config is not None and config is _forward.without_mask:
         return None
-    return sdpa_mask(mask_function=mask_function, config=config, use_vmap=use_vmap, local_size=local_size, **kwargs)
+    return sdpa_mask(
+        mask_function=mask_function,
+        q_length=q_length,
+        kv_length=kv_length,
+        config=config,
+        use_vmap=use_vmap,
+        local_size=local_size,
+        **kwargs,
+    )
 
 
 def _attention_forward(
@@ -319,15 +356,21 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     """What transformers calls. q (B, H, N, D), k and v (B, G, N, D) -> (B, N, H, D)"""
     layer: _Layer | None = getattr(module, _STATE, None)
-    if layer is None or not lighthouse:
+    of_queries = key.shape[2] == query.shape[2] == value.shape[2]
+    if layer is not None and lighthouse:
+        if torch.compiler.is_compiling():
+            _note_traced()
+        else:
+            _forward.awaits_lighthouse = False
+        if not of_queries:
+            layer.wrapping.say(
+                f"dense attention in layer {module.layer_idx}: it has {query.shape[2]} queries and {key.shape[2]} keys"
+            )
+    if layer is None or not lighthouse or not of_queries:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    _refuse_options(attention_mask, dropout, kwargs)
-    if torch.compiler.is_compiling():
-        _note_traced()
-    else:
-        _forward.awaits_lighthouse = False
+    _refuse_options(module, attention_mask, dropout, kwargs)
     config, scores = layer.wrapping.config, _scores(module, query, key)
     if not torch.compiler.is_compiling() and config.scorer == "norm" and not layer.vetted:
         layer.vetted = _vet(scores or TokenScores(_norms(query), _norms(key)), value, module)
@@ -343,43 +386,47 @@ def _refuse_masks(given: dict[str, Any]) -> None:
     if isinstance(mask, Tensor) and mask.dim() == 2:
         _require(
             mask.bool().all(),
-            "attention_mask masks tokens, and Lighthouse Attention knows no padding: train on full sequences",
+            "attention_mask masks tokens, and Lighthouse Attention does not support padding: train on full sequences",
         )
     elif isinstance(mask, Tensor) and mask.dim() != 4:
-        raise UnsupportedError(
-            f"attention_mask has {mask.dim()} dimensions; Lighthouse Attention takes (batch, tokens)"
-        )
+        raise UnsupportedError(f"attention_mask has {mask.dim()} dimensions; it must have 2, (batch, tokens)")
     if isinstance(positions, Tensor):
         _require(
             (positions.diff(dim=-1) == 1).all(),
-            "position_ids start anew within a row, and Lighthouse Attention knows no packed documents: leave "
-            "position_ids out, so that attention crosses documents, or give each its own row",
+            "position_ids restart within a row, and Lighthouse Attention does not support packed documents: leave "
+            "position_ids out, so that attention crosses documents, or give each document its own row",
         )
     for name in _DOCUMENT_BOUNDS:
         if given.get(name) is not None and given[name].numel() > 2:
             raise UnsupportedError(
-                f"{name} bounds {given[name].numel() - 1} documents, and Lighthouse Attention knows no packed "
-                "documents: leave it out, so that attention crosses them, or give each its own row"
+                f"{name} bounds {given[name].numel() - 1} documents, and Lighthouse Attention does not support packed "
+                "documents: leave it out, so that attention crosses documents, or give each document its own row"
             )
 
 
-def _refuse_options(attention_mask: Tensor | None, dropout: float, options: dict[str, Any]) -> None:
+def _refuse_options(
+    attention: nn.Module, attention_mask: Tensor | None, dropout: float, options: dict[str, Any]
+) -> None:
+    """Holds what reaches a layer's attention to plain causal attention."""
     if attention_mask is not None:
         raise UnsupportedError(
-            f"attention_mask of shape {tuple(attention_mask.shape)} reached the attention; Lighthouse Attention is "
-            "causal and knows no other mask: train on full sequences without one, or, where the layer itself attends "
-            "over chunks, name it in dense_layers"
+            f"attention_mask of shape {tuple(attention_mask.shape)} reached the attention of layer "
+            f"{attention.layer_idx}; Lighthouse Attention is causal and supports no other mask: train on full sequences "
+            "without one, or, where the layer itself attends over chunks, name it in dense_layers"
         )
     if dropout != 0:
+        config = getattr(attention, _STATE).wrapping.decoder.config.to_dict()
+        keys = ", ".join(f"{key}=0.0" for key, value in config.items() if _ATTENTION_DROPOUT.search(key) and value)
+        loading = f"load the model with from_pretrained(..., {keys}), or " if keys else ""
         raise UnsupportedError(
-            f"attention dropout is {dropout}; Lighthouse Attention has none: set attention_dropout of the model's "
-            "config, and of its attention modules, to 0"
+            f"attention dropout is {dropout}, which Lighthouse Attention does not support: {loading}set the dropout of "
+            "its attention modules to 0"
         )
-    for name in _CHANGES_ATTENTION:
+    for name, meaning in _CHANGES_ATTENTION.items():
         if options.get(name) is not None:
             raise UnsupportedError(
-                f"the model's attention has {name}, which Lighthouse Attention does not know: name its layers in "
-                "dense_layers"
+                f"the attention of layer {attention.layer_idx} has {meaning} ({name}), which Lighthouse Attention does "
+                "not support: name the layer in dense_layers"
             )
     if options.get("is_causal") is False:
         raise UnsupportedError("is_causal is False; Lighthouse Attention is causal: leave it out")
@@ -398,16 +445,15 @@ def _dense_because(tokens: int, crossover: int, **settings: Any) -> str:
     """Why Lighthouse cannot pay over so many tokens; empty where it can."""
     if tokens < crossover:
         return f"below the crossover of {crossover}"
-    try:
-        rows = torch.ops.lighthouse.gathered_rows(tokens, **settings)
-    except ValueError as error:
-        return str(error)
-    return f"the gathered sequence would have {rows} rows" if rows >= tokens else ""
+    reason: str = torch.ops.lighthouse.dense_because(tokens, **settings)
+    return reason
 
 
 def _norms(x: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float32)
-    return norms
+    """In float32; taken in the type of x where that is wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=wide)
+    return norms.float()
 
 
 def _scores(attention: nn.Module, query: Tensor, key: Tensor) -> TokenScores | None:
@@ -500,7 +546,12 @@ def _causal_attentions(decoder: nn.Module) -> dict[int, nn.Module]:
 def _check_decoder(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) -> None:
     name = type(decoder).__name__
     if decoder.config.is_encoder_decoder or getattr(decoder.config, "add_cross_attention", False):
-        raise TypeError(f"{name} has cross-attention, whose masks wrap does not know; it must be a decoder alone")
+        raise TypeError(f"{name} has cross-attention, which wrap does not support; it must be a decoder alone")
+    if not decoder._supports_sdpa:
+        raise TypeError(
+            f"{name} cannot be wrapped: transformers does not offer 'sdpa' for it, PyTorch's attention, which cannot "
+            "compute what its layers need, such as a soft cap or attention sinks; nor can Lighthouse Attention"
+        )
     found = decoder.config._attn_implementation
     if found != "sdpa":
         raise ValueError(
@@ -515,10 +566,16 @@ def _check_decoder(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) -
                 raise TypeError(f"{type(module).__name__} of {name} does not hand keyword arguments down to attention")
 
 
-def _lighthouse_layers(attentions: dict[int, nn.Module], count: int, dense_layers: list[int]) -> list[int]:
+def _lighthouse_layers(attentions: dict[int, nn.Module], count: int, dense_layers: Iterable[int]) -> list[int]:
+    if not isinstance(dense_layers, Iterable):
+        raise TypeError(f"dense_layers is {dense_layers!r}; it must be the indices of layers, such as (0, -1)")
+    dense_layers = tuple(dense_layers)
     for index in dense_layers:
-        if not -count <= index < count:
-            raise ValueError(f"dense_layers holds {index}; the model has {count} layers, 0 to {count - 1}")
+        _check.integer("dense_layers holds an index that", index)
+        if not -count <= index < count and dense_layers != _DENSE_LAYERS:
+            raise ValueError(
+                f"dense_layers holds {index}; the model has {count} layers, so that it must be from {-count} to {count - 1}"
+            )
     dense = {index % count for index in dense_layers}
     windows = {i for i, module in attentions.items() if _sliding_window(module) is not None}
     layers = [i for i in attentions if i not in dense | windows]
@@ -531,8 +588,10 @@ def _lighthouse_layers(attentions: dict[int, nn.Module], count: int, dense_layer
             )
             if number
         )
+        default = " (the default)" if dense_layers == _DENSE_LAYERS else ""
         raise ValueError(
-            f"dense_layers is {tuple(dense_layers)}, which leaves no layer to Lighthouse: the model has {count}{others}"
+            f"dense_layers is {dense_layers}{default}, which leaves no layer to Lighthouse: the model has "
+            f"{count} layers{others}"
         )
     return layers
 
@@ -552,9 +611,9 @@ def _check_norms(attentions: dict[int, nn.Module]) -> None:
 
 
 def _sliding_window(attention: nn.Module) -> int | None:
-    if hasattr(attention, "sliding_window"):
-        return attention.sliding_window  # type: ignore[return-value]
-    return getattr(attention.config, "sliding_window", None)
+    """Its length; None where there is none, which some configs write as 0."""
+    holder = attention if hasattr(attention, "sliding_window") else attention.config
+    return getattr(holder, "sliding_window", None) or None
 
 
 def _find_wrapping(model: nn.Module) -> Wrapping | None:

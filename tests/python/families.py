@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 import transformers
@@ -50,6 +51,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "Phi3": ({}, (0, -1)),
     "Granite": ({}, (0, -1)),
 }
+every_version = pytest.mark.every_version
+"""Marks the few tests that scripts/test_python also runs with the oldest transformers that is supported."""
+families = pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=every_version if name in ("Llama", "Qwen3", "Gemma3") else ()) for name in FAMILIES],
+)
 LIGHTHOUSE_LAYERS = {name: [1, 3] if name == "Gemma3" else [1, 2] for name in FAMILIES}
 
 
@@ -122,7 +129,8 @@ def by_hand(model: PreTrainedModel, layers: list[int]) -> Iterator[PreTrainedMod
 
     def norms(projection: Tensor, like: Tensor) -> Tensor:
         heads = projection.detach().unflatten(-1, (like.shape[1], like.shape[3]))
-        return heads.float().norm(dim=-1).transpose(1, 2).contiguous()
+        wide = heads if heads.dtype == torch.float64 else heads.float()
+        return wide.norm(dim=-1).float().transpose(1, 2).contiguous()
 
     def keep(attention: nn.Module, name: str) -> Any:
         return lambda module, args, out: projected.setdefault(attention, {}).update({name: out})

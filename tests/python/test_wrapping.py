@@ -20,13 +20,14 @@ import lighthouse_attention.wrapping as wrapping_module
 from conftest import SMALL
 from families import (
     DEVICE,
-    FAMILIES,
     LIGHTHOUSE_LAYERS,
     SHAPE,
     TOKENS,
     VOCABULARY,
     assert_same_gradients,
     by_hand,
+    every_version,
+    families,
     loss_and_gradients,
     make_model,
     make_tokens,
@@ -34,7 +35,14 @@ from families import (
 )
 from lighthouse_attention import LighthouseConfig, UnsupportedError, set_mode, unwrap, wrap
 
-families = pytest.mark.parametrize("family", FAMILIES)
+MIXTURE: dict[str, Any] = dict(num_local_experts=2, num_experts_per_tok=1, moe_intermediate_size=16)
+
+
+def make_other(name: str, **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    model: PreTrainedModel = getattr(transformers, f"{name}ForCausalLM")(config(**SHAPE | changes))
+    return model.to(DEVICE).train()
 
 
 @families
@@ -118,7 +126,9 @@ def test_scores_are_norms_of_what_is_normalized(family: str, monkeypatch: pytest
         norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
     original = torch.ops.lighthouse.select_rows
     monkeypatch.setattr(
-        torch.ops.lighthouse, "select_rows", lambda *args, **given: selected.append((given["scores_q"], given["scores_k"])) or original(*args, **given)
+        torch.ops.lighthouse,
+        "select_rows",
+        lambda *args, **given: selected.append((given["scores_q"], given["scores_k"])) or original(*args, **given),
     )
     model(input_ids=make_tokens(1))
     if family == "Olmo2":
@@ -149,6 +159,7 @@ def test_estimates_without_data() -> None:
     assert model(input_ids=make_tokens().to("meta")).logits.shape == (2, TOKENS, VOCABULARY)
 
 
+@every_version
 def test_refuses_what_the_method_does_not_cover() -> None:
     model, tokens = make_model("Llama"), make_tokens()
     wrap_small(model)
@@ -159,7 +170,7 @@ def test_refuses_what_the_method_does_not_cover() -> None:
     with pytest.raises(UnsupportedError, match=r"attention_mask of shape \(1, 1, 256, 256\)"):
         model(input_ids=tokens, attention_mask=torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool, device=DEVICE).tril())
     packed = torch.arange(TOKENS, device=DEVICE).remainder(128)[None]
-    with pytest.raises(UnsupportedError, match="position_ids start anew within a row.*leave position_ids out"):
+    with pytest.raises(UnsupportedError, match="position_ids restart within a row.*leave position_ids out"):
         model(input_ids=tokens, position_ids=packed)
     bounds = torch.tensor([0, 128, 256], device=DEVICE, dtype=torch.int32)
     with pytest.raises(UnsupportedError, match="cu_seq_lens_q bounds 2 documents"):
@@ -168,9 +179,11 @@ def test_refuses_what_the_method_does_not_cover() -> None:
         model(input_ids=tokens, is_causal=False)
     capped = make_model("Llama")
     wrap(capped, SMALL, dense_layers=())  # newer transformers refuse it themselves, in a dense layer
-    with pytest.raises(UnsupportedError, match="attention has softcap"):
+    with pytest.raises(
+        UnsupportedError, match=r"attention of layer 0 has a soft cap \(softcap\).*name the layer in dense"
+    ):
         capped(input_ids=tokens, softcap=30.0)
-    with pytest.raises(UnsupportedError, match="sliding_window"):
+    with pytest.raises(UnsupportedError, match="has a sliding window"):
         model(input_ids=tokens, sliding_window=64)
     # A forward pass that was refused leaves nothing behind.
     expected = make_model("Llama").eval()(input_ids=tokens, attention_mask=padding).logits
@@ -179,10 +192,35 @@ def test_refuses_what_the_method_does_not_cover() -> None:
     model(input_ids=tokens, position_ids=torch.arange(TOKENS, device=DEVICE)[None])
     dropping = make_model("Llama", attention_dropout=0.1)
     wrap_small(dropping)
-    with pytest.raises(UnsupportedError, match="attention dropout is 0.1"):
+    with pytest.raises(
+        UnsupportedError, match=r"attention dropout is 0.1.*from_pretrained\(..., attention_dropout=0.0\)"
+    ):
         dropping(input_ids=tokens)
+    for layer in dropping.model.layers:
+        layer.self_attn.attention_dropout = 0.0
+    dropping(input_ids=tokens)
 
 
+GPT2: dict[str, Any] = dict(
+    vocab_size=VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2
+)
+
+
+def test_dropout_goes_by_the_key_that_the_model_has() -> None:
+    tokens = make_tokens()
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).to(DEVICE).train()
+    wrap(model, SMALL, dense_layers=(0, -1))
+    with pytest.raises(UnsupportedError, match=r"attention dropout is 0.1.*from_pretrained\(..., attn_pdrop=0.0\)"):
+        model(input_ids=tokens)
+    told = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, attn_pdrop=0.0)).to(DEVICE).train()
+    wrap(told, SMALL, dense_layers=(0, -1))
+    loss_and_gradients(told, tokens)
+    for block in model.transformer.h:
+        block.attn.attn_dropout.p = 0.0
+    loss_and_gradients(model, tokens)
+
+
+@every_version
 def test_masks_go_to_stock_attention_where_it_runs() -> None:
     """In training too: a padding mask and packed documents over a short sequence, and in the dense mode."""
     stock, model, tokens = make_model("Llama"), make_model("Llama"), make_tokens()
@@ -207,10 +245,24 @@ def test_arguments_of_wrap() -> None:
         wrap(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="dense_layers holds 4; the model has 4 layers"):
         wrap(make_model("Llama"), SMALL, dense_layers=(4,))
-    with pytest.raises(ValueError, match="leaves no layer to Lighthouse: the model has 4"):
+    with pytest.raises(
+        ValueError, match=r"\(the default\), which leaves no layer to Lighthouse: the model has 4 layers"
+    ):
         wrap(make_model("Llama"), SMALL)
-    with pytest.raises(ValueError, match="the model has 4, 4 of them with a sliding window"):
+    with pytest.raises(ValueError, match="the model has 4 layers, 4 of them with a sliding window"):
         wrap(make_model("Mistral", sliding_window=64), SMALL, dense_layers=())
+    with pytest.raises(ValueError, match=r"dense_layers is \(0, 1, -2, -1\) \(the default\).*the model has 1 layers"):
+        wrap(make_model("Llama", num_hidden_layers=1), SMALL)
+    for wrong, message in (
+        (4, "dense_layers is 4; it must be the indices of layers"),
+        ("ab", "that is 'a'; it must be an int"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            wrap(make_model("Llama"), SMALL, dense_layers=wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="config is of type dict; it must be a LighthouseConfig"):
+        wrap(make_model("Llama"), {"budget": 16})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="crossover is '9'; it must be an integer"):
+        wrap_small(make_model("Llama"), crossover="9")
     with pytest.raises(ValueError, match="attention implementation 'eager'; it must be 'sdpa'"):
         wrap(make_model("Llama", attn_implementation="eager"), SMALL)
     with pytest.raises(ValueError, match="config.scale is 0.5"):
@@ -225,6 +277,34 @@ def test_arguments_of_wrap() -> None:
         wrap_small(model)
     with pytest.raises(ValueError, match="mode is 'loose'; it must be 'lighthouse' or 'dense'"):
         set_mode(model, "loose")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["Gemma2", "GptOss"])
+def test_refuses_models_without_sdpa(name: str) -> None:
+    """transformers refuses to switch them to it, so that being told to would not help."""
+    with pytest.raises(TypeError, match=f"{name}Model cannot be wrapped: transformers does not offer 'sdpa' for it"):
+        wrap(make_other(name, num_local_experts=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4}), SMALL)
+
+
+def test_a_sliding_window_of_0_is_none() -> None:
+    """As Qwen2-MoE's config has it where none is used."""
+    experts = {**MIXTURE, "num_experts": 2, "shared_expert_intermediate_size": 16}
+    model, tokens = make_other("Qwen2Moe", **experts), make_tokens()
+    assert model.config.sliding_window == 0
+    wrapping = wrap(model, SMALL, dense_layers=(0, -1))
+    assert list(wrapping.layers) == [1, 2]
+    loss_and_gradients(model, tokens)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_float64(family: str) -> None:
+    stock, model, tokens = make_model(family).double(), make_model(family).double(), make_tokens()
+    with by_hand(stock, LIGHTHOUSE_LAYERS[family]):
+        expected_logits, expected = loss_and_gradients(stock, tokens)
+    wrap_small(model, family)
+    logits, gradients = loss_and_gradients(model, tokens)
+    assert logits.dtype == torch.float64 and torch.equal(logits, expected_logits)
+    assert_same_gradients(gradients, expected)
 
 
 def test_all_layers_can_use_lighthouse() -> None:
@@ -393,6 +473,7 @@ def test_the_device_of_these_tests() -> None:
     assert make_model("Llama").device.type == os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu")
 
 
+@every_version
 def test_refuses_models_and_masks_that_it_would_get_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = make_model("Llama"), make_tokens()
     wrap_small(model)
@@ -401,9 +482,7 @@ def test_refuses_models_and_masks_that_it_would_get_wrong(monkeypatch: pytest.Mo
     model.set_attn_implementation("sdpa")
     with pytest.raises(UnsupportedError, match="was changed to 'sdpa' while the model is wrapped"):
         model(input_ids=tokens)
-    crossing = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=512, add_cross_attention=True
-    )
+    crossing = transformers.GPT2Config(**GPT2, add_cross_attention=True)
     with pytest.raises(TypeError, match="GPT2Model has cross-attention"):
         wrap(transformers.GPT2LMHeadModel(crossing), SMALL, dense_layers=())
     # Its layers take keyword arguments and keep them.
@@ -419,19 +498,13 @@ def scores_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[A
     selected: list[Any] = []
     original = torch.ops.lighthouse.select_rows
     with monkeypatch.context() as patch:
-        patch.setattr(torch.ops.lighthouse, "select_rows", lambda *args, **given: selected.append((given["scores_q"], given["scores_k"])) or original(*args, **given))
+        patch.setattr(
+            torch.ops.lighthouse,
+            "select_rows",
+            lambda *args, **given: selected.append((given["scores_q"], given["scores_k"])) or original(*args, **given),
+        )
         model(input_ids=make_tokens(1), use_cache=False)
     return selected
-
-
-MIXTURE: dict[str, Any] = dict(num_local_experts=2, num_experts_per_tok=1, moe_intermediate_size=16)
-
-
-def make_other(name: str, **changes: Any) -> PreTrainedModel:
-    torch.manual_seed(1)
-    config = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
-    model: PreTrainedModel = getattr(transformers, f"{name}ForCausalLM")(config(**SHAPE | changes))
-    return model.to(DEVICE).train()
 
 
 def test_scores_of_norms_without_weights_and_of_a_shared_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,7 +571,7 @@ def test_layers_go_by_their_index() -> None:
     unwrap(model)
     assert list(wrap(model, SMALL, dense_layers=(-1,)).layers) == [3]
     unwrap(model)
-    with pytest.raises(ValueError, match="the model has 8, 6 of them without causal attention"):
+    with pytest.raises(ValueError, match="the model has 8 layers, 6 of them without causal attention"):
         wrap(model, SMALL, dense_layers=(3, 7))
 
 
@@ -532,6 +605,7 @@ def test_replicas_in_threads_do_not_meet(family: str) -> None:
     assert equal == [True] * 40
 
 
+@every_version
 def test_masks_of_more_than_documents_are_formed() -> None:
     """Blocks that see all of themselves, and an attention that is not causal, in a pass that plain causal is right for."""
     model = make_model("Llama")
