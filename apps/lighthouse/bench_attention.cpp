@@ -155,7 +155,7 @@ StageTimes measure_stages(const Inputs& inputs, const Config& config, int repeat
       return gather(inputs.q, inputs.k, inputs.v, scored.roots, selection, config);
     });
     const Gathered leaves{leaf(gathered.q), leaf(gathered.k), leaf(gathered.v)};
-    const Tensor attended = clock.time(times.attend, [&] { return attend(leaves, config); });
+    const Tensor attended = clock.time(times.attend, [&] { return attend(leaves, config).out; });
     const Tensor attended_leaf = leaf(attended);
     const Tensor out = clock.time(
         times.scatter, [&] { return scatter(attended_leaf, selection, tokens, config); });

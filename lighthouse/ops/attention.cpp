@@ -1,11 +1,10 @@
 #include "lighthouse/ops/attention.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 
+#include "lighthouse/ops/attend.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/stages.h"
 #include "lighthouse/ops/tensor.h"
@@ -17,16 +16,6 @@ using at::Tensor;
 
 void check_config(const Config& config) {
   ops::as_value_error([&] { config.validate(); });
-}
-
-/// Under autocast q, k and v may come in several types, of products and of norms: all are taken in
-/// autocast's.
-Tensor autocast(const Tensor& tensor) {
-  const at::DeviceType device = tensor.device().type();
-  const bool is_on =
-      (device == at::kCPU || device == at::kCUDA) && at::autocast::is_autocast_enabled(device);
-  return is_on ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device)
-               : tensor;
 }
 
 /// k or v with one head for each query head.
@@ -95,7 +84,7 @@ Selection select(const Scored& scored, int64_t tokens, const Config& config) {
 
 Selection select(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
                  const Config& config, const std::optional<TokenScores>& scores) {
-  const Tensor q = autocast(q_any), k = autocast(k_any), v = autocast(v_any);
+  const Tensor q = ops::autocast(q_any), k = ops::autocast(k_any), v = ops::autocast(v_any);
   if (!scores) return select(score(q, k, v, config), ops::fixed_size(q, 2), config);
   check_config(config);
   const ops::SymShape sizes = ops::check_qkv(q, k, v);
@@ -118,8 +107,8 @@ Gathered gather(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
   return {gathered_q, gathered_k, gathered_v};
 }
 
-Tensor attend(const Gathered& gathered, const Config& config) {
-  return dense_attention(gathered.q, gathered.k, gathered.v, config.scale);
+Attended attend(const Gathered& gathered, const Config& config) {
+  return attend(gathered.q, gathered.k, gathered.v, /*causal=*/true, config.scale);
 }
 
 Tensor scatter(const Tensor& gathered_out, const Selection& selection, int64_t tokens,
@@ -130,21 +119,19 @@ Tensor scatter(const Tensor& gathered_out, const Selection& selection, int64_t t
 
 Tensor attention(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
                  const Config& config, const std::optional<Selection>& given) {
-  const Tensor q = autocast(q_any), k = autocast(k_any), v = autocast(v_any);
+  const Tensor q = ops::autocast(q_any), k = ops::autocast(k_any), v = ops::autocast(v_any);
   Config scoring = config;
   if (given) scoring.scorer = Scorer::kNorm;  // only the roots are needed: the cheaper scorer
   const Scored scored = score(q, k, v, scoring);
   const int64_t tokens = ops::fixed_size(q, 2);
   const Selection selection = given ? *given : select(scored, tokens, config);
   const Gathered gathered = gather(q, k, v, scored.roots, selection, config);
-  return scatter(attend(gathered, config), selection, tokens, config);
+  return scatter(attend(gathered, config).out, selection, tokens, config);
 }
 
 Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                        std::optional<double> scale) {
-  return at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0,
-                                          /*is_causal=*/true, scale,
-                                          /*enable_gqa=*/q.sym_size(1) != k.sym_size(1));
+  return attend(q, k, v, /*causal=*/true, scale).out;
 }
 
 int64_t gathered_rows(int64_t tokens, const Config& config) {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <optional>
 #include <string_view>
 #include <tuple>
 
@@ -45,6 +46,15 @@ LIGHTHOUSE_OPERATOR(gather_backward, Tensors3,
                      const Tensor& grad_gathered_v, const Tensor& slots, bool heads_major,
                      IntArrayRef geometry),
                     grad_gathered_q, grad_gathered_k, grad_gathered_v, slots, heads_major, geometry)
+LIGHTHOUSE_OPERATOR(attend, Tensors2,
+                    (const Tensor& q, const Tensor& k, const Tensor& v, bool causal,
+                     std::optional<double> scale),
+                    q, k, v, causal, scale)
+LIGHTHOUSE_OPERATOR(attend_backward, Tensors3,
+                    (const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& out, const Tensor& logsumexp, bool causal,
+                     std::optional<double> scale),
+                    grad_out, q, k, v, out, logsumexp, causal, scale)
 LIGHTHOUSE_OPERATOR(scatter, Tensor,
                     (const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
                      IntArrayRef geometry),

@@ -138,9 +138,9 @@ void define_whole(torch::Library& library, const std::string& schema) {
 }  // namespace
 }  // namespace lighthouse::ops
 
-// First the stages but attend, which is PyTorch's own attention, and their adjoints. Shapes and
-// rules: lighthouse/kernels/<stage>.h. `geometry` is [tokens, levels, pooling_factor, budget,
-// tile_budget]. Only gather (in q, k and v) and scatter (in gathered_out) are differentiable. Then
+// First the stages and their adjoints. Shapes and rules: lighthouse/kernels/<stage>.h, and
+// ops/attend.h. `geometry` is [tokens, levels, pooling_factor, budget, tile_budget]. Only gather
+// and attend (in q, k and v) and scatter (in gathered_out) are differentiable. Then
 // lighthouse/ops/attention.h, with the settings of lighthouse/core/settings.h by their names.
 TORCH_LIBRARY(lighthouse, library) {
   using namespace lighthouse::ops;
@@ -150,6 +150,7 @@ TORCH_LIBRARY(lighthouse, library) {
   define_score(library);
   define_select(library);
   define_gather(library);
+  define_attend(library);
   define_scatter(library);
 
   const std::string settings = settings_schema();

@@ -28,6 +28,7 @@ void define(torch::Library& library, const std::string& schema, Kernel kernel) {
 void define_score(torch::Library& library);
 void define_select(torch::Library& library);
 void define_gather(torch::Library& library);
+void define_attend(torch::Library& library);
 void define_scatter(torch::Library& library);
 
 }  // namespace lighthouse::ops

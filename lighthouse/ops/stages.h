@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "lighthouse/core/config.h"
+#include "lighthouse/ops/attend.h"
 #include "lighthouse/ops/attention.h"
 
 /// The stages that lighthouse::attention is made of, one by one: for the bench, for inspection, and
@@ -31,8 +32,8 @@ Selection select(const Scored& scored, int64_t tokens, const Config& config);
 Gathered gather(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                 const at::Tensor& roots, const Selection& selection, const Config& config);
 
-/// PyTorch's own causal attention over the gathered rows: (B, H, S, D).
-at::Tensor attend(const Gathered& gathered, const Config& config);
+/// Stock causal attention over the gathered rows.
+Attended attend(const Gathered& gathered, const Config& config);
 
 /// (B, H, S, D) -> (B, H, N, D), stored as (B, N, H, D); differentiable.
 at::Tensor scatter(const at::Tensor& gathered_out, const Selection& selection, int64_t tokens,

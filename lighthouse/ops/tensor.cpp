@@ -1,5 +1,6 @@
 #include "lighthouse/ops/tensor.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
 
@@ -28,7 +29,7 @@ void check_floating(const at::Tensor& tensor, const char* name) {
 }
 
 SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                   const std::string& prefix) {
+                   const std::string& prefix, bool same_tokens) {
   const auto check_type = [&](const at::Tensor& tensor, const char* name) {
     TORCH_CHECK_TYPE(tensor.scalar_type() == q.scalar_type(), prefix, name, " is ",
                      tensor.scalar_type(), "; it must be of the type of ", prefix, "q, ",
@@ -45,17 +46,25 @@ SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   TORCH_CHECK_VALUE(shape.heads >= 1 && shape.dim >= 1 && q.sym_size(2) >= 1, prefix,
                     "q has the shape ", q.sym_sizes(),
                     "; heads, tokens and head_dim must be at least 1");
-  TORCH_CHECK_VALUE(k.dim() == 4 && k.sym_size(0) == shape.batch &&
-                        k.sym_size(2) == q.sym_size(2) && k.sym_size(3) == shape.dim,
+  TORCH_CHECK_VALUE(k.dim() == 4 && k.sym_size(0) == shape.batch && k.sym_size(3) == shape.dim &&
+                        (same_tokens ? k.sym_size(2) == q.sym_size(2) : k.sym_size(2) >= 1),
                     prefix, "k has the shape ", k.sym_sizes(),
                     "; it must be (batch, key/value heads, tokens, head_dim) as ", prefix, "q, ",
-                    q.sym_sizes());
+                    q.sym_sizes(), same_tokens ? "" : ", with a token at least");
   TORCH_CHECK_VALUE(shape.groups >= 1 && shape.heads % shape.groups == 0, prefix, "k has ",
                     shape.groups, " heads; the ", shape.heads, " heads of ", prefix,
                     "q must be a multiple of them");
   TORCH_CHECK_VALUE(v.sym_sizes() == k.sym_sizes(), prefix, "v has the shape ", v.sym_sizes(),
                     "; it must be that of ", prefix, "k, ", k.sym_sizes());
   return shape;
+}
+
+at::Tensor autocast(const at::Tensor& tensor) {
+  const at::DeviceType device = tensor.device().type();
+  const bool is_on =
+      (device == at::kCPU || device == at::kCUDA) && at::autocast::is_autocast_enabled(device);
+  return is_on ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device)
+               : tensor;
 }
 
 void check_tensor(const at::Tensor& tensor, const char* name, c10::SymIntArrayRef shape,

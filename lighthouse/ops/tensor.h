@@ -52,8 +52,13 @@ void check_floating(const at::Tensor& tensor, const char* name);
 
 /// Checks that the tensors are (B, H, N, D) and (B, G, N, D), of one supported type and one device,
 /// and that H is a multiple of G. Names in messages are `prefix` + "q" and so on.
+/// @param same_tokens k and v must have as many tokens as q
 SymShape check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                   const std::string& prefix = "");
+                   const std::string& prefix = "", bool same_tokens = true);
+
+/// Under autocast the tensor in the type that autocast computes in: q, k and v may come in several
+/// types then, of products and of norms.
+at::Tensor autocast(const at::Tensor& tensor);
 
 /// Throws c10::ValueError, naming the tensor, unless it has that shape, type and device.
 void check_tensor(const at::Tensor& tensor, const char* name, c10::SymIntArrayRef shape,

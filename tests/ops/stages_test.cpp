@@ -32,6 +32,9 @@ std::vector<Tensor> run_operators(const Tensors& x, const Case& c, const Tensor&
   const bool heads_major = q.stride(1) >= q.stride(2);
   std::apply(keep, ops::gather_backward(gathered_q, gathered_k, gathered_v, on(slots), heads_major,
                                         geometry));
+  const auto [attended, logsumexp] = ops::attend(q, k, v, /*causal=*/true, {});
+  keep(attended, logsumexp);
+  std::apply(keep, ops::attend_backward(attended, q, k, v, attended, logsumexp, true, {}));
   const Tensor out = ops::scatter(gathered_q, on(rows), on(slots), geometry);
   keep(out, ops::scatter_backward(out, on(rows), geometry));
   return results;

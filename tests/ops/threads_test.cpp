@@ -149,6 +149,7 @@ TEST(ThreadPool, IsThatOfPyTorch) {
                 ops::gather_backward(gathered_q, gathered_k, gathered_v, slots, false, geometry);
               }),
               pool);
+    EXPECT_EQ(threads_of([&] { ops::attend(gathered_q, gathered_k, gathered_v, true, {}); }), pool);
     EXPECT_EQ(threads_of([&] { ops::scatter(gathered_q, rows, slots, geometry); }), pool);
     EXPECT_EQ(threads_of([&] { ops::scatter_backward(q, rows, geometry); }), pool);
   }

@@ -23,7 +23,8 @@ def test_attention_is_its_stages() -> None:
     scores_q, scores_k, roots = OPS.score(q, k, v, GEOMETRY)
     rows, slots = OPS.select(scores_q, scores_k, "published", GEOMETRY)
     gathered = OPS.gather(q, k, v, roots, rows, slots, GEOMETRY)
-    inner = F.scaled_dot_product_attention(*gathered, is_causal=True, enable_gqa=True)
+    inner, _ = OPS.attend(*gathered)
+    assert torch.equal(inner, F.scaled_dot_product_attention(*gathered, is_causal=True, enable_gqa=True))
     out = attention(q, k, v, SMALL)
     assert torch.equal(out, OPS.scatter(inner, rows, slots, GEOMETRY))
     assert out.transpose(1, 2).is_contiguous()
@@ -73,6 +74,8 @@ def operator_calls() -> dict[str, tuple[object, ...]]:
         "select": (scores_q, scores_k, "causal", GEOMETRY),
         "gather": (q, k, v, roots, rows, slots, GEOMETRY),
         "gather_backward": (*grads, slots, False, GEOMETRY),
+        "attend": (q, k, v, False, 0.5),
+        "attend_backward": (*(x.detach() for x in (q, q, k, v, q)), torch.randn(2, 4, 256), True),
         "scatter": (gathered[0], rows, slots, GEOMETRY),
         "scatter_backward": (torch.randn(2, 4, 256, 16), rows, GEOMETRY),
         "attention": (q, k, v),
@@ -123,6 +126,9 @@ def test_autocast_takes_its_type() -> None:
     assert torch.equal(selection.rows, select(q.bfloat16(), k.bfloat16(), v.bfloat16(), SMALL).rows)
     out.sum().backward()
     assert q.grad is not None and q.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inner, _ = OPS.attend(q, k.bfloat16(), v)
+    assert torch.equal(inner, OPS.attend(q.bfloat16(), k.bfloat16(), v.bfloat16())[0])
     with torch.autocast("cpu", enabled=False), pytest.raises(TypeError, match="k is BFloat16"):
         attention(q, k.bfloat16(), v, SMALL)
 
