@@ -7,10 +7,11 @@
 
 namespace lighthouse {
 
-/// How each token gets its two scores (method: norms of q and k, or of two dilated attentions).
-enum class Scorer { kNorm, kDilated };
+/// How each token gets its two scores: norms of q and k, or of two attentions, dilated or gated and
+/// linear (ops/scorers.h).
+enum class Scorer { kNorm, kDilated, kGla };
 template <>
-inline constexpr std::array kWords<Scorer>{"norm", "dilated"};
+inline constexpr std::array kWords<Scorer>{"norm", "dilated", "gla"};
 
 /// Whose scores decide whether an entry is refined: its own (the paper's rule), or those of the
 /// entry before it, so that nothing of a window's own content does.
@@ -26,7 +27,8 @@ struct Config {
   int64_t budget = 1536;       ///< k: entries refined at each level above 0
   int64_t tile_budget = 128;   ///< m: entries refined in each tile at each level; divides k
   Scorer scorer = Scorer::kNorm;
-  int64_t dilation = 4;  ///< interleaved sub-sequences of the dilated scorer
+  int64_t dilation = 4;    ///< interleaved sub-sequences of the dilated scorer
+  int64_t half_life = 16;  ///< tokens after which the state of the gla scorer is halved
   SelectionRule selection = SelectionRule::kPublished;
   std::optional<double> scale;  ///< of the inner attention; head_dim^(-1/2) if not given
 

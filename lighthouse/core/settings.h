@@ -26,6 +26,8 @@ inline constexpr Setting kSettings[] = {
     {"tile_budget", &Config::tile_budget, 1, "entries refined in each tile; divides budget"},
     {"scorer", &Config::scorer, 0, "what scores a token"},
     {"dilation", &Config::dilation, 1, "interleaved sub-sequences of the dilated scorer"},
+    {"half_life", &Config::half_life, 1,
+     "tokens after which the state of the gla scorer is halved"},
     {"selection", &Config::selection, 0, "whose scores judge an entry: its own, or the one before"},
     {"scale", &Config::scale, 0, "of attention; head_dim^(-1/2) where there is none"},
 };

@@ -3,8 +3,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <variant>
 
 #include "lighthouse/core/config.h"
+#include "lighthouse/ops/scorers.h"
 
 namespace lighthouse {
 
@@ -14,18 +16,16 @@ struct Selection {
   at::Tensor slots;  ///< (B, G, E) int32: the slot of each coarse entry (see core/geometry.h)
 };
 
-/// Scores that the caller brings, float32, larger is more important, never differentiated: for
-/// models whose q and k say nothing by their norms.
-struct TokenScores {
-  at::Tensor q;  ///< (B, H, N)
-  at::Tensor k;  ///< (B, G, N)
-};
+/// What a caller brings: nothing, scores in place of those of `config.scorer` (for models whose q
+/// and k say nothing by their norms, or by a scorer with an input of its own), or a whole
+/// selection.
+using Given = std::variant<std::monostate, TokenScores, Selection>;
 
 /// Scores the tokens and selects (paper: sections on scoring and selection).
 ///
 /// @param q (B, H, N, D), any strides
 /// @param k (B, G, N, D), H a multiple of G
-/// @param v like k; read by the dilated scorer only
+/// @param v like k; the norm scorer does not read it
 /// @param scores taken in place of those of `config.scorer`
 /// @throws c10::ValueError, or c10::TypeError for a wrong type (Python: ValueError, TypeError),
 ///         naming the argument, its value and what it must be
@@ -37,12 +37,12 @@ Selection select(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 ///
 /// @param q (B, H, N, D), k and v (B, G, N, D): float32, float64, bfloat16 or float16, one type and
 ///          device for all, any strides with a contiguous last dimension without a copy
-/// @param selection taken in place of selecting
+/// @param given taken in place of scoring, or of selecting
 /// @return (B, H, N, D), stored as (B, N, H, D), in the type of q
 /// @throws c10::ValueError, or c10::TypeError for a wrong type (Python: ValueError, TypeError),
 ///         naming the argument, its value and what it must be
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const Config& config = {}, const std::optional<Selection>& selection = {});
+                     const Config& config = {}, const Given& given = {});
 
 /// The attend stage, and what "dense" means everywhere: PyTorch's own causal attention.
 /// q (B, H, N, D), k and v (B, G, N, D). Which of its kernels it takes (on Hopper cuDNN's where

@@ -30,6 +30,13 @@ auto handle(const char* name) {
 LIGHTHOUSE_OPERATOR(score, Tensors3,
                     (const Tensor& q, const Tensor& k, const Tensor& v, IntArrayRef geometry), q, k,
                     v, geometry)
+LIGHTHOUSE_OPERATOR(roots, Tensor,
+                    (const Tensor& q, const Tensor& k, const Tensor& v, IntArrayRef geometry), q, k,
+                    v, geometry)
+LIGHTHOUSE_OPERATOR(gla_scores, Tensors2,
+                    (const Tensor& q, const Tensor& k, const Tensor& v,
+                     const std::optional<Tensor>& gate, int64_t half_life),
+                    q, k, v, gate, half_life)
 LIGHTHOUSE_OPERATOR(pool_scores, Tensors2,
                     (const Tensor& tokens_q, const Tensor& tokens_k, IntArrayRef geometry),
                     tokens_q, tokens_k, geometry)

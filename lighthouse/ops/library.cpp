@@ -98,10 +98,14 @@ class Arguments {
 
 void attention_of(const OperatorHandle& op, Stack* stack) {
   const Arguments given(op, stack);
-  std::optional<Selection> selection;
-  if (const auto maps = given.pair("rows", "slots")) selection = {maps->first, maps->second};
+  const auto scores = given.pair("scores_q", "scores_k"), maps = given.pair("rows", "slots");
+  TORCH_CHECK_VALUE(!scores || !maps,
+                    "rows and slots are given, and scores too; one of both must be left out");
+  Given instead;
+  if (scores) instead = TokenScores{scores->first, scores->second};
+  if (maps) instead = Selection{maps->first, maps->second};
   torch::jit::push(*stack, attention(given["q"].toTensor(), given["k"].toTensor(),
-                                     given["v"].toTensor(), given.config(), selection));
+                                     given["v"].toTensor(), given.config(), instead));
 }
 
 void select_rows(const OperatorHandle& op, Stack* stack) {
@@ -148,18 +152,19 @@ TORCH_LIBRARY(lighthouse, library) {
               "this build of lighthouse needs a processor with AVX2, and this one has none; build "
               "it with -DLIGHTHOUSE_CPU_ARCH=x86-64");
   define_score(library);
+  define_gla(library);
   define_select(library);
   define_gather(library);
   define_attend(library);
   define_scatter(library);
 
   const std::string settings = settings_schema();
+  const std::string scores = ", Tensor? scores_q=None, Tensor? scores_k=None";
   define_whole<attention_of>(library, "attention(Tensor q, Tensor k, Tensor v, " + settings +
+                                          scores +
                                           ", Tensor? rows=None, Tensor? slots=None) -> Tensor out");
-  define_whole<select_rows>(
-      library,
-      "select_rows(Tensor q, Tensor k, Tensor v, " + settings +
-          ", Tensor? scores_q=None, Tensor? scores_k=None) -> (Tensor rows, Tensor slots)");
+  define_whole<select_rows>(library, "select_rows(Tensor q, Tensor k, Tensor v, " + settings +
+                                         scores + ") -> (Tensor rows, Tensor slots)");
   define_whole<gathered_rows_of>(library, "gathered_rows(int tokens, " + settings + ") -> int");
   define_whole<dense_because_of>(library, "dense_because(int tokens, " + settings + ") -> str");
   define_whole<check_config>(library, "check_config(" + settings + ") -> ()");

@@ -26,6 +26,7 @@ void define(torch::Library& library, const std::string& schema, Kernel kernel) {
 
 /// Each in the file of its stage.
 void define_score(torch::Library& library);
+void define_gla(torch::Library& library);
 void define_select(torch::Library& library);
 void define_gather(torch::Library& library);
 void define_attend(torch::Library& library);

@@ -61,6 +61,11 @@ std::tuple<Tensor, Tensor, Tensor> score_kernel(const Tensor& q_any, const Tenso
   return {scores_q, scores_k, roots};
 }
 
+/// The root means alone. They come out of the same pass, whose time is that of reading q, k and v.
+Tensor roots_kernel(const Tensor& q, const Tensor& k, const Tensor& v, at::IntArrayRef geometry) {
+  return std::get<2>(score_kernel(q, k, v, geometry));
+}
+
 std::tuple<Tensor, Tensor> pool_scores_kernel(const Tensor& tokens_q, const Tensor& tokens_k,
                                               at::IntArrayRef geometry) {
   const Geometry g = make_geometry(geometry);
@@ -103,6 +108,8 @@ void define_score(torch::Library& library) {
          "score(Tensor q, Tensor k, Tensor v, int[] geometry) -> "
          "(Tensor scores_q, Tensor scores_k, Tensor roots)",
          score_kernel);
+  define(library, "roots(Tensor q, Tensor k, Tensor v, int[] geometry) -> Tensor roots",
+         roots_kernel);
   define(library,
          "pool_scores(Tensor tokens_q, Tensor tokens_k, int[] geometry) -> "
          "(Tensor scores_q, Tensor scores_k)",

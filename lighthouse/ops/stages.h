@@ -24,8 +24,9 @@ struct Gathered {
   at::Tensor v;  ///< (B, G, S, D)
 };
 
-/// With the scorer of `config`.
-Scored score(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Config& config);
+/// With the scorer of `config`, or the scores given in place of it.
+Scored score(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Config& config,
+             const std::optional<TokenScores>& given = {});
 
 Selection select(const Scored& scored, int64_t tokens, const Config& config);
 

@@ -13,7 +13,7 @@ from lighthouse_attention._library import load as _load
 __version__ = _load()
 
 from lighthouse_attention.config import LighthouseConfig
-from lighthouse_attention.operators import Selection, TokenScores, attention, select
+from lighthouse_attention.operators import Selection, TokenScores, attention, gla_scores, select
 
 if TYPE_CHECKING:
     from lighthouse_attention.benchmarking import benchmark as benchmark
@@ -41,7 +41,7 @@ _LATE = {
 }
 """Names of modules that are loaded when they are asked for: most of them need transformers, the operators do not."""
 
-__all__ = ["LighthouseConfig", "Selection", "TokenScores", "attention", "select", *_LATE]
+__all__ = ["LighthouseConfig", "Selection", "TokenScores", "attention", "gla_scores", "select", *_LATE]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,10 +23,12 @@ class LighthouseConfig:
     """k: entries refined at each level above 0."""
     tile_budget: int = 128
     """m: entries refined in each tile at each level; divides the budget."""
-    scorer: Literal["norm", "dilated"] = "norm"
-    """How each token gets its two scores: norms of q and k, or of two dilated attentions."""
+    scorer: Literal["norm", "dilated", "gla"] = "norm"
+    """How each token gets its two scores: norms of q and k, or of two attentions, dilated or gated and linear."""
     dilation: int = 4
     """Interleaved sub-sequences of the dilated scorer."""
+    half_life: int = 16
+    """Tokens after which the state of the gla scorer is halved."""
     selection: Literal["published", "causal"] = "published"
     """Whose scores decide whether an entry is refined: its own (the paper), or those of the entry before it."""
     scale: float | None = None
@@ -41,7 +43,8 @@ class LighthouseConfig:
                 if value is not None:
                     _check.finite(name, value)
             elif not isinstance(value, str):
-                raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, words))}")
+                *others, last = map(repr, words)
+                raise ValueError(f"{name} is {value!r}; it must be {', '.join(others)} or {last}")
         torch.ops.lighthouse.check_config(**dataclasses.asdict(self))
 
     def gathered_rows(self, tokens: int) -> int:

@@ -22,7 +22,7 @@ class Selection(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """Scores of one's own, float32, larger is more important; for models whose q and k say nothing by their norms."""
+    """Scores that the caller brings, float32, larger is more important; for models whose q and k say nothing by their norms."""
 
     q: Tensor
     """(B, H, N)"""
@@ -31,7 +31,12 @@ class TokenScores(NamedTuple):
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig | None = None, selection: Selection | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: LighthouseConfig | None = None,
+    selection: Selection | None = None,
+    scores: TokenScores | None = None,
 ) -> Tensor:
     """Causal Lighthouse Attention, differentiable once in q, k and v.
 
@@ -41,6 +46,7 @@ def attention(
         v: Like k.
         config: The settings; the paper's, if not given.
         selection: Taken in place of selecting.
+        scores: Taken in place of those of the config's scorer.
 
     Returns:
         (B, H, N, D), stored as (B, N, H, D).
@@ -50,7 +56,9 @@ def attention(
     """
     config = _check_types(q, k, v, config)
     rows, slots = (None, None) if selection is None else _two_tensors("selection", selection)
-    out: Tensor = torch.ops.lighthouse.attention(q, k, v, **asdict(config), rows=rows, slots=slots)
+    scores_q, scores_k = (None, None) if scores is None else _two_tensors("scores", scores)
+    given = {"rows": rows, "slots": slots, "scores_q": scores_q, "scores_k": scores_k}
+    out: Tensor = torch.ops.lighthouse.attention(q, k, v, **asdict(config), **given)
     return out
 
 
@@ -62,7 +70,7 @@ def select(
     Args:
         q: As `attention` takes it.
         k: As `attention` takes it.
-        v: As `attention` takes it; read by the dilated scorer only.
+        v: As `attention` takes it; the norm scorer does not read it.
         config: The settings; the paper's, if not given.
         scores: Taken in place of those of the config's scorer.
 
@@ -73,6 +81,26 @@ def select(
     scores_q, scores_k = (None, None) if scores is None else _two_tensors("scores", scores)
     selected = torch.ops.lighthouse.select_rows(q, k, v, **asdict(config), scores_q=scores_q, scores_k=scores_k)
     return Selection(*selected)
+
+
+def gla_scores(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None, half_life: int = 16) -> TokenScores:
+    """Scores of tokens by gated linear attention: norms of gla(q, k, v) and of gla(k, q, v).
+
+    Args:
+        q: As `attention` takes it.
+        k: As `attention` takes it.
+        v: As `attention` takes it.
+        gate: (B, H, N), 0 or less: the logarithm of what each token leaves of the state before it.
+        half_life: Where there is no gate, the tokens after which the state is halved.
+
+    Raises:
+        ValueError, TypeError: Naming the argument, its value and what it must be.
+    """
+    _check_types(q, k, v, None)
+    if gate is not None:
+        _check.instance("gate", gate, Tensor)
+    _check.integer("half_life", half_life, least=1)
+    return TokenScores(*torch.ops.lighthouse.gla_scores(q, k, v, gate, half_life))
 
 
 def _check_types(q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig | None) -> LighthouseConfig:

@@ -38,6 +38,8 @@ TEST(Config, EveryFieldOutOfItsRangeIsNamed) {
   EXPECT_TRUE(throws<Error>(validated([](Config& c) { c.budget = 100; }),
                             {"budget is 100", "tile_budget", "128"}));
   EXPECT_TRUE(throws<Error>(validated([](Config& c) { c.dilation = 0; }), {"dilation is 0", "1"}));
+  EXPECT_TRUE(
+      throws<Error>(validated([](Config& c) { c.half_life = 0; }), {"half_life is 0", "1"}));
   for (const double scale :
        {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
     EXPECT_TRUE(
@@ -48,8 +50,8 @@ TEST(Config, EveryFieldOutOfItsRangeIsNamed) {
 TEST(Config, EveryFieldIsInTheListOnce) {
   Config config;
   // Does not compile where there are other fields than these.
-  const auto& [a, b, c, d, e, f, g, h] = config;
-  const std::set<const void*> fields{&a, &b, &c, &d, &e, &f, &g, &h};
+  const auto& [a, b, c, d, e, f, g, h, i] = config;
+  const std::set<const void*> fields{&a, &b, &c, &d, &e, &f, &g, &h, &i};
   std::set<const void*> listed;
   std::set<std::string> names;
   for_each_setting(config, [&](const Setting& setting, const auto& value) {
@@ -65,18 +67,18 @@ TEST(Config, IsDescribedWithEverySetting) {
   config.scale = 0.5;
   EXPECT_EQ(describe(config),
             "levels=3, pooling_factor=4, budget=1536, tile_budget=128, scorer=dilated, dilation=4, "
-            "selection=published, scale=0.5");
+            "half_life=16, selection=published, scale=0.5");
   EXPECT_NE(describe(Config()).find("scale=none"), std::string::npos);
 }
 
 TEST(Words, GoBothWays) {
-  for (const Scorer scorer : {Scorer::kNorm, Scorer::kDilated}) {
+  for (const Scorer scorer : {Scorer::kNorm, Scorer::kDilated, Scorer::kGla}) {
     EXPECT_EQ(parse_word<Scorer>(to_string(scorer), "scorer"), scorer);
   }
   for (const SelectionRule rule : {SelectionRule::kPublished, SelectionRule::kCausal}) {
     EXPECT_EQ(parse_word<SelectionRule>(to_string(rule), "selection"), rule);
   }
-  EXPECT_EQ(all_words<Scorer>(), "norm, dilated");
+  EXPECT_EQ(all_words<Scorer>(), "norm, dilated, gla");
 }
 
 enum class Three { kOne, kTwo, kThree };
@@ -89,8 +91,9 @@ inline constexpr std::array kWords<Three>{"one", "two", "three"};
 namespace {
 
 TEST(Words, OthersAreRefusedWithTheChoices) {
-  EXPECT_TRUE(throws<std::invalid_argument>([] { parse_word<Scorer>("norms", "scorer"); },
-                                            {"scorer is 'norms'; it must be 'norm' or 'dilated'"}));
+  EXPECT_TRUE(
+      throws<std::invalid_argument>([] { parse_word<Scorer>("norms", "scorer"); },
+                                    {"scorer is 'norms'; it must be 'norm', 'dilated' or 'gla'"}));
   EXPECT_TRUE(
       throws<std::invalid_argument>([] { parse_word<Three>("", "how many"); },
                                     {"how many is ''; it must be 'one', 'two' or 'three'"}));

@@ -42,9 +42,9 @@ Results run(const Tensors& inputs, const Tensor& grad_out, const F& f) {
 }
 
 Results run(const Tensors& x, const Tensor& grad_out, const Config& config,
-            const std::optional<Selection>& selection = {}) {
+            const Given& given = {}) {
   return run(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
-    return attention(q, k, v, config, selection);
+    return attention(q, k, v, config, given);
   });
 }
 
@@ -108,7 +108,7 @@ TEST_P(Attention, AgreesWithTheOracle) {
   for (int i = 0; i < 40; ++i) {
     Case c = random_case(random);
     if (draw(random, 0, 2) == 0) c.config.scale = 0.4;
-    if (draw(random, 0, 2) == 0) c.config.scorer = Scorer::kDilated;
+    c.config.scorer = static_cast<Scorer>(draw(random, 0, 2));
     SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
@@ -117,6 +117,25 @@ TEST_P(Attention, AgreesWithTheOracle) {
     const Results ours = run(x, grad_out, c.config);
     expect_within_budget(ours, x, grad_out, selection, c.config);
     expect_same_bits(run(x, grad_out, c.config, selection), ours);
+  }
+}
+
+/// Scores that the caller brings decide as a scorer's do, whatever the scorer is.
+TEST(AttentionGiven, ScoresAreTakenInPlaceOfAScorers) {
+  Random random(69);
+  for (int i = 0; i < 20; ++i) {
+    Case c = random_case(random);
+    SCOPED_TRACE(::testing::PrintToString(c));
+    const Tensors x = random_tensors(random, c, at::kDouble);
+    const Tensor grad_out = to_tensor(normals(random, c.q_shape()));
+    const Results by_norm = run(x, grad_out, c.config);
+    const TokenScores norms = norm_scores(x.q, x.k);
+    c.config.scorer = Scorer::kDilated;
+    expect_same_bits(run(x, grad_out, c.config, norms), by_norm);
+    const TokenScores others{to_tensor(normals(random, {c.batch, c.heads, c.tokens}), at::kFloat),
+                             to_tensor(normals(random, {c.batch, c.groups, c.tokens}), at::kFloat)};
+    expect_same_bits(run(x, grad_out, c.config, others),
+                     run(x, grad_out, c.config, select(x.q, x.k, x.v, c.config, others)));
   }
 }
 

@@ -34,10 +34,10 @@ template <class Error, class Change>
 ::testing::AssertionResult refused(const Change& change, std::initializer_list<std::string> parts) {
   Arguments a;
   change(a);
-  if (!a.scores) {
-    const auto by_attention = throws<Error>([&] { attention(a.q, a.k, a.v, a.config); }, parts);
-    if (!by_attention) return by_attention;
-  }
+  const Given given = a.scores ? Given(*a.scores) : Given();
+  const auto by_attention =
+      throws<Error>([&] { attention(a.q, a.k, a.v, a.config, given); }, parts);
+  if (!by_attention) return by_attention;
   return throws<Error>([&] { select(a.q, a.k, a.v, a.config, a.scores); }, parts);
 }
 

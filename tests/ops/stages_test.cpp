@@ -22,7 +22,8 @@ std::vector<Tensor> run_operators(const Tensors& x, const Case& c, const Tensor&
   std::vector<Tensor> results;
   const auto keep = [&](const auto&... tensors) { (results.push_back(tensors), ...); };
   const auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry);
-  keep(scores_q, scores_k, roots);
+  keep(scores_q, scores_k, roots, ops::roots(q, k, v, geometry));
+  std::apply(keep, ops::gla_scores(q, k, v, q.select(3, 0).abs().neg(), 16));
   std::apply(keep, ops::pool_scores(q.select(3, 0).to(at::kFloat), k.select(3, 0).to(at::kFloat),
                                     geometry));
   std::apply(keep, ops::select(scores_q, scores_k, "causal", geometry));
@@ -57,6 +58,17 @@ TEST(Stages, MetaTensorsGetTheShapesOfOthers) {
       EXPECT_EQ(actual[j].sizes(), expected[j].sizes()) << j;
       EXPECT_EQ(actual[j].strides(), expected[j].strides()) << j;
     }
+  }
+}
+
+TEST(Stages, RootsAreThoseOfTheScoreStage) {
+  Random random(82);
+  for (int i = 0; i < 20; ++i) {
+    const Case c = random_case(random);
+    const Tensors x = random_tensors(random, c, at::kBFloat16);
+    const std::vector<int64_t> geometry = ops::geometry_list(c.tokens, c.config);
+    const Tensor with_scores = std::get<2>(ops::score(x.q, x.k, x.v, geometry));
+    EXPECT_TRUE(ops::roots(x.q, x.k, x.v, geometry).equal(with_scores));
   }
 }
 

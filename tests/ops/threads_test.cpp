@@ -104,7 +104,7 @@ void expect_same_bits(const std::vector<Tensor>& actual, const std::vector<Tenso
 }
 
 TEST_P(Determinism, FromRunToRunAndForAnyNumberOfThreads) {
-  for (const Scorer scorer : {Scorer::kNorm, Scorer::kDilated}) {
+  for (const Scorer scorer : {Scorer::kNorm, Scorer::kDilated, Scorer::kGla}) {
     Large large(GetParam(), scorer == Scorer::kNorm ? 4096 : 1024);
     large.config.scorer = scorer;
     std::vector<Tensor> expected;

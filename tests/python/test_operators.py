@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from conftest import SMALL, like, make_qkv
-from lighthouse_attention import LighthouseConfig, Selection, TokenScores, attention, select
+from lighthouse_attention import LighthouseConfig, Selection, TokenScores, attention, gla_scores, select
 
 OPS = torch.ops.lighthouse
 GEOMETRY = [256, SMALL.levels, SMALL.pooling_factor, SMALL.budget, SMALL.tile_budget]
@@ -39,8 +39,24 @@ def test_scores_of_ones_own() -> None:
     norms = TokenScores(q.detach().norm(dim=-1), k.detach().norm(dim=-1))
     for ours, theirs in zip(select(q, k, v, SMALL, norms), select(q, k, v, SMALL)):
         assert torch.equal(ours, theirs)
+    assert torch.equal(attention(q, k, v, SMALL, scores=norms), attention(q, k, v, SMALL))
     louder = norms._replace(q=norms.q.flip(-1))
     assert not torch.equal(select(q, k, v, SMALL, louder).rows, select(q, k, v, SMALL).rows)
+    selected = attention(q, k, v, SMALL, select(q, k, v, SMALL, louder))
+    assert torch.equal(attention(q, k, v, SMALL, scores=louder), selected)
+
+
+def test_scores_of_gated_linear_attention() -> None:
+    q, k, v = make_qkv()
+    config = LighthouseConfig(**vars(SMALL) | {"scorer": "gla", "half_life": 4})  # type: ignore[arg-type]
+    gate = torch.full((2, 4, 256), -math.log(2) / 4)
+    for scores in (gla_scores(q, k, v, half_life=4), gla_scores(q, k, v, gate)):
+        assert not scores.q.requires_grad
+        assert torch.equal(attention(q, k, v, config), attention(q, k, v, SMALL, scores=scores))
+    gate[:, :, 100] = -math.inf  # forgets what came before
+    later = [x.detach()[:, :, 100:] for x in (q, k, v)]
+    for ours, alone in zip(gla_scores(q, k, v, gate), gla_scores(*later, gate[:, :, 100:])):
+        torch.testing.assert_close(ours[:, :, 100:], alone)
 
 
 def test_config_has_the_settings_of_the_operators() -> None:
@@ -70,6 +86,8 @@ def operator_calls() -> dict[str, tuple[object, ...]]:
     grads = [tensor.detach() for tensor in gathered]
     return {
         "score": (q.detach(), k.detach(), v.detach(), GEOMETRY),
+        "roots": (q.detach(), k.detach(), v.detach(), GEOMETRY),
+        "gla_scores": (q.detach(), k.detach(), v.detach(), torch.randn(2, 4, 256).abs().neg(), 16),
         "pool_scores": (torch.randn(2, 4, 256), torch.randn(2, 2, 256), GEOMETRY),
         "select": (scores_q, scores_k, "causal", GEOMETRY),
         "gather": (q, k, v, roots, rows, slots, GEOMETRY),
@@ -95,7 +113,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, config, selection), x)
 
 
-@pytest.mark.parametrize("scorer", ["norm", "dilated"])
+@pytest.mark.parametrize("scorer", ["norm", "dilated", "gla"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_whole(scorer: str, dynamic: bool) -> None:
     config = LighthouseConfig(budget=16, tile_budget=8, scorer=scorer)  # type: ignore[arg-type]
@@ -177,7 +195,7 @@ def test_integers_of_the_settings(name: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
-        ("scorer", ("loud", None, 1, ["norm"], numpy.ones(2)), "'norm' or 'dilated'"),
+        ("scorer", ("loud", None, 1, ["norm"], numpy.ones(2)), "'norm', 'dilated' or 'gla'"),
         ("selection", ("Causal", None, b"causal", torch.ones(2)), "'published' or 'causal'"),
         ("scale", ("1", True, math.nan, -math.inf, 10**400, 1j, [1.0]), "a finite number"),
     ],
@@ -223,6 +241,13 @@ def test_errors_name_the_argument() -> None:
         attention(q, k, v, SMALL, selection._replace(rows=selection.rows[:, :, 1:]))
     with pytest.raises(ValueError, match="rows holds values"):
         attention(q, k, v, SMALL, Selection(selection.rows + 100000, selection.slots))
+    scores = gla_scores(q, k, v)
+    with pytest.raises(ValueError, match="rows and slots are given, and scores too"):
+        attention(q, k, v, SMALL, selection, scores)
+    with pytest.raises(ValueError, match="scores_q and scores_k belong together"):
+        OPS.attention(q, k, v, scores_q=scores.q)
+    with pytest.raises(ValueError, match="gate holds 0.5; it must be 0 or less"):
+        gla_scores(q, k, v, torch.full((2, 4, 256), 0.5))
     with pytest.raises(NotImplementedError, match="double backward"):
         out = attention(q, k, v, SMALL, selection)
         (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
