@@ -21,6 +21,8 @@
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/core/settings.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/pieces.h"
 #include "lighthouse/ops/stages.h"
 #include "lighthouse/train/device.h"
 
@@ -125,25 +127,79 @@ Measured measure(const Inputs& inputs, int repeats, const Attention& attention) 
   return measured;
 }
 
+/// With pieces `near` is attention inside them, and merge stands in place of scatter.
 struct StageTimes {
-  Times score, select, gather, attend, scatter;
-  Times scatter_backward, attend_backward, gather_backward;
+  Times score, select, gather, attend, near, scatter;
+  Times scatter_backward, attend_backward, near_backward, gather_backward;
+  bool pieces = false;
 
   std::vector<std::pair<const char*, const Times*>> all() const {
-    return {{"score", &score},
-            {"select", &select},
-            {"gather", &gather},
-            {"attend", &attend},
-            {"scatter", &scatter},
-            {"scatter'", &scatter_backward},
-            {"attend'", &attend_backward},
-            {"gather'", &gather_backward}};
+    std::vector<std::pair<const char*, const Times*>> stages{
+        {"score", &score},
+        {"select", &select},
+        {"gather", &gather},
+        {"attend", &attend},
+        {"near", &near},
+        {pieces ? "merge" : "scatter", &scatter},
+        {pieces ? "merge'" : "scatter'", &scatter_backward},
+        {"attend'", &attend_backward},
+        {"near'", &near_backward},
+        {"gather'", &gather_backward}};
+    if (!pieces) {
+      std::erase_if(stages,
+                    [](const auto& s) { return std::string_view(s.first).starts_with("near"); });
+    }
+    return stages;
   }
 };
+
+/// What follows attention over the rows where there are pieces: near, merge, and all of the
+/// backward.
+void time_pieces(const Inputs& inputs, const Config& config, const Selection& selection,
+                 const Gathered& gathered, const Attended& attended, Clock& clock,
+                 StageTimes& times) {
+  const at::NoGradGuard no_grad;
+  const Geometry geometry(inputs.q.size(2), config);
+  const Pieces pieces(geometry.tokens, config.local, config.local_shift);
+  const auto [near, near_sums] = clock.time(times.near, [&] {
+    return ops::attend_pieces(inputs.q, inputs.k, inputs.v, config.local, config.local_shift,
+                              config.scale);
+  });
+  const Tensor out = at::empty_like(near), sums = at::empty_like(near_sums);
+  const Tensor near_out = near, near_logsumexp = near_sums;  // lambdas take no bindings
+  clock.time(times.scatter, [&] {
+    ops::merge_into(ops::segments_of(near_out, pieces),
+                    ops::segments_of_logsumexp(near_logsumexp, pieces, near_out.size(1)), pieces,
+                    attended, selection.slots, geometry, out, sums);
+    return out;
+  });
+  const ops::MergedRows merged = clock.time(times.scatter_backward, [&] {
+    return ops::merge_backward(inputs.grad_out, out, sums, pieces, attended.logsumexp,
+                               selection.rows, selection.slots, geometry);
+  });
+  const AttendGradients far = clock.time(times.attend_backward, [&] {
+    return attend_backward(merged.grad_out, gathered.q, gathered.k, gathered.v,
+                           {merged.out, attended.logsumexp}, /*causal=*/true, config.scale);
+  });
+  const auto [grad_q, grad_k, grad_v] = clock.time(times.near_backward, [&] {
+    return ops::attend_pieces_backward(inputs.grad_out, inputs.q, inputs.k, inputs.v, out, sums,
+                                       config.local, config.local_shift, config.scale);
+  });
+  const Tensor grads[]{grad_q, grad_k, grad_v};
+  const ops::NearSegments of_near{pieces, ops::segments_of(grad_q, pieces),
+                                  ops::segments_of(grad_k, pieces),
+                                  ops::segments_of(grad_v, pieces)};
+  clock.time(times.gather_backward, [&] {
+    ops::gather_backward_into(far.q, far.k, far.v, selection.slots, geometry, grads[0], grads[1],
+                              grads[2], of_near);
+    return grads[0];
+  });
+}
 
 /// Every stage by itself, each cut off from the one before it so that its backward is its own.
 StageTimes measure_stages(const Inputs& inputs, const Config& config, int repeats) {
   StageTimes times;
+  times.pieces = config.local > 0;
   Clock clock(inputs.device());
   const int64_t tokens = inputs.q.size(2);
   const auto leaf = [](const Tensor& tensor) { return tensor.detach().set_requires_grad(true); };
@@ -155,7 +211,13 @@ StageTimes measure_stages(const Inputs& inputs, const Config& config, int repeat
       return gather(inputs.q, inputs.k, inputs.v, scored.roots, selection, config);
     });
     const Gathered leaves{leaf(gathered.q), leaf(gathered.k), leaf(gathered.v)};
-    const Tensor attended = clock.time(times.attend, [&] { return attend(leaves, config).out; });
+    const Attended sums = clock.time(times.attend, [&] { return attend(leaves, config); });
+    if (times.pieces) {
+      time_pieces(inputs, config, selection, leaves, {sums.out.detach(), sums.logsumexp}, clock,
+                  times);
+      continue;
+    }
+    const Tensor& attended = sums.out;
     const Tensor attended_leaf = leaf(attended);
     const Tensor out = clock.time(
         times.scatter, [&] { return scatter(attended_leaf, selection, tokens, config); });
@@ -193,14 +255,25 @@ std::vector<int64_t> stage_bytes(const Settings& settings, const Geometry& g) {
       gathered_tokens += refined * g.root_window();
     }
   }
-  return {(g.tokens + roots) * columns * row + 2 * entries * of_head,
-          (3 * entries + g.rows) * of_head,
-          (gathered_tokens + roots + g.rows) * columns * row,
+  const int64_t score = (g.tokens + roots) * columns * row + 2 * entries * of_head;
+  const int64_t select = (3 * entries + g.rows) * of_head;
+  const int64_t gather = (gathered_tokens + roots + g.rows) * columns * row;
+  const int64_t scatter = (g.rows + g.tokens) * settings.heads * row;
+  const int64_t gather_backward = (g.rows + g.tokens) * columns * row;
+  if (settings.config.local == 0) {
+    return {score, select, gather, 0, scatter, scatter, 0, gather_backward};
+  }
+  const int64_t near = g.tokens * settings.heads * row;
+  return {score,
+          select,
+          gather,
           0,
-          (g.rows + g.tokens) * settings.heads * row,
-          (g.rows + g.tokens) * settings.heads * row,
           0,
-          (g.rows + g.tokens) * columns * row};
+          scatter + near,
+          scatter + near + g.rows * settings.heads * row,
+          0,
+          0,
+          gather_backward + g.tokens * columns * row};
 }
 
 /// Bytes read and written by a copy, in a second.
@@ -216,20 +289,21 @@ double copy_bandwidth(at::Device device) {
 }
 
 struct Row {
-  int64_t context;
+  int64_t context = 0;
   Config config;
-  int64_t rows;
+  int64_t rows = 0;
   std::optional<Measured> dense;
   Measured lighthouse;
-  Measured inner;  ///< stock attention over S rows alone
+  Measured inner;                ///< stock attention over S rows alone
+  std::optional<Measured> near;  ///< stock attention inside the pieces alone
   StageTimes stages;
   std::vector<int64_t> stage_bytes;
   std::string inner_kernel, dense_kernel;  ///< of PyTorch, that attention ran on
   Times scorer_attention;  ///< the two stock attentions that the dilated scorer is made of
 
-  /// What is not the inner attention, as a share of it.
-  static double overhead(const Times& whole, const Times& inner) {
-    return whole.median() / inner.median() - 1;
+  /// Milliseconds of stock attention, over the rows and inside the pieces.
+  double stock(Times Measured::*times) const {
+    return (inner.*times).median() + (near ? ((*near).*times).median() : 0);
   }
 
   ordered_json json() const {
@@ -239,6 +313,7 @@ struct Row {
                         {"lighthouse", lighthouse.json()},
                         {"inner", inner.json()}};
     if (dense) result["dense"] = dense->json();
+    if (near) result["near"] = near->json();
     if (config.scorer == Scorer::kDilated) {
       result["scorer_attention"] = scorer_attention.json();
     }
@@ -257,7 +332,10 @@ Row run(const Settings& settings, int64_t context, int64_t budget) {
   Config config = settings.config;
   config.budget = budget;
   const Geometry geometry(context, config);
-  Row row{context, config, geometry.rows, {}, {}, {}, {}, {}, {}, {}, {}};
+  Row row;
+  row.context = context;
+  row.config = config;
+  row.rows = geometry.rows;
   row.stage_bytes = stage_bytes(settings, geometry);
   const Inputs inputs = make_inputs(settings, context, /*tokens_major=*/true);
   const int warm_ups = inputs.device().is_cpu() ? 1 : 3;
@@ -272,6 +350,10 @@ Row run(const Settings& settings, int64_t context, int64_t budget) {
     row.inner_kernel = attention_kernel(rows.q, rows.k, rows.v);
     row.inner = measured(rows, settings.repeats,
                          [&] { return dense_attention(rows.q, rows.k, rows.v, config.scale); });
+  }
+  if (config.local > 0) {
+    row.near = measured(inputs, settings.repeats,
+                        [&] { return local_attention(inputs.q, inputs.k, inputs.v, config); });
   }
   row.stages = measure_stages(inputs, config, settings.repeats);
   if (config.scorer == Scorer::kDilated) {
@@ -315,18 +397,18 @@ std::vector<std::string> start_of_line(const Row& row) {
 void print_whole(const std::vector<Row>& rows) {
   constexpr double kMiB = 1 << 20;
   Table table{{"context", "budget", "rows", "", "dense ms", "lighthouse ms", "speed-up", "inner ms",
-               "overhead ms", "of inner", "dense MiB", "lighthouse MiB"}};
+               "near ms", "overhead ms", "of both", "dense MiB", "lighthouse MiB"}};
   for (const Row& row : rows) {
     const auto line = [&](const char* pass, Times Measured::*times, bool memory) {
       const Times& lighthouse = row.lighthouse.*times;
-      const Times& inner = row.inner.*times;
-      const double overhead = lighthouse.median() - inner.median();
+      const double stock = row.stock(times);
+      const double overhead = lighthouse.median() - stock;
       table.push_back(
           {std::to_string(row.context), std::to_string(row.config.budget), std::to_string(row.rows),
            pass, row.dense ? milliseconds((*row.dense).*times) : "-", milliseconds(lighthouse),
            row.dense ? fixed(((*row.dense).*times).median() / lighthouse.median(), 1, "x") : "-",
-           milliseconds(inner), fixed(overhead, digits_of(overhead)),
-           fixed(100 * Row::overhead(lighthouse, inner), 1, " %"),
+           milliseconds(row.inner.*times), row.near ? milliseconds((*row.near).*times) : "-",
+           fixed(overhead, digits_of(overhead)), fixed(100 * overhead / stock, 1, " %"),
            memory && row.dense ? fixed(static_cast<double>(row.dense->peak_bytes) / kMiB, 0) : "",
            memory ? fixed(static_cast<double>(row.lighthouse.peak_bytes) / kMiB, 0) : ""});
     };
@@ -336,7 +418,8 @@ void print_whole(const std::vector<Row>& rows) {
   print_table(std::cout, table);
   std::cout
       << "\nMilliseconds: median (lowest-highest). Inner: stock attention over as many rows as "
-         "are gathered, alone; overhead: all the rest. MiB: the most that was allocated at "
+         "are gathered, alone; near: inside the pieces, alone; overhead: all the rest. MiB: the "
+         "most that was allocated at "
          "once beyond q, k, v and the incoming gradient.\n";
 }
 

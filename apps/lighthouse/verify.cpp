@@ -10,6 +10,7 @@
 #include <iomanip>
 #include <iostream>
 #include <limits>
+#include <optional>
 #include <set>
 #include <stdexcept>
 
@@ -29,14 +30,19 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) throw std::runtime_error(message(parts...));
 }
 
-int64_t number(const io::SafeTensors& file, const std::string& key) {
+/// An integer of the metadata.
+/// @param missing what it is where it is not there; if not given, it must be there
+int64_t number(const io::SafeTensors& file, const std::string& key, int64_t least = 1,
+               std::optional<int64_t> missing = {}) {
   const auto found = file.metadata.find(key);
+  if (found == file.metadata.end() && missing) return *missing;
   require(found != file.metadata.end(), "its metadata has no ", key);
   const std::string& text = found->second;
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  require(error == std::errc() && end == text.data() + text.size() && value >= 1,
-          "its metadata gives ", key, " as '", text, "'; it must be an integer of 1 and above");
+  require(error == std::errc() && end == text.data() + text.size() && value >= least,
+          "its metadata gives ", key, " as '", text, "'; it must be an integer of ", least,
+          " and above");
   return value;
 }
 
@@ -93,6 +99,11 @@ std::vector<Comparison> verify(const io::SafeTensors& file, double tolerance, at
   config.pooling_factor = number(file, "pooling_factor");
   config.budget = number(file, "top_k");
   config.tile_budget = number(file, "tile_budget");
+  config.local = number(file, "local", 0, config.local);
+  config.local_shift = number(file, "local_shift", 0, config.local_shift);
+  if (const auto rule = file.metadata.find("selection"); rule != file.metadata.end()) {
+    config.selection = parse_word<SelectionRule>(rule->second, "selection");
+  }
 
   const auto leaf = [device](const Tensor& tensor) {
     return tensor.to(device).transpose(1, 2).detach().requires_grad_();
@@ -163,7 +174,8 @@ void add_verify(CLI::App& app) {
       "Compares Lighthouse Attention with another implementation's results.\n"
       "Each FILE is a safetensors file with q, k, v (B, N, H, D) and grad_out (B, H, N, D), and "
       "some of index (B, H, S), out (B, H, N, D), grad_q, grad_k and grad_v (B, N, H, D); its "
-      "metadata gives B, H, N, D, num_levels, pooling_factor, top_k and tile_budget.\n"
+      "metadata gives B, H, N, D, num_levels, pooling_factor, top_k and tile_budget, and may give "
+      "local, local_shift and selection.\n"
       "Exits with 1 where a tensor is over the tolerance, with 2 where a file is not of that "
       "form.");
   struct Options {

@@ -1,5 +1,6 @@
 #include "lighthouse/core/config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "lighthouse/core/settings.h"
@@ -27,6 +28,15 @@ void Config::validate() const {
                    [](const Setting& setting, const auto& value) { check_range(setting, value); });
   check_argument(budget % tile_budget == 0, "budget is ", budget,
                  "; it must be a multiple of tile_budget, which is ", tile_budget);
+  check_argument(local_shift < std::max<int64_t>(local, 1), "local_shift is ", local_shift,
+                 "; it must be below local, which is ", local,
+                 local == 0 ? ", or 0 where there are no pieces" : "");
+}
+
+Config Config::of_layer(int64_t index) const {
+  Config config = *this;
+  config.local_shift = index % 2 == 0 ? 0 : local / 2;
+  return config;
 }
 
 std::string to_text(int64_t value) { return std::to_string(value); }

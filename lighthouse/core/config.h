@@ -31,9 +31,15 @@ struct Config {
   int64_t half_life = 16;  ///< tokens after which the state of the gla scorer is halved
   SelectionRule selection = SelectionRule::kPublished;
   std::optional<double> scale;  ///< of the inner attention; head_dim^(-1/2) if not given
+  int64_t local = 0;  ///< W: tokens of a piece that attend to each other beside Lighthouse; 0: none
+  int64_t local_shift = 0;  ///< the token at which the pieces begin to count; below local
 
   /// Throws std::invalid_argument, naming the setting, unless every setting is in its range.
   void validate() const;
+
+  /// The settings of a model's layer: in every second one pieces begin half a piece later, so that
+  /// what is a border in one layer is inside a piece in the next.
+  Config of_layer(int64_t index) const;
 
   bool operator==(const Config&) const = default;
 };

@@ -231,7 +231,10 @@ void LlamaImpl::set_attention(const AttentionPlan& plan) {
                    " does not exist; it must be from ", -layers, " to ", layers - 1);
     options[layer < 0 ? layers + layer : layer].mode = nn::Mode::kDense;
   }
-  for (int64_t i = 0; i < layers; ++i) decoder_->layers[i]->self_attn->set_attention(options[i]);
+  for (int64_t i = 0; i < layers; ++i) {
+    options[i].config = plan.config.of_layer(i);
+    decoder_->layers[i]->self_attn->set_attention(options[i]);
+  }
 }
 
 void LlamaImpl::reserve_context(int64_t tokens) {

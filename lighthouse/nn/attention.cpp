@@ -41,6 +41,7 @@ torch::Tensor AttentionImpl::forward(const torch::Tensor& q, const torch::Tensor
   if (options_.mode == Mode::kDense || !(is_training() || options_.lighthouse_in_eval)) {
     return dense_attention(q, k, v, options_.config.scale);
   }
+  if (options_.mode == Mode::kLocal) return local_attention(q, k, v, options_.config);
   const std::string reason = dense_because(q.size(2), options_.config);
   if (reason.empty()) return attention(q, k, v, options_.config);
   if (!said_dense_) say_once(reason);

@@ -7,22 +7,28 @@
 
 namespace lighthouse::nn {
 
-enum class Mode { kDense, kLighthouse };
+enum class Mode {
+  kDense,
+  kLighthouse,  ///< with pieces beside, where config.local > 0
+  kLocal,       ///< inside the pieces of config.local tokens alone
+};
 
 }  // namespace lighthouse::nn
 
 template <>
-inline constexpr std::array lighthouse::kWords<lighthouse::nn::Mode>{"dense", "lighthouse"};
+inline constexpr std::array lighthouse::kWords<lighthouse::nn::Mode>{"dense", "lighthouse",
+                                                                     "local"};
 
 namespace lighthouse::nn {
 
 struct AttentionOptions {
   Config config;
   Mode mode = Mode::kLighthouse;
-  bool lighthouse_in_eval = false;  ///< in eval mode the module is dense unless this is set
+  bool lighthouse_in_eval = false;  ///< in eval mode the module is dense, whatever its mode, unless
+                                    ///< this is set
 };
 
-/// Causal self-attention over q, k and v that are projected already, dense or Lighthouse, switched
+/// Causal self-attention over q, k and v that are projected already, in a mode that may be switched
 /// at any step. It has no parameters and no buffers.
 ///
 /// In lighthouse mode it is dense all the same, and says so once, where Lighthouse cannot pay

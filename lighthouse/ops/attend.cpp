@@ -82,8 +82,8 @@ at::ScalarType logsumexp_type(at::ScalarType type) {
 /// results have must follow from its arguments alone.
 Tensor laid_out_like(const Tensor& values, const Tensor& reference) {
   const Tensor layout = at::empty_like(reference, at::TensorOptions().device(at::kMeta));
-  if (values.strides() == layout.strides()) return values;
-  return at::empty_like(reference, values.options()).copy_(values);
+  const Tensor same = with_strides(values, layout.strides());
+  return same.defined() ? same : at::empty_like(reference).copy_(values);
 }
 
 /// The same values (B, H, N, D), stored as (B, N, H, D).
@@ -317,7 +317,7 @@ Tensors2 attend_autocast(const Tensor& q, const Tensor& k, const Tensor& v, bool
 
 }  // namespace
 
-void define_attend(torch::Library& library) {
+TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
          "attend(Tensor q, Tensor k, Tensor v, bool causal=True, float? scale=None) -> "
          "(Tensor out, Tensor logsumexp)",

@@ -97,8 +97,20 @@ Tensor attention(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
     selection = select(scored, tokens, config);
     roots = scored.roots;
   }
+  if (config.local > 0) {
+    return std::get<0>(ops::attend_both(q, k, v, roots, selection.rows, selection.slots,
+                                        ops::geometry_list(tokens, config), config.local,
+                                        config.local_shift, config.scale));
+  }
   const Gathered gathered = gather(q, k, v, roots, selection, config);
   return scatter(attend(gathered, config).out, selection, tokens, config);
+}
+
+Tensor local_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config) {
+  check_config(config);
+  TORCH_CHECK_VALUE(config.local > 0, "local is 0; attention inside pieces needs at least 1 token");
+  return std::get<0>(ops::attend_pieces(ops::autocast(q), ops::autocast(k), ops::autocast(v),
+                                        config.local, config.local_shift, config.scale));
 }
 
 Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v,

@@ -33,7 +33,8 @@ Selection select(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                  const Config& config = {}, const std::optional<TokenScores>& scores = {});
 
 /// Lighthouse Attention, whatever the length of the gathered sequence: score, select, gather, stock
-/// causal attention over S rows, scatter. Differentiable once in q, k and v.
+/// causal attention over S rows, scatter; with pieces (`config.local`), stock causal attention
+/// inside each of them too, and merge in place of scatter. Differentiable once in q, k and v.
 ///
 /// @param q (B, H, N, D), k and v (B, G, N, D): float32, float64, bfloat16 or float16, one type and
 ///          device for all, any strides with a contiguous last dimension without a copy
@@ -43,6 +44,11 @@ Selection select(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 ///         naming the argument, its value and what it must be
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const Config& config = {}, const Given& given = {});
+
+/// Attention inside the pieces of `config.local` tokens alone. Arguments and result as those of
+/// `attention`; throws c10::ValueError where there are no pieces.
+at::Tensor local_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const Config& config);
 
 /// The attend stage, and what "dense" means everywhere: PyTorch's own causal attention.
 /// q (B, H, N, D), k and v (B, G, N, D). Which of its kernels it takes (on Hopper cuDNN's where

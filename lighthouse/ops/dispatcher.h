@@ -7,13 +7,17 @@
 #include <string_view>
 #include <tuple>
 
-/// The operators of library.cpp, called through the dispatcher: what torch.ops.lighthouse.* calls.
+/// The operators of the stages, called through the dispatcher: what torch.ops.lighthouse.* calls.
+/// Shapes and rules are those of lighthouse/kernels/<stage>.h, lighthouse/ops/attend.h and
+/// lighthouse/ops/pieces.h. `geometry` is [tokens, levels, pooling_factor, budget, tile_budget].
+/// Only gather and the attentions (in q, k and v) and scatter (in gathered_out) are differentiable.
 namespace lighthouse::ops {
 
 using at::IntArrayRef;
 using at::Tensor;
 using Tensors2 = std::tuple<Tensor, Tensor>;
 using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
+using Tensors6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 /// A typed handle of an operator, looked up at the first call.
 template <class Signature>
@@ -33,10 +37,6 @@ LIGHTHOUSE_OPERATOR(score, Tensors3,
 LIGHTHOUSE_OPERATOR(roots, Tensor,
                     (const Tensor& q, const Tensor& k, const Tensor& v, IntArrayRef geometry), q, k,
                     v, geometry)
-LIGHTHOUSE_OPERATOR(gla_scores, Tensors2,
-                    (const Tensor& q, const Tensor& k, const Tensor& v,
-                     const std::optional<Tensor>& gate, int64_t half_life),
-                    q, k, v, gate, half_life)
 LIGHTHOUSE_OPERATOR(pool_scores, Tensors2,
                     (const Tensor& tokens_q, const Tensor& tokens_k, IntArrayRef geometry),
                     tokens_q, tokens_k, geometry)
@@ -62,6 +62,29 @@ LIGHTHOUSE_OPERATOR(attend_backward, Tensors3,
                      const Tensor& out, const Tensor& logsumexp, bool causal,
                      std::optional<double> scale),
                     grad_out, q, k, v, out, logsumexp, causal, scale)
+LIGHTHOUSE_OPERATOR(attend_pieces, Tensors2,
+                    (const Tensor& q, const Tensor& k, const Tensor& v, int64_t local,
+                     int64_t local_shift, std::optional<double> scale),
+                    q, k, v, local, local_shift, scale)
+LIGHTHOUSE_OPERATOR(attend_pieces_backward, Tensors3,
+                    (const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& out, const Tensor& logsumexp, int64_t local, int64_t local_shift,
+                     std::optional<double> scale),
+                    grad_out, q, k, v, out, logsumexp, local, local_shift, scale)
+LIGHTHOUSE_OPERATOR(attend_both, Tensors6,
+                    (const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& roots,
+                     const Tensor& rows, const Tensor& slots, IntArrayRef geometry, int64_t local,
+                     int64_t local_shift, std::optional<double> scale),
+                    q, k, v, roots, rows, slots, geometry, local, local_shift, scale)
+LIGHTHOUSE_OPERATOR(attend_both_backward, Tensors3,
+                    (const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& out, const Tensor& logsumexp, const Tensor& gathered_q,
+                     const Tensor& gathered_k, const Tensor& gathered_v,
+                     const Tensor& gathered_logsumexp, const Tensor& rows, const Tensor& slots,
+                     IntArrayRef geometry, int64_t local, int64_t local_shift,
+                     std::optional<double> scale),
+                    grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v,
+                    gathered_logsumexp, rows, slots, geometry, local, local_shift, scale)
 LIGHTHOUSE_OPERATOR(scatter, Tensor,
                     (const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
                      IntArrayRef geometry),

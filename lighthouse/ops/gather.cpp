@@ -6,9 +6,39 @@
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/no_double_backward.h"
 #include "lighthouse/ops/operators.h"
+#include "lighthouse/ops/pieces.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse::ops {
+
+void gather_backward_into(const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
+                          const Tensor& grad_gathered_v, const Tensor& slots_any, const Geometry& g,
+                          const Tensor& grad_q, const Tensor& grad_k, const Tensor& grad_v,
+                          const NearSegments& near) {
+  const Shape shape{grad_q.size(0), grad_q.size(1), grad_k.size(1), grad_q.size(3)};
+  const Tensor slots = slots_any.contiguous();
+  dispatch(grad_q.scalar_type(), [&]<class T>() {
+    const GatherBackward<T> args{.geometry = g,
+                                 .shape = shape,
+                                 .grad_gathered_q = rows_of<T>(grad_gathered_q),
+                                 .grad_gathered_k = rows_of<T>(grad_gathered_k),
+                                 .grad_gathered_v = rows_of<T>(grad_gathered_v),
+                                 .slots = slots.const_data_ptr<Slot>(),
+                                 .grad_q = mutable_rows_of<T>(grad_q),
+                                 .grad_k = mutable_rows_of<T>(grad_k),
+                                 .grad_v = mutable_rows_of<T>(grad_v),
+                                 .near = {.pieces = near.pieces,
+                                          .q = piece_rows<T>(near.q),
+                                          .k = piece_rows<T>(near.k),
+                                          .v = piece_rows<T>(near.v)}};
+    run(
+        grad_q.device(), shape.batch * g.roots,
+        g.root_window() * (shape.heads + 2 * shape.groups) * shape.dim,
+        [&](int64_t begin, int64_t end) { cpu::gather_backward(args, begin, end); },
+        [&](auto stream) { cuda::gather_backward(args, stream); });
+  });
+}
+
 namespace {
 
 Tensors3 gather_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
@@ -78,24 +108,7 @@ Tensors3 gather_backward_kernel(const Tensor& grad_gathered_q, const Tensor& gra
   const Tensor grad_k = empty(sizes.groups);
   const Tensor grad_v = empty(sizes.groups);
   if (!gathered_q.is_meta()) {
-    const Shape shape = sizes.known();
-    const Tensor contiguous_slots = slots.contiguous();
-    dispatch(gathered_q.scalar_type(), [&]<class T>() {
-      const GatherBackward<T> args{g,
-                                   shape,
-                                   rows_of<T>(gathered_q),
-                                   rows_of<T>(gathered_k),
-                                   rows_of<T>(gathered_v),
-                                   contiguous_slots.const_data_ptr<Slot>(),
-                                   mutable_rows_of<T>(grad_q),
-                                   mutable_rows_of<T>(grad_k),
-                                   mutable_rows_of<T>(grad_v)};
-      run(
-          gathered_q.device(), shape.batch * g.roots,
-          g.root_window() * (shape.heads + 2 * shape.groups) * shape.dim,
-          [&](int64_t begin, int64_t end) { cpu::gather_backward(args, begin, end); },
-          [&](auto stream) { cuda::gather_backward(args, stream); });
-    });
+    gather_backward_into(gathered_q, gathered_k, gathered_v, slots, g, grad_q, grad_k, grad_v);
   }
   return {grad_q, grad_k, grad_v};
 }
@@ -144,7 +157,7 @@ Tensors3 gather_backward_autograd(const Tensor& grad_gathered_q, const Tensor& g
 
 }  // namespace
 
-void define_gather(torch::Library& library) {
+TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
          "gather(Tensor q, Tensor k, Tensor v, Tensor roots, Tensor rows, Tensor slots, "
          "int[] geometry) -> (Tensor gathered_q, Tensor gathered_k, Tensor gathered_v)",

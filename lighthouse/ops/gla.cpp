@@ -115,7 +115,7 @@ Tensors2 gla_scores_kernel(const Tensor& q, const Tensor& k, const Tensor& v,
 
 }  // namespace
 
-void define_gla(torch::Library& library) {
+TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
          "gla_scores(Tensor q, Tensor k, Tensor v, Tensor? gate=None, int half_life=" +
              std::to_string(Config{}.half_life) + ") -> (Tensor scores_q, Tensor scores_k)",
@@ -126,7 +126,10 @@ void define_gla(torch::Library& library) {
 
 TokenScores gla_scores(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                        const std::optional<at::Tensor>& gate, int64_t half_life) {
-  const auto [scores_q, scores_k] = ops::gla_scores(q, k, v, gate, half_life);
+  using Signature = ops::Tensors2(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                  const std::optional<at::Tensor>&, int64_t);
+  static const auto op = ops::handle<Signature>("lighthouse::gla_scores");
+  const auto [scores_q, scores_k] = op.call(q, k, v, gate, half_life);
   return {scores_q, scores_k};
 }
 

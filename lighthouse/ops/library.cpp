@@ -6,7 +6,6 @@
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/core/settings.h"
 #include "lighthouse/ops/attention.h"
-#include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse::ops {
@@ -142,21 +141,13 @@ void define_whole(torch::Library& library, const std::string& schema) {
 }  // namespace
 }  // namespace lighthouse::ops
 
-// First the stages and their adjoints. Shapes and rules: lighthouse/kernels/<stage>.h, and
-// ops/attend.h. `geometry` is [tokens, levels, pooling_factor, budget, tile_budget]. Only gather
-// and attend (in q, k and v) and scatter (in gathered_out) are differentiable. Then
-// lighthouse/ops/attention.h, with the settings of lighthouse/core/settings.h by their names.
+// lighthouse/ops/attention.h as operators, with the settings of lighthouse/core/settings.h by their
+// names. Those that it is made of are defined in the files of the stages.
 TORCH_LIBRARY(lighthouse, library) {
   using namespace lighthouse::ops;
   TORCH_CHECK(processor_fits(),
               "this build of lighthouse needs a processor with AVX2, and this one has none; build "
               "it with -DLIGHTHOUSE_CPU_ARCH=x86-64");
-  define_score(library);
-  define_gla(library);
-  define_select(library);
-  define_gather(library);
-  define_attend(library);
-  define_scatter(library);
 
   const std::string settings = settings_schema();
   const std::string scores = ", Tensor? scores_q=None, Tensor? scores_k=None";

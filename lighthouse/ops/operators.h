@@ -4,7 +4,7 @@
 
 #include <string>
 
-/// How the operators of library.cpp are defined.
+/// How operators are defined: each at the end of its stage's file, in a TORCH_LIBRARY_FRAGMENT.
 namespace lighthouse::ops {
 
 /// Defines an operator. One function computes it on every device, and on the meta device, where
@@ -23,13 +23,5 @@ template <class Kernel>
 void define(torch::Library& library, const std::string& schema, Kernel kernel) {
   define(library, schema, kernel, torch::CppFunction::makeFallthrough());
 }
-
-/// Each in the file of its stage.
-void define_score(torch::Library& library);
-void define_gla(torch::Library& library);
-void define_select(torch::Library& library);
-void define_gather(torch::Library& library);
-void define_attend(torch::Library& library);
-void define_scatter(torch::Library& library);
 
 }  // namespace lighthouse::ops

@@ -107,7 +107,7 @@ Tensor scatter_backward_autograd(const Tensor& grad_out, const Tensor& rows, Int
 
 }  // namespace
 
-void define_scatter(torch::Library& library) {
+TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
          "scatter(Tensor gathered_out, Tensor rows, Tensor slots, int[] geometry) -> Tensor out",
          scatter_kernel, scatter_autograd);

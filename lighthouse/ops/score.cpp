@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor> pool_scores_kernel(const Tensor& tokens_q, const Tens
 
 }  // namespace
 
-void define_score(torch::Library& library) {
+TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
          "score(Tensor q, Tensor k, Tensor v, int[] geometry) -> "
          "(Tensor scores_q, Tensor scores_k, Tensor roots)",

@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> select_kernel(const Tensor& scores_q, const Tensor& s
 
 }  // namespace
 
-void define_select(torch::Library& library) {
+TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
          "select(Tensor scores_q, Tensor scores_k, str selection, int[] geometry) -> "
          "(Tensor rows, Tensor slots)",

@@ -112,6 +112,13 @@ at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
   return tensor.sym_stride(-1) == 1 || tensor.sym_size(-1) == 1 ? tensor : tensor.contiguous();
 }
 
+at::Tensor with_strides(const at::Tensor& tensor, at::IntArrayRef strides) {
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    if (tensor.size(i) != 1 && tensor.stride(i) != strides[i]) return {};
+  }
+  return tensor.as_strided(tensor.sizes(), strides);
+}
+
 at::Tensor empty_tokens_major(const c10::SymInt& batch, const c10::SymInt& heads, int64_t tokens,
                               const c10::SymInt& dim, const at::TensorOptions& options) {
   return at::empty_symint({batch, tokens, heads, dim}, options).transpose(1, 2);

@@ -77,6 +77,10 @@ void check_slots(const at::Tensor& slots, const Geometry& geometry, const SymSha
 /// The tensor, copied only where its last dimension is not contiguous.
 at::Tensor with_contiguous_rows(const at::Tensor& tensor);
 
+/// The tensor itself with exactly these strides, which matter where a size is not 1; undefined
+/// where it is stored in another way.
+at::Tensor with_strides(const at::Tensor& tensor, at::IntArrayRef strides);
+
 /// An empty tensor (B, H, N, D) stored as (B, N, H, D): the layout that a model's projections
 /// write and read.
 at::Tensor empty_tokens_major(const c10::SymInt& batch, const c10::SymInt& heads, int64_t tokens,

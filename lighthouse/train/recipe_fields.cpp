@@ -149,9 +149,8 @@ std::vector<Field> fields(StageRecipe& s) {
       {"attention", attention, kAny, "of the stage's steps"},
   };
   for_each_setting(s.attention, [&](const Setting& setting, auto& value) {
-    // A model has one scale, whatever the stage.
     if constexpr (!std::is_same_v<decltype(value), std::optional<double>&>) {
-      all.push_back(field_of(setting, value));
+      if (setting.of_stage) all.push_back(field_of(setting, value));
     }
   });
   const Field others[]{

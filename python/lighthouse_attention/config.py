@@ -33,6 +33,10 @@ class LighthouseConfig:
     """Whose scores decide whether an entry is refined: its own (the paper), or those of the entry before it."""
     scale: float | None = None
     """Of the inner attention; head_dim ** -0.5 if not given."""
+    local: int = 0
+    """W: tokens of a piece that attend to each other beside Lighthouse; 0: none."""
+    local_shift: int = 0
+    """The token at which the pieces begin to count; below local."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # their types; ranges and words are the operators' to check
@@ -61,4 +65,6 @@ class LighthouseConfig:
         text = f"L={self.levels} p={self.pooling_factor} k={self.budget} m={self.tile_budget}"
         if self.scorer != "norm":
             text += f" {self.scorer}"
-        return text + (f" {self.selection}" if self.selection != "published" else "")
+        if self.selection != "published":
+            text += f" {self.selection}"
+        return text + (f" W={self.local}" if self.local else "")

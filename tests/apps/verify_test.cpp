@@ -75,10 +75,10 @@ TEST_F(Verify, AcceptsEveryGoldenFile) {
   std::vector<std::filesystem::path> files;
   for (const auto& entry : std::filesystem::directory_iterator(kGolden))
     if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
-  ASSERT_EQ(files.size(), 5U);
+  ASSERT_EQ(files.size(), 8U);
   const Outcome outcome = verify_paths(files);
   EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
-  EXPECT_EQ(outcome.lines().size(), 5U * 5U) << outcome.out;
+  EXPECT_EQ(outcome.lines().size(), 8U * 5U) << outcome.out;
 }
 
 TEST_F(Verify, FailsWhatDiffers) {
@@ -131,7 +131,22 @@ TEST_F(Verify, ComparesWhatIsThere) {
   EXPECT_EQ(outcome.lines().size(), 1U) << outcome.out;
 }
 
+/// With other pieces, or without any, and by the other rule, the results are others.
+TEST_F(Verify, ReadsPiecesAndTheRuleFromTheMetadata) {
+  for (const auto& [key, value] : std::vector<std::pair<std::string, std::string>>{
+           {"local", "48"}, {"local", "0"}, {"local_shift", "1"}, {"selection", "published"}}) {
+    io::SafeTensors file = io::read_safetensors(kGolden / "local_a.safetensors");
+    file.metadata[key] = value;
+    io::write_safetensors(folder_ / "file", file);
+    EXPECT_EQ(verify_paths({folder_ / "file"}).status, kFailed) << key << " " << value;
+  }
+}
+
 TEST_F(Verify, NamesWhatIsNotOfTheForm) {
+  expect_unusable([](io::SafeTensors& f) { f.metadata["local"] = "-1"; }, "local as '-1'");
+  expect_unusable([](io::SafeTensors& f) { f.metadata["local_shift"] = "4"; }, "local_shift is 4");
+  expect_unusable([](io::SafeTensors& f) { f.metadata["selection"] = "random"; },
+                  "selection is 'random'");
   expect_unusable([](io::SafeTensors& f) { f.tensors.erase("k"); }, "no tensor 'k'");
   expect_unusable([](io::SafeTensors& f) { f.tensors.erase("grad_out"); }, "no grad_out");
   expect_unusable([](io::SafeTensors& f) { f.tensors["grad_Q"] = f.tensors["grad_q"]; },

@@ -40,6 +40,13 @@ TEST(Config, EveryFieldOutOfItsRangeIsNamed) {
   EXPECT_TRUE(throws<Error>(validated([](Config& c) { c.dilation = 0; }), {"dilation is 0", "1"}));
   EXPECT_TRUE(
       throws<Error>(validated([](Config& c) { c.half_life = 0; }), {"half_life is 0", "1"}));
+  EXPECT_TRUE(throws<Error>(validated([](Config& c) { c.local = -1; }), {"local is -1", "0"}));
+  EXPECT_TRUE(throws<Error>(validated([](Config& c) { c.local_shift = -1; }),
+                            {"local_shift is -1", "at least 0"}));
+  EXPECT_TRUE(throws<Error>(validated([](Config& c) { c.local_shift = 1; }),
+                            {"local_shift is 1", "local, which is 0", "no pieces"}));
+  EXPECT_TRUE(throws<Error>(validated([](Config& c) { c.local = c.local_shift = 8; }),
+                            {"local_shift is 8", "below local, which is 8"}));
   for (const double scale :
        {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
     EXPECT_TRUE(
@@ -50,8 +57,8 @@ TEST(Config, EveryFieldOutOfItsRangeIsNamed) {
 TEST(Config, EveryFieldIsInTheListOnce) {
   Config config;
   // Does not compile where there are other fields than these.
-  const auto& [a, b, c, d, e, f, g, h, i] = config;
-  const std::set<const void*> fields{&a, &b, &c, &d, &e, &f, &g, &h, &i};
+  const auto& [a, b, c, d, e, f, g, h, i, j, k] = config;
+  const std::set<const void*> fields{&a, &b, &c, &d, &e, &f, &g, &h, &i, &j, &k};
   std::set<const void*> listed;
   std::set<std::string> names;
   for_each_setting(config, [&](const Setting& setting, const auto& value) {
@@ -61,13 +68,23 @@ TEST(Config, EveryFieldIsInTheListOnce) {
   EXPECT_EQ(listed, fields);
 }
 
+TEST(Config, PiecesOfEverySecondLayerBeginInTheMiddle) {
+  Config config;
+  config.local = 7;
+  Config shifted = config;
+  shifted.local_shift = 3;
+  for (const int64_t layer : {0, 2}) EXPECT_EQ(shifted.of_layer(layer), config);
+  for (const int64_t layer : {1, 3}) EXPECT_EQ(config.of_layer(layer), shifted);
+  EXPECT_EQ(Config().of_layer(1), Config());
+}
+
 TEST(Config, IsDescribedWithEverySetting) {
   Config config;
   config.scorer = Scorer::kDilated;
   config.scale = 0.5;
   EXPECT_EQ(describe(config),
             "levels=3, pooling_factor=4, budget=1536, tile_budget=128, scorer=dilated, dilation=4, "
-            "half_life=16, selection=published, scale=0.5");
+            "half_life=16, selection=published, scale=0.5, local=0, local_shift=0");
   EXPECT_NE(describe(Config()).find("scale=none"), std::string::npos);
 }
 

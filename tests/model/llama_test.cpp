@@ -55,6 +55,18 @@ double relative_error(const Tensor& value, const Tensor& reference) {
   return ((value - reference).abs().max() / reference.abs().max()).item<double>();
 }
 
+TEST(Llama, ShiftsThePiecesOfEverySecondLayer) {
+  Llama model(small_config());
+  AttentionPlan plan = lighthouse_plan();
+  plan.config.local = 64;
+  model->set_attention(plan);
+  std::vector<int64_t> shifts;
+  for (const auto* attention : attentions(model)) {
+    shifts.push_back(attention->options().config.local_shift);
+  }
+  EXPECT_EQ(shifts, (std::vector<int64_t>{0, 32, 0}));
+}
+
 TEST(Llama, AgreesWithHuggingFace) {
   const auto golden = io::read_safetensors(GOLDEN_FOLDER "/llama_tiny.safetensors");
   const auto integer = [&](const char* name) { return std::stoll(golden.metadata.at(name)); };

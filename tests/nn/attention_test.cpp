@@ -88,15 +88,39 @@ TEST(AttentionModule, IsDenseInEvalModeUnlessTold) {
   EXPECT_TRUE(module(x.q, x.k, x.v).equal(x.dense()));
 }
 
-TEST(AttentionModule, BothModesTakeTheScale) {
+TEST(AttentionModule, AttendsInsidePiecesAlone) {
   const Inputs x;
   Config config = small_config();
+  config.local = 64;
+  config.local_shift = 32;
+  Attention module = module_of(Mode::kLocal, config);
+  EXPECT_FALSE(module->uses_lighthouse(256));
+  const Tensor local = module(x.q, x.k, x.v);
+  EXPECT_TRUE(local.equal(local_attention(x.q, x.k, x.v, config)));
+  EXPECT_FALSE(local.equal(x.lighthouse(config)));
+  // Its first piece is that of dense attention, and no other.
+  EXPECT_TRUE(local.narrow(2, 0, 32).allclose(x.dense().narrow(2, 0, 32)));
+  EXPECT_FALSE(local.narrow(2, 32, 64).allclose(x.dense().narrow(2, 32, 64)));
+  module->eval();
+  EXPECT_TRUE(module(x.q, x.k, x.v).equal(x.dense()));
+  module->set_lighthouse_in_eval(true);
+  EXPECT_TRUE(module(x.q, x.k, x.v).equal(local));
+  EXPECT_TRUE(throws<c10::ValueError>([&] { module_of(Mode::kLocal)(x.q, x.k, x.v); },
+                                      {"local is 0", "at least 1"}));
+}
+
+TEST(AttentionModule, EveryModeTakesTheScale) {
+  const Inputs x;
+  Config config = small_config();
+  config.local = 32;
   config.scale = 0.1;
   Attention module = module_of(Mode::kDense, config);
   EXPECT_TRUE(module(x.q, x.k, x.v).equal(x.dense(0.1)));
   EXPECT_FALSE(x.dense(0.1).equal(x.dense()));
   module->set_mode(Mode::kLighthouse);
   EXPECT_TRUE(module(x.q, x.k, x.v).equal(x.lighthouse(config)));
+  module->set_mode(Mode::kLocal);
+  EXPECT_TRUE(module(x.q, x.k, x.v).equal(local_attention(x.q, x.k, x.v, config)));
 }
 
 /// The module is dense with these settings, and says so, with these words, once.

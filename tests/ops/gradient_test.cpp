@@ -27,6 +27,8 @@ TEST(Gradient, IsThatOfFiniteDifferences) {
     c.tokens = std::min<int64_t>(c.tokens, 20);
     c.config.budget = c.config.tile_budget;
     c.dim = std::min<int64_t>(c.dim, 3);
+    if (i % 2 == 0) c.config.local = draw(random, 1, 25);
+    if (i % 4 == 0) c.config.local_shift = draw(random, 0, c.config.local - 1);
     SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = leaves(random_tensors(random, c, at::kDouble));
     const Selection selection = select(x.q, x.k, x.v, c.config);

@@ -11,7 +11,7 @@ namespace {
 
 using at::Tensor;
 
-/// The results of every operator, in the order of library.cpp.
+/// The results of every operator.
 std::vector<Tensor> run_operators(const Tensors& x, const Case& c, const Tensor& rows,
                                   const Tensor& slots, at::Device device) {
   const auto on = [&](const Tensor& tensor) { return tensor.to(device); };
@@ -23,7 +23,8 @@ std::vector<Tensor> run_operators(const Tensors& x, const Case& c, const Tensor&
   const auto keep = [&](const auto&... tensors) { (results.push_back(tensors), ...); };
   const auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry);
   keep(scores_q, scores_k, roots, ops::roots(q, k, v, geometry));
-  std::apply(keep, ops::gla_scores(q, k, v, q.select(3, 0).abs().neg(), 16));
+  const TokenScores gated = gla_scores(q, k, v, q.select(3, 0).abs().neg());
+  keep(gated.q, gated.k);
   std::apply(keep, ops::pool_scores(q.select(3, 0).to(at::kFloat), k.select(3, 0).to(at::kFloat),
                                     geometry));
   std::apply(keep, ops::select(scores_q, scores_k, "causal", geometry));
@@ -36,6 +37,16 @@ std::vector<Tensor> run_operators(const Tensors& x, const Case& c, const Tensor&
   const auto [attended, logsumexp] = ops::attend(q, k, v, /*causal=*/true, {});
   keep(attended, logsumexp);
   std::apply(keep, ops::attend_backward(attended, q, k, v, attended, logsumexp, true, {}));
+  const auto [local_out, local_sums] = ops::attend_pieces(q, k, v, 7, 3, {});
+  keep(local_out, local_sums);
+  std::apply(keep,
+             ops::attend_pieces_backward(local_out, q, k, v, local_out, local_sums, 7, 3, {}));
+  const auto both = ops::attend_both(q, k, v, roots, on(rows), on(slots), geometry, 7, 3, {});
+  std::apply(keep, both);
+  const auto [both_out, both_sums, both_q, both_k, both_v, far_sums] = both;
+  std::apply(keep,
+             ops::attend_both_backward(both_out, q, k, v, both_out, both_sums, both_q, both_k,
+                                       both_v, far_sums, on(rows), on(slots), geometry, 7, 3, {}));
   const Tensor out = ops::scatter(gathered_q, on(rows), on(slots), geometry);
   keep(out, ops::scatter_backward(out, on(rows), geometry));
   return results;

@@ -94,6 +94,19 @@ def operator_calls() -> dict[str, tuple[object, ...]]:
         "gather_backward": (*grads, slots, False, GEOMETRY),
         "attend": (q, k, v, False, 0.5),
         "attend_backward": (*(x.detach() for x in (q, q, k, v, q)), torch.randn(2, 4, 256), True),
+        "attend_pieces": (q, k, v, 48, 16),
+        "attend_pieces_backward": (*(x.detach() for x in (q, q, k, v, q)), torch.randn(2, 1024), 48, 16),
+        "attend_both": (q, k, v, roots, rows, slots, GEOMETRY, 64, 0, 0.3),
+        "attend_both_backward": (
+            *(x.detach() for x in (q, q, k, v, q)),
+            torch.randn(2, 1024),
+            *grads,
+            torch.randn(2, 4, rows.shape[2]),
+            rows,
+            slots,
+            GEOMETRY,
+            64,
+        ),
         "scatter": (gathered[0], rows, slots, GEOMETRY),
         "scatter_backward": (torch.randn(2, 4, 256, 16), rows, GEOMETRY),
         "attention": (q, k, v),
@@ -106,17 +119,19 @@ def test_opcheck(name: str) -> None:
     torch.library.opcheck(getattr(OPS, name).default, operator_calls()[name])
 
 
-def test_gradcheck() -> None:
-    config = LighthouseConfig(levels=3, pooling_factor=2, budget=2, tile_budget=2)
+@pytest.mark.parametrize("local", [0, 5])
+def test_gradcheck(local: int) -> None:
+    config = LighthouseConfig(levels=3, pooling_factor=2, budget=2, tile_budget=2, local=local)
     x = [torch.randn(1, heads, 13, 3, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1)]
     selection = select(*x, config)
     assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, config, selection), x)
 
 
 @pytest.mark.parametrize("scorer", ["norm", "dilated", "gla"])
+@pytest.mark.parametrize("local", [0, 64])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_whole(scorer: str, dynamic: bool) -> None:
-    config = LighthouseConfig(budget=16, tile_budget=8, scorer=scorer)  # type: ignore[arg-type]
+def test_compiles_whole(scorer: str, local: int, dynamic: bool) -> None:
+    config = LighthouseConfig(budget=16, tile_budget=8, scorer=scorer, local=local)  # type: ignore[arg-type]
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     for batch in (2, 3, 5) if dynamic else (2, 2):
         eager = make_qkv(batch)
@@ -133,13 +148,15 @@ def test_compiles_whole(scorer: str, dynamic: bool) -> None:
             torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_autocast_takes_its_type() -> None:
+@pytest.mark.parametrize("local", [0, 64])
+def test_autocast_takes_its_type(local: int) -> None:
     q, k, v = make_qkv()
+    config = dataclasses.replace(SMALL, local=local)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = attention(q, k.bfloat16(), v, SMALL)
+        out = attention(q, k.bfloat16(), v, config)
         selection = select(q, k.bfloat16(), v, SMALL)
     assert out.dtype == torch.bfloat16
-    expected = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), SMALL)
+    expected = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), config)
     assert torch.equal(out, expected)
     assert torch.equal(selection.rows, select(q.bfloat16(), k.bfloat16(), v.bfloat16(), SMALL).rows)
     out.sum().backward()
@@ -151,10 +168,13 @@ def test_autocast_takes_its_type() -> None:
         attention(q, k.bfloat16(), v, SMALL)
 
 
+@pytest.mark.parametrize("local", [0, 64])
 @pytest.mark.parametrize("selective", [False, True])
-def test_checkpointing_recomputes_the_same_bits(selective: bool) -> None:
+def test_checkpointing_recomputes_the_same_bits(selective: bool, local: int) -> None:
+    config = dataclasses.replace(SMALL, local=local)
+
     def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return attention(q.mul(2), k.mul(2), v.mul(2), SMALL)
+        return attention(q.mul(2), k.mul(2), v.mul(2), config)
 
     saved = []
 

@@ -1,0 +1,398 @@
+#include "lighthouse/ops/pieces.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "lighthouse/ops/attention.h"
+#include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/no_double_backward.h"
+#include "lighthouse/ops/operators.h"
+#include "lighthouse/ops/tensor.h"
+
+namespace lighthouse {
+namespace ops {
+
+Segments segments_of(const Tensor& rows, const Pieces& pieces) {
+  Segments segments;
+  for (const auto segment : {Pieces::kWhole, Pieces::kFirst, Pieces::kLast}) {
+    const auto [begin, count, length] = pieces.range(segment);
+    if (count == 0) continue;
+    segments[segment] = rows.narrow(2, begin, count * length)
+                            .unflatten(2, {count, length})
+                            .movedim(2, 1)
+                            .flatten(0, 1);
+  }
+  return segments;
+}
+
+Segments segments_of_logsumexp(const Tensor& logsumexp, const Pieces& pieces, int64_t heads) {
+  Segments segments;
+  int64_t stored = 0;
+  for (const auto segment : {Pieces::kWhole, Pieces::kFirst, Pieces::kLast}) {
+    const auto [begin, count, length] = pieces.range(segment);
+    if (count == 0) continue;
+    const Tensor numbers = logsumexp.narrow(1, stored * heads, count * length * heads);
+    segments[segment] = numbers.unflatten(1, {count, heads, length}).flatten(0, 1);
+    stored += count * length;
+  }
+  return segments;
+}
+
+Tensor joined(const Segments& segments, const Pieces& pieces, const Tensor& layout) {
+  for (const auto segment : {Pieces::kWhole, Pieces::kFirst, Pieces::kLast}) {
+    const auto [begin, count, length] = pieces.range(segment);
+    if (count * length != pieces.tokens) continue;
+    const Tensor split = segments[segment].unflatten(0, {-1, count}).movedim(1, 2);
+    if (count > 1 && split.stride(2) != length * split.stride(3)) return {};
+    return with_strides(split.flatten(2, 3), layout.strides());
+  }
+  return {};
+}
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Pieces make_pieces(const Tensor& q, int64_t local, int64_t local_shift) {
+  return as_value_error([&] { return Pieces(fixed_size(q, 2), local, local_shift); });
+}
+
+at::TensorOptions number_options(const Tensor& q) {
+  return q.options().dtype(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
+/// A tensor that says how an output of `heads` heads is stored.
+Tensor output_layout(const Tensor& q, const c10::SymInt& heads) {
+  return empty_tokens_major(q.sym_size(0), heads, fixed_size(q, 2), q.sym_size(3),
+                            q.options().device(at::kMeta));
+}
+/// How a gradient is stored: in the order of q.
+Tensor gradient_layout(const Tensor& q, const c10::SymInt& heads) {
+  if (q.sym_stride(1) < q.sym_stride(2)) return output_layout(q, heads);
+  return at::empty_symint({q.sym_size(0), heads, q.sym_size(2), q.sym_size(3)},
+                          q.options().device(at::kMeta));
+}
+Tensor empty_as(const Tensor& layout, const Tensor& like) {
+  return at::empty_strided_symint(layout.sym_sizes(), layout.sym_strides(), like.options());
+}
+
+/// Attention inside the pieces, segment by segment.
+struct Near {
+  Segments out, logsumexp;
+};
+Near attend_near(const Tensor& q, const Tensor& k, const Tensor& v, const Pieces& pieces,
+                 std::optional<double> scale) {
+  const Segments of_q = segments_of(q, pieces), of_k = segments_of(k, pieces),
+                 of_v = segments_of(v, pieces);
+  Near near;
+  for (size_t i = 0; i < of_q.size(); ++i) {
+    if (!of_q[i].defined()) continue;
+    std::tie(near.out[i], near.logsumexp[i]) =
+        attend(of_q[i], of_k[i], of_v[i], /*causal=*/true, scale);
+  }
+  return near;
+}
+
+/// Its gradients, given the output and the log-sum-exp that it was merged into.
+NearSegments attend_near_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k,
+                                  const Tensor& v, const Tensor& out, const Tensor& logsumexp,
+                                  const Pieces& pieces, std::optional<double> scale) {
+  const Segments of_q = segments_of(q, pieces), of_k = segments_of(k, pieces),
+                 of_v = segments_of(v, pieces), of_out = segments_of(out, pieces),
+                 of_grad = segments_of(grad_out, pieces),
+                 of_logsumexp = segments_of_logsumexp(logsumexp, pieces, q.size(1));
+  NearSegments near;
+  near.pieces = pieces;
+  for (size_t i = 0; i < of_q.size(); ++i) {
+    if (!of_q[i].defined()) continue;
+    std::tie(near.q[i], near.k[i], near.v[i]) =
+        attend_backward(of_grad[i], of_q[i], of_k[i], of_v[i], of_out[i], of_logsumexp[i],
+                        /*causal=*/true, scale);
+  }
+  return near;
+}
+
+/// The segments as one tensor (B, H, N, D) with the layout: themselves where they can be it.
+Tensor assemble(const Segments& segments, const Pieces& pieces, const Tensor& layout,
+                const Tensor& like) {
+  if (Tensor whole = joined(segments, pieces, layout); whole.defined()) return whole;
+  const Tensor whole = empty_as(layout, like);
+  for (const auto segment : {Pieces::kWhole, Pieces::kFirst, Pieces::kLast}) {
+    const auto [begin, count, length] = pieces.range(segment);
+    if (count == 0) continue;
+    whole.narrow(2, begin, count * length)
+        .unflatten(2, {count, length})
+        .copy_(segments[segment].unflatten(0, {-1, count}).movedim(1, 2));
+  }
+  return whole;
+}
+
+/// The log-sum-exps of the segments in the order in which they are stored: (B, N H).
+Tensor assemble_logsumexp(const Segments& segments, int64_t batch) {
+  std::vector<Tensor> parts;
+  for (const Tensor& segment : segments) {
+    if (segment.defined()) parts.push_back(segment.reshape({batch, -1}));
+  }
+  return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+}
+
+void check_merged(const Tensor& grad_out, const Tensor& q, const Tensor& out,
+                  const Tensor& logsumexp) {
+  check_tensor(grad_out, "grad_out", q.sym_sizes(), q.scalar_type(), q.device());
+  check_tensor(out, "out", q.sym_sizes(), q.scalar_type(), q.device());
+  check_tensor(logsumexp, "logsumexp", {q.sym_size(0), q.sym_size(2) * q.sym_size(1)},
+               number_options(q).dtype().toScalarType(), q.device());
+}
+
+// Pieces alone.
+
+Tensors2 attend_pieces_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                              int64_t local, int64_t local_shift, std::optional<double> scale) {
+  const SymShape sizes = check_qkv(q_any, k_any, v_any);
+  const Pieces pieces = make_pieces(q_any, local, local_shift);
+  const Tensor layout = output_layout(q_any, sizes.heads);
+  if (q_any.is_meta() || q_any.numel() == 0) {
+    return {empty_as(layout, q_any),
+            at::empty_symint({sizes.batch, sizes.heads * pieces.tokens}, number_options(q_any))};
+  }
+  const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
+               v = with_contiguous_rows(v_any);
+  const Near near = attend_near(q, k, v, pieces, scale);
+  return {assemble(near.out, pieces, layout, q), assemble_logsumexp(near.logsumexp, q.size(0))};
+}
+
+Tensors3 attend_pieces_backward_kernel(const Tensor& grad_out, const Tensor& q_any,
+                                       const Tensor& k_any, const Tensor& v_any, const Tensor& out,
+                                       const Tensor& logsumexp, int64_t local, int64_t local_shift,
+                                       std::optional<double> scale) {
+  const SymShape sizes = check_qkv(q_any, k_any, v_any);
+  const Pieces pieces = make_pieces(q_any, local, local_shift);
+  check_merged(grad_out, q_any, out, logsumexp);
+  const Tensor layout_q = gradient_layout(q_any, sizes.heads);
+  const Tensor layout_kv = gradient_layout(q_any, sizes.groups);
+  if (q_any.is_meta() || q_any.numel() == 0) {
+    return {empty_as(layout_q, q_any), empty_as(layout_kv, q_any), empty_as(layout_kv, q_any)};
+  }
+  const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
+               v = with_contiguous_rows(v_any);
+  const NearSegments near =
+      attend_near_backward(with_contiguous_rows(grad_out), q, k, v, with_contiguous_rows(out),
+                           logsumexp.contiguous(), pieces, scale);
+  return {assemble(near.q, pieces, layout_q, q), assemble(near.k, pieces, layout_kv, q),
+          assemble(near.v, pieces, layout_kv, q)};
+}
+
+class PiecesFunction : public torch::autograd::Function<PiecesFunction> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k,
+                               const Tensor& v, int64_t local, int64_t local_shift,
+                               std::optional<double> scale) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const auto [out, logsumexp] = attend_pieces(q, k, v, local, local_shift, scale);
+    context->save_for_backward({q, k, v, out, logsumexp});
+    context->mark_non_differentiable({logsumexp});
+    context->saved_data["local"] = local;
+    context->saved_data["local_shift"] = local_shift;
+    context->saved_data["scale"] = scale;
+    return {out, logsumexp};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto saved = context->get_saved_variables();
+    auto& data = context->saved_data;
+    const auto [grad_q, grad_k, grad_v] = attend_pieces_backward(
+        grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], data["local"].toInt(),
+        data["local_shift"].toInt(), data["scale"].toOptional<double>());
+    return {grad_q, grad_k, grad_v, {}, {}, {}};
+  }
+};
+
+Tensors2 attend_pieces_autograd(const Tensor& q, const Tensor& k, const Tensor& v, int64_t local,
+                                int64_t local_shift, std::optional<double> scale) {
+  const auto results = PiecesFunction::apply(q, k, v, local, local_shift, scale);
+  return {results[0], results[1]};
+}
+
+Tensors3 attend_pieces_backward_autograd(const Tensor& grad_out, const Tensor& q, const Tensor& k,
+                                         const Tensor& v, const Tensor& out,
+                                         const Tensor& logsumexp, int64_t local,
+                                         int64_t local_shift, std::optional<double> scale) {
+  const auto grads =
+      no_double_backward("lighthouse::attend_pieces", {grad_out, q, k, v, out, logsumexp}, [&] {
+        const auto [grad_q, grad_k, grad_v] =
+            attend_pieces_backward(grad_out, q, k, v, out, logsumexp, local, local_shift, scale);
+        return variable_list{grad_q, grad_k, grad_v};
+      });
+  return {grads[0], grads[1], grads[2]};
+}
+
+// Pieces and gathered rows.
+
+Tensors6 attend_both_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                            const Tensor& roots, const Tensor& rows, const Tensor& slots,
+                            IntArrayRef geometry, int64_t local, int64_t local_shift,
+                            std::optional<double> scale) {
+  const Geometry g = make_geometry(geometry);
+  const SymShape sizes = check_qkv(q_any, k_any, v_any);
+  const Pieces pieces = make_pieces(q_any, local, local_shift);
+  const auto [gathered_q, gathered_k, gathered_v] =
+      gather(q_any, k_any, v_any, roots, rows, slots, geometry);
+  const auto [far_out, far_logsumexp] =
+      attend(gathered_q, gathered_k, gathered_v, /*causal=*/true, scale);
+  const Tensor layout = output_layout(q_any, sizes.heads);
+  if (q_any.is_meta() || q_any.numel() == 0) {
+    return {empty_as(layout, q_any),
+            at::empty_symint({sizes.batch, sizes.heads * pieces.tokens}, number_options(q_any)),
+            gathered_q,
+            gathered_k,
+            gathered_v,
+            far_logsumexp};
+  }
+  const Near near = attend_near(with_contiguous_rows(q_any), with_contiguous_rows(k_any),
+                                with_contiguous_rows(v_any), pieces, scale);
+  // In place over near where that is one segment, stored as the output is.
+  Tensor out = joined(near.out, pieces, layout);
+  if (!out.defined()) out = empty_as(layout, q_any);
+  const Tensor logsumexp = assemble_logsumexp(near.logsumexp, out.size(0));
+  merge_into(near.out, near.logsumexp, pieces, {far_out, far_logsumexp}, slots, g, out, logsumexp);
+  return {out, logsumexp, gathered_q, gathered_k, gathered_v, far_logsumexp};
+}
+
+Tensors3 attend_both_backward_kernel(const Tensor& grad_out_any, const Tensor& q_any,
+                                     const Tensor& k_any, const Tensor& v_any,
+                                     const Tensor& out_any, const Tensor& logsumexp_any,
+                                     const Tensor& gathered_q, const Tensor& gathered_k,
+                                     const Tensor& gathered_v, const Tensor& gathered_logsumexp,
+                                     const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
+                                     int64_t local, int64_t local_shift,
+                                     std::optional<double> scale) {
+  const Geometry g = make_geometry(geometry);
+  const SymShape sizes = check_qkv(q_any, k_any, v_any);
+  const Pieces pieces = make_pieces(q_any, local, local_shift);
+  check_tokens(q_any, "q", g);
+  check_merged(grad_out_any, q_any, out_any, logsumexp_any);
+  check_rows(rows, g, sizes, q_any.device());
+  check_slots(slots, g, sizes, q_any.device());
+  check_tensor(gathered_logsumexp, "gathered_logsumexp", {sizes.batch, sizes.heads, g.rows},
+               number_options(q_any).dtype().toScalarType(), q_any.device());
+  const Tensor layout_q = gradient_layout(q_any, sizes.heads);
+  const Tensor layout_kv = gradient_layout(q_any, sizes.groups);
+  if (q_any.is_meta() || q_any.numel() == 0) {
+    return {empty_as(layout_q, q_any), empty_as(layout_kv, q_any), empty_as(layout_kv, q_any)};
+  }
+  const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
+               v = with_contiguous_rows(v_any), out = with_contiguous_rows(out_any),
+               grad_out = with_contiguous_rows(grad_out_any);
+  const Tensor logsumexp = logsumexp_any.contiguous();
+
+  MergedRows merged = merge_backward(grad_out, out, logsumexp, pieces,
+                                     gathered_logsumexp.contiguous(), rows, slots, g);
+  const auto [far_q, far_k, far_v] =
+      attend_backward(merged.grad_out, gathered_q, gathered_k, gathered_v, merged.out,
+                      gathered_logsumexp, /*causal=*/true, scale);
+  merged = {};
+  const NearSegments near = attend_near_backward(grad_out, q, k, v, out, logsumexp, pieces, scale);
+  // In place over near's gradients where they are one segment, stored as the results are.
+  const auto grad = [&](const Segments& segments, const Tensor& layout) {
+    const Tensor whole = joined(segments, pieces, layout);
+    return whole.defined() ? whole : empty_as(layout, q);
+  };
+  const Tensor grad_q = grad(near.q, layout_q), grad_k = grad(near.k, layout_kv),
+               grad_v = grad(near.v, layout_kv);
+  gather_backward_into(far_q, far_k, far_v, slots, g, grad_q, grad_k, grad_v, near);
+  return {grad_q, grad_k, grad_v};
+}
+
+class BothFunction : public torch::autograd::Function<BothFunction> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k,
+                               const Tensor& v, const Tensor& roots, const Tensor& rows,
+                               const Tensor& slots, IntArrayRef geometry, int64_t local,
+                               int64_t local_shift, std::optional<double> scale) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const auto [out, logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp] =
+        attend_both(q, k, v, roots, rows, slots, geometry, local, local_shift, scale);
+    context->save_for_backward({q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v,
+                                gathered_logsumexp, rows, slots});
+    context->mark_non_differentiable(
+        {logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp});
+    context->saved_data["geometry"] = geometry.vec();
+    context->saved_data["local"] = local;
+    context->saved_data["local_shift"] = local_shift;
+    context->saved_data["scale"] = scale;
+    return {out, logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto s = context->get_saved_variables();
+    auto& data = context->saved_data;
+    const auto [grad_q, grad_k, grad_v] =
+        attend_both_backward(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
+                             s[10], data["geometry"].toIntVector(), data["local"].toInt(),
+                             data["local_shift"].toInt(), data["scale"].toOptional<double>());
+    return {grad_q, grad_k, grad_v, {}, {}, {}, {}, {}, {}, {}};
+  }
+};
+
+Tensors6 attend_both_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& roots, const Tensor& rows, const Tensor& slots,
+                              IntArrayRef geometry, int64_t local, int64_t local_shift,
+                              std::optional<double> scale) {
+  const auto r =
+      BothFunction::apply(q, k, v, roots, rows, slots, geometry, local, local_shift, scale);
+  return {r[0], r[1], r[2], r[3], r[4], r[5]};
+}
+
+Tensors3 attend_both_backward_autograd(const Tensor& grad_out, const Tensor& q, const Tensor& k,
+                                       const Tensor& v, const Tensor& out, const Tensor& logsumexp,
+                                       const Tensor& gathered_q, const Tensor& gathered_k,
+                                       const Tensor& gathered_v, const Tensor& gathered_logsumexp,
+                                       const Tensor& rows, const Tensor& slots,
+                                       IntArrayRef geometry, int64_t local, int64_t local_shift,
+                                       std::optional<double> scale) {
+  const auto grads = no_double_backward(
+      "lighthouse::attend_both",
+      {grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp},
+      [&] {
+        const auto [grad_q, grad_k, grad_v] = attend_both_backward(
+            grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v,
+            gathered_logsumexp, rows, slots, geometry, local, local_shift, scale);
+        return variable_list{grad_q, grad_k, grad_v};
+      });
+  return {grads[0], grads[1], grads[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
+  const std::string pieces = "int local, int local_shift=0, float? scale=None";
+  const std::string grads = " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)";
+  define(library,
+         "attend_pieces(Tensor q, Tensor k, Tensor v, " + pieces +
+             ") -> (Tensor out, Tensor logsumexp)",
+         attend_pieces_kernel, attend_pieces_autograd);
+  define(library,
+         "attend_pieces_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
+         "Tensor logsumexp, " +
+             pieces + ")" + grads,
+         attend_pieces_backward_kernel, attend_pieces_backward_autograd);
+  define(library,
+         "attend_both(Tensor q, Tensor k, Tensor v, Tensor roots, Tensor rows, Tensor slots, "
+         "int[] geometry, " +
+             pieces +
+             ") -> (Tensor out, Tensor logsumexp, Tensor gathered_q, Tensor gathered_k, "
+             "Tensor gathered_v, Tensor gathered_logsumexp)",
+         attend_both_kernel, attend_both_autograd);
+  define(library,
+         "attend_both_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
+         "Tensor logsumexp, Tensor gathered_q, Tensor gathered_k, Tensor gathered_v, "
+         "Tensor gathered_logsumexp, Tensor rows, Tensor slots, int[] geometry, " +
+             pieces + ")" + grads,
+         attend_both_backward_kernel, attend_both_backward_autograd);
+}
+
+}  // namespace ops
+}  // namespace lighthouse
