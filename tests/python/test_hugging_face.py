@@ -103,7 +103,7 @@ def test_an_exported_model_is_the_trainers(tied: bool, text: Path, tmp_path: Pat
     assert loaded.generate(torch.tensor([list(b"line ")]), max_new_tokens=4, do_sample=False).shape == (1, 9)
 
     card = (tmp_path / "model/README.md").read_text()
-    assert "| lighthouse | lighthouse | 3 | 256 |" in card and "budget 16" in card and "Warning" not in card
+    assert "| lighthouse | lighthouse | 3 | 256 |" in card and "budget=16" in card and "Warning" not in card
     assert run("export", trained, tmp_path / "model").returncode == 2
 
     # And back: a run that begins with it has its loss before the first step.
