@@ -50,7 +50,7 @@ struct Row {
 };
 
 at::TensorOptions options_of(const train::Recipe& recipe, at::Device device) {
-  return at::TensorOptions(device).dtype(recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
+  return at::TensorOptions(device).dtype(train::scalar_type(recipe.run.dtype));
 }
 
 /// Micro-batches of a step.
@@ -83,7 +83,7 @@ double time_attention(const train::Recipe& recipe, const train::StageRecipe& sta
   for (const Tensor& input : qkv) input.set_requires_grad(true);
   const Tensor grad = draw(m.num_attention_heads);
   const double once = time_alone(device, [&] {
-    const Tensor out = lighthouse ? attention(qkv[0], qkv[1], qkv[2], stage.attention)
+    const Tensor out = lighthouse ? attention(qkv[0], qkv[1], qkv[2], stage.config)
                                   : dense_attention(qkv[0], qkv[1], qkv[2]);
     return torch::autograd::grad({out}, qkv, {grad});
   });
@@ -136,7 +136,7 @@ Row measure(const train::Recipe& recipe, const train::StageRecipe& stage, at::De
   const int64_t layers = recipe.model.num_hidden_layers;
   const int64_t dense = train::count_dense_layers(stage, layers);
   Row row{&stage, dense, layers - dense, 0, {}};
-  if (dense < layers) row.rows = gathered_rows(stage.context, stage.attention);
+  if (dense < layers) row.rows = gathered_rows(stage.context, stage.config);
   const Trial trial = run_trial(recipe, stage, device, steps);
   row.step = trial.step;
   row.peak_bytes = trial.peak_bytes;
@@ -186,7 +186,7 @@ void bench_train(const Options& options) {
   const at::Device device = train::find_device(recipe.run.device, "run.device");
   train::use_deterministic_algorithms(recipe.run.deterministic);
   const std::string title =
-      message(describe(device), ", ", recipe.run.bfloat16 ? "bfloat16" : "float32",
+      message(describe(device), ", ", to_string(recipe.run.dtype),
               recipe.run.deterministic ? ", deterministic" : "",
               recipe.run.recompute_mlp ? ", MLPs recomputed" : "",
               recipe.run.cuda_graphs ? ", CUDA graphs" : "", ", ", recipe.model.num_parameters(),

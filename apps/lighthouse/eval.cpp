@@ -100,13 +100,14 @@ void eval_run(const Options& options) {
     batch = {batch.tokens.to(device), batch.targets.to(device)};
   }
   const eval::HeldOutLoss dense = loss(false);
-  const bool lighthouse = train::computes_lighthouse(stage);
-  const eval::HeldOutLoss trained = lighthouse ? loss(true) : dense;
+  const nn::Mode attention = train::computed_attention(stage);
+  const bool differs = attention != nn::Mode::kDense;
+  const eval::HeldOutLoss trained = differs ? loss(true) : dense;
   const double bytes =
       eval::token_frequency_loss(corpus.train(), corpus.held_out(), recipe.model.vocab_size);
   std::cout << "checkpoint " << run.path.string() << ", " << batches.size()
             << " held-out sequences of " << stage.context << " tokens; as trained: stage "
-            << stage.name << ", " << train::attention_name(lighthouse) << "\n\n";
+            << stage.name << ", " << to_string(attention) << "\n\n";
   print_table(std::cout,
               {{"loss on held-out text", "nats per token"},
                {"dense", cell(dense.all)},
@@ -121,7 +122,7 @@ void eval_run(const Options& options) {
     return eval::selection_leak(model, batches, options.cuts, recipe.run.seed, as_trained);
   };
   const auto leak_dense = leak(false);
-  const auto leak_trained = lighthouse ? leak(true) : leak_dense;
+  const auto leak_trained = differs ? leak(true) : leak_dense;
   print_leak(leak_dense, leak_trained);
 
   if (options.json.empty()) return;

@@ -51,7 +51,7 @@ std::vector<Done> stages_done(const train::Recipe& recipe, int64_t steps) {
 /// The model is what dense attention makes of it; where none was trained last, that is not much.
 std::string warning_of(const std::vector<Done>& done) {
   if (done.empty()) return "This model was not trained: it is as it was initialized.";
-  if (!train::computes_lighthouse(*done.back().stage)) return "";
+  if (train::computed_attention(*done.back().stage) == nn::Mode::kDense) return "";
   return "The last stage of training was not dense: the loss of this model is that of dense "
          "attention, "
          "which is better after a dense stage. A run with Lighthouse ends with one.";
@@ -65,8 +65,9 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   if (const std::string warning = warning_of(done); !warning.empty()) {
     out << "**Warning.** " << warning << "\n\n";
   }
-  const bool with_lighthouse = std::ranges::any_of(
-      done, [](const Done& one) { return train::computes_lighthouse(*one.stage); });
+  const bool with_lighthouse = std::ranges::any_of(done, [](const Done& one) {
+    return train::computed_attention(*one.stage) == nn::Mode::kLighthouse;
+  });
   out << "An ordinary dense Llama of " << recipe.model.num_parameters() << " parameters, trained "
       << (with_lighthouse ? "with Lighthouse Attention (arXiv:2605.06554), "
                           : "with dense attention, ")
@@ -76,11 +77,11 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   out << ".\n\n| stage | attention | steps | context | tokens a step | settings |\n"
       << "| --- | --- | --- | --- | --- | --- |\n";
   for (const auto& [stage, steps] : done) {
-    const bool lighthouse = train::computes_lighthouse(*stage);
-    out << "| " << stage->name << " | " << train::attention_name(lighthouse) << " | " << steps
+    const nn::Mode attention = train::computed_attention(*stage);
+    out << "| " << stage->name << " | " << to_string(attention) << " | " << steps
         << (steps < stage->steps ? message(" of ", stage->steps) : "") << " | " << stage->context
         << " | " << stage->batch * stage->context << " | ";
-    if (lighthouse) out << describe(stage->attention);
+    if (attention != nn::Mode::kDense) out << describe(stage->config);
     out << " |\n";
   }
   const train::EvalMetrics* last = nullptr;
@@ -137,6 +138,8 @@ std::map<std::string, at::Tensor> in_type(std::map<std::string, at::Tensor> tens
 void export_run(const Options& options) {
   check_argument(!fs::exists(options.folder) || fs::is_empty(options.folder), "DIR is '",
                  options.folder, "', which is not empty; it must be new");
+  const at::ScalarType type =
+      train::scalar_type(parse_word<train::Dtype>(options.dtype, "--dtype"));
   const auto [run, recipe, path, checkpoint] = open_run(options.run);
   const std::vector<Done> done = stages_done(recipe, checkpoint.step);
   const fs::path base = base_of(run, recipe.init_from);
@@ -145,7 +148,6 @@ void export_run(const Options& options) {
 
   const fs::path folder = options.folder;
   fs::create_directories(folder);
-  const at::ScalarType type = options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
   io::write_safetensors(folder / "model.safetensors",
                         {in_type(checkpoint.model, type), {{"format", "pt"}}});
   const bool bytes = recipe.model.vocab_size == 256 && recipe.init_from.empty();
@@ -178,8 +180,8 @@ void add_export(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   options->run.add_to(*verb);
   verb->add_option("DIR", options->folder, "folder to write, new or empty")->required();
-  verb->add_option("--dtype", options->dtype, "type that weights are stored in")
-      ->check(CLI::IsMember({"float32", "bfloat16"}))
+  verb->add_option("--dtype", options->dtype,
+                   "type that weights are stored in: " + all_words<train::Dtype>())
       ->capture_default_str();
   verb->callback([options] { export_run(*options); });
 }

@@ -29,13 +29,15 @@ struct Cost {
 
 /// Bytes of a weight and what belongs to it between steps: itself, its two moments, and the copy
 /// that the model computes with.
-double bytes_of_weight(const train::Recipe& recipe) { return recipe.run.bfloat16 ? 14 : 12; }
+double bytes_of_weight(const train::Recipe& recipe) {
+  return recipe.run.dtype == train::Dtype::kFloat32 ? 12 : 14;
+}
 
 /// A step of a model that has so many layers, all of one kind, beyond its weights and moments.
-Cost measure(train::Recipe recipe, train::StageRecipe stage, int64_t layers, bool lighthouse,
+Cost measure(train::Recipe recipe, train::StageRecipe stage, int64_t layers, nn::Mode attention,
              at::Device device) {
   recipe.model.num_hidden_layers = layers;
-  stage.lighthouse = lighthouse;
+  stage.attention = attention;
   stage.dense_layers.clear();
   const Trial trial = run_trial(recipe, stage, device, 3);
   const double states =
@@ -46,14 +48,14 @@ Cost measure(train::Recipe recipe, train::StageRecipe stage, int64_t layers, boo
 /// A layer costs the difference of two layers and one; the rest of the model, what one layer
 /// leaves.
 Cost expect(const train::Recipe& recipe, const train::StageRecipe& stage, at::Device device) {
-  const bool lighthouse = train::computes_lighthouse(stage);
-  const Cost one = measure(recipe, stage, 1, lighthouse, device);
-  const Cost layer = measure(recipe, stage, 2, lighthouse, device) - one;
+  const nn::Mode attention = train::computed_attention(stage);
+  const Cost one = measure(recipe, stage, 1, attention, device);
+  const Cost layer = measure(recipe, stage, 2, attention, device) - one;
   const int64_t dense = train::count_dense_layers(stage, recipe.model.num_hidden_layers);
   Cost dense_layer = layer;
-  if (lighthouse && dense > 0) {
-    dense_layer =
-        measure(recipe, stage, 2, false, device) - measure(recipe, stage, 1, false, device);
+  if (attention != nn::Mode::kDense && dense > 0) {
+    dense_layer = measure(recipe, stage, 2, nn::Mode::kDense, device) -
+                  measure(recipe, stage, 1, nn::Mode::kDense, device);
   }
   return one - layer + layer * (recipe.model.num_hidden_layers - dense) + dense_layer * dense;
 }
@@ -72,11 +74,12 @@ void plan(const RecipeOptions& options) {
   const auto available = static_cast<double>(memory_of(device));
   const auto parameters = static_cast<double>(recipe.model.num_parameters());
   const double states = bytes_of_weight(recipe) * parameters;
-  std::cout << describe(device) << ", " << (recipe.run.bfloat16 ? "bfloat16" : "float32") << ", "
-            << gib(available) << " GiB of memory\n\nparameters " << recipe.model.num_parameters()
-            << "; GiB: weights " << gib(4 * parameters) << ", moments " << gib(8 * parameters);
-  if (recipe.run.bfloat16) std::cout << ", copies in bfloat16 " << gib(2 * parameters);
-  std::cout << ", gradients " << gib((recipe.run.bfloat16 ? 6 : 4) * parameters) << "\n\n";
+  std::cout << describe(device) << ", " << to_string(recipe.run.dtype) << ", " << gib(available)
+            << " GiB of memory\n\nparameters " << recipe.model.num_parameters() << "; GiB: weights "
+            << gib(4 * parameters) << ", moments " << gib(8 * parameters);
+  const bool copies = recipe.run.dtype != train::Dtype::kFloat32;
+  if (copies) std::cout << ", copies in bfloat16 " << gib(2 * parameters);
+  std::cout << ", gradients " << gib((copies ? 6 : 4) * parameters) << "\n\n";
 
   Table table{{"stage", "attention", "context", "S", "S/N", "steps", "ms a step", "ktok/s", "time",
                "activations GiB", "all GiB", "fits"}};
@@ -85,13 +88,14 @@ void plan(const RecipeOptions& options) {
     std::cerr << "stage " << stage.name << " ...\n";
     const Cost cost = expect(recipe, stage, device);
     const auto context = static_cast<double>(stage.context);
-    const bool lighthouse = train::computes_lighthouse(stage);
-    const int64_t rows = lighthouse ? gathered_rows(stage.context, stage.attention) : 0;
+    const nn::Mode attention = train::computed_attention(stage);
+    const int64_t rows =
+        attention == nn::Mode::kLighthouse ? gathered_rows(stage.context, stage.config) : 0;
     const double all = states + cost.memory;
     const double stage_seconds = cost.time * static_cast<double>(stage.steps) / 1e3;
     seconds += stage_seconds;
-    table.push_back({stage.name, train::attention_name(lighthouse),
-                     std::to_string(stage.context), rows == 0 ? "-" : std::to_string(rows),
+    table.push_back({stage.name, std::string(to_string(attention)), std::to_string(stage.context),
+                     rows == 0 ? "-" : std::to_string(rows),
                      rows == 0 ? "-" : fixed(static_cast<double>(rows) / context, 3),
                      std::to_string(stage.steps), fixed(cost.time, 1),
                      fixed(static_cast<double>(stage.batch) * context / cost.time, 2),

@@ -39,16 +39,17 @@ Run open_run(const RunOptions& options) {
     const bool own = fs::exists(folder.checkpoints()) && equivalent(place, folder.checkpoints());
     check_argument(own, "--checkpoint is '", path.string(), "', which is of another run than '",
                    options.run, "': ", train::joined(changes));
-    std::cerr << "note: recipe.toml is not as it was when this checkpoint was made, whose own recipe "
-                 "is taken: "
-              << train::joined(changes) << '\n';
+    std::cerr
+        << "note: recipe.toml is not as it was when this checkpoint was made, whose own recipe "
+           "is taken: "
+        << train::joined(changes) << '\n';
   }
   return {folder, train::recipe_of(checkpoint, recipe), path, checkpoint};
 }
 
 const train::StageRecipe& stage_as_trained(const train::Recipe& recipe) {
   for (auto stage = recipe.stages.rbegin(); stage != recipe.stages.rend(); ++stage) {
-    if (train::computes_lighthouse(*stage)) return *stage;
+    if (train::computed_attention(*stage) != nn::Mode::kDense) return *stage;
   }
   return recipe.stages.back();
 }
@@ -59,7 +60,7 @@ model::Llama load_model(const Run& run, const std::string& device) {
                             : train::find_device(device, "--device");
   model::Llama model(run.recipe.model);
   train::restore(run.checkpoint.model, train::parameters_of(model), "the checkpoint");
-  model->to(at, run.recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
+  model->to(at, train::scalar_type(run.recipe.run.dtype));
   model->set_attention(train::attention_plan(stage_as_trained(run.recipe)));
   return model;
 }

@@ -17,10 +17,10 @@ Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c1
   at::manual_seed(recipe.run.seed);
   model::Llama model(recipe.model);
   model->to(device);
-  train::AdamW optimizer(model, recipe.optimizer, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat);
+  train::AdamW optimizer(model, recipe.optimizer, train::scalar_type(recipe.run.dtype));
   model->set_attention(train::attention_plan(stage));
   model->set_recompute_mlp(recipe.run.recompute_mlp);
-  const train::StepPlan plan{train::computes_lighthouse(stage), stage.batch, stage.context,
+  const train::StepPlan plan{train::computed_attention(stage), stage.batch, stage.context,
                              stage.sequences_at_once()};
   const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
                                         at::TensorOptions(at::kLong).device(device));

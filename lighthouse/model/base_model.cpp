@@ -21,9 +21,16 @@ constexpr const char* kTemplates = "additional_chat_templates";
 constexpr const char* kContext = "max_position_embeddings";
 
 /// By how their names begin.
-constexpr std::array<std::string_view, 10> kHandedOn{
-    "generation_config.json", "tokenizer", "special_tokens_map.json", "added_tokens.json", "vocab",
-    "merges.txt",             "tekken",    "chat_template",           "LICENSE",           "NOTICE"};
+constexpr std::array<std::string_view, 10> kHandedOn{"generation_config.json",
+                                                     "tokenizer",
+                                                     "special_tokens_map.json",
+                                                     "added_tokens.json",
+                                                     "vocab",
+                                                     "merges.txt",
+                                                     "tekken",
+                                                     "chat_template",
+                                                     "LICENSE",
+                                                     "NOTICE"};
 
 ordered_json read_json(const fs::path& file) {
   try {

@@ -37,10 +37,10 @@ void validate_stage(const StageRecipe& stage, int64_t layers) {
     check_argument(-layers <= layer && layer < layers, "dense_layers has ", layer, "; with ",
                    layers, " layers it must be from ", -layers, " to ", layers - 1);
   }
-  check_argument(!stage.attention.scale, "scale is ", stage.attention.scale.value_or(0),
+  check_argument(!stage.config.scale, "scale is ", stage.config.scale.value_or(0),
                  "; it must not be set: a model has one scale, head_dim^(-1/2)");
-  stage.attention.validate();
-  if (!computes_lighthouse(stage)) return;
+  stage.config.validate();
+  if (computed_attention(stage) == nn::Mode::kDense) return;
   std::vector<int64_t> dense_layers = stage.dense_layers;
   check_argument(count_dense_layers(stage, layers) < layers, "dense_layers is ",
                  to_text(&dense_layers), ", which leaves none of the ", layers,
@@ -54,7 +54,7 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
     const auto add = [&](const auto&... parts) {
       notes.push_back(message("stage '", stage.name, "' ", parts...));
     };
-    if (!stage.lighthouse && stage.attention != Config{}) {
+    if (stage.attention == nn::Mode::kDense && stage.config != Config{}) {
       add("is dense, and its settings of Lighthouse have no effect");
     }
     if (const std::string why = dense_because(stage); !why.empty()) add("will be dense: ", why);
@@ -122,7 +122,9 @@ void print(std::ostream& out, const Recipe& recipe) {
   for (const Section& section : sections(copy)) {
     out << section.name << '\n';
     for (const Field& field : section.fields) {
-      if (field.about == Decides::kLighthouse && !section.stage->lighthouse) continue;
+      if (field.about == Decides::kLighthouse && section.stage->attention == nn::Mode::kDense) {
+        continue;
+      }
       line(field.key, to_text(field.value), field.help);
     }
   }
@@ -132,12 +134,12 @@ void print(std::ostream& out, const Recipe& recipe) {
       << "steps" << std::setw(9) << "context" << std::setw(7) << "batch" << std::setw(15)
       << "tokens" << std::setw(9) << "rows S" << std::setw(7) << "S/N" << '\n';
   for (const StageRecipe& stage : recipe.stages) {
-    const bool lighthouse = computes_lighthouse(stage);
-    out << std::setw(16) << stage.name << std::setw(12) << (lighthouse ? "lighthouse" : "dense")
-        << std::setw(9) << stage.steps << std::setw(9) << stage.context << std::setw(7)
-        << stage.batch << std::setw(15) << stage.steps * stage.batch * stage.context;
-    if (lighthouse) {
-      const int64_t rows = Geometry(stage.context, stage.attention).rows;
+    const nn::Mode attention = computed_attention(stage);
+    out << std::setw(16) << stage.name << std::setw(12) << to_string(attention) << std::setw(9)
+        << stage.steps << std::setw(9) << stage.context << std::setw(7) << stage.batch
+        << std::setw(15) << stage.steps * stage.batch * stage.context;
+    if (attention == nn::Mode::kLighthouse) {
+      const int64_t rows = Geometry(stage.context, stage.config).rows;
       out << std::setw(9) << rows << std::setw(7) << std::fixed << std::setprecision(3)
           << static_cast<double>(rows) / static_cast<double>(stage.context);
     }

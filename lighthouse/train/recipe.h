@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <iosfwd>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "lighthouse/core/config.h"
+#include "lighthouse/core/words.h"
 #include "lighthouse/model/llama.h"
 
 namespace lighthouse::train {
@@ -17,6 +19,23 @@ enum class Decay {
   kCosine,
   kStable,  ///< at the peak until the last decay_share of all steps, then linearly
 };
+
+/// The type that a model computes in. Its weights are kept in float32.
+enum class Dtype { kFloat32, kBFloat16 };
+
+}  // namespace lighthouse::train
+
+template <>
+inline constexpr std::array lighthouse::kWords<lighthouse::train::Decay>{"linear", "cosine",
+                                                                         "stable"};
+template <>
+inline constexpr std::array lighthouse::kWords<lighthouse::train::Dtype>{"float32", "bfloat16"};
+
+namespace lighthouse::train {
+
+inline at::ScalarType scalar_type(Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? at::kFloat : at::kBFloat16;
+}
 
 /// AdamW, and the schedule over the steps of all stages together: linear warm-up, then decay to a
 /// share of the peak.
@@ -46,10 +65,10 @@ struct DataRecipe {
 struct RunRecipe {
   std::string out = "runs/run";  ///< the run's folder
   std::string device = "cpu";    ///< cpu, cuda or cuda:N
-  bool bfloat16 = false;         ///< type that the model computes in; else float32
-  bool deterministic = false;    ///< the same bits on a GPU too, slower
-  bool recompute_mlp = false;    ///< model::LlamaImpl::set_recompute_mlp
-  bool cuda_graphs = false;      ///< of the passes of a step (StepGraphs)
+  Dtype dtype = Dtype::kFloat32;
+  bool deterministic = false;  ///< the same bits on a GPU too, slower
+  bool recompute_mlp = false;  ///< model::LlamaImpl::set_recompute_mlp
+  bool cuda_graphs = false;    ///< of the passes of a step (StepGraphs)
   uint64_t seed = 0;
   int64_t eval_sequences = 4;    ///< held-out sequences of the stage's context, each evaluation
   int64_t eval_every_steps = 0;  ///< besides before and after each stage; 0: not
@@ -67,8 +86,8 @@ struct StageRecipe {
   int64_t context = 0;      ///< tokens of a sequence
   int64_t batch = 1;        ///< sequences of a step
   int64_t micro_batch = 0;  ///< sequences at a time, gradients accumulated; 0: all of them
-  bool lighthouse = false;  ///< attention = "lighthouse" | "dense"
-  Config attention;         ///< keys of core/config.h but scale, in the stage's table
+  nn::Mode attention = nn::Mode::kDense;  ///< that is asked for (stage.h: computed_attention)
+  Config config;  ///< of Lighthouse: keys of core/config.h but scale, in the stage's table
   std::vector<int64_t> dense_layers{0, 1, -2, -1};
   double dense_share = 0;     ///< of the steps: dense, on pieces of dense_context tokens
   int64_t dense_context = 0;  ///< the step's tokens stay the same: it must divide context

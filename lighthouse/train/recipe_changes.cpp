@@ -56,9 +56,9 @@ std::vector<std::string> branch_changes(const Recipe& recipe, const Checkpoint& 
     }
     if (change.stage >= stages.size()) return false;
     // By the checkpoint's own steps: what was trained, not what is wanted.
-    const int64_t begins =
-        std::accumulate(stages.begin(), stages.begin() + static_cast<ptrdiff_t>(change.stage),
-                        int64_t{0}, [](int64_t sum, const StageRecipe& s) { return sum + s.steps; });
+    const int64_t begins = std::accumulate(
+        stages.begin(), stages.begin() + static_cast<ptrdiff_t>(change.stage), int64_t{0},
+        [](int64_t sum, const StageRecipe& s) { return sum + s.steps; });
     if (begins >= checkpoint.step) return false;
     if (change.key != "steps") return true;
     // The stage under way may become longer or shorter, down to what is done of it.

@@ -1,7 +1,6 @@
 #include "lighthouse/train/recipe_fields.h"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <iomanip>
 #include <optional>
@@ -20,6 +19,12 @@ constexpr Range kAny;
 constexpr Range at_least(double least) { return {least}; }
 constexpr Range above(double least) {
   return {least, std::numeric_limits<double>::infinity(), true};
+}
+
+template <HasWords Enum>
+Word word_of(const char* name, Enum& value) {
+  return {all_words<Enum>(), [&value] { return std::string(to_string(value)); },
+          [&value, name](const std::string& word) { value = parse_word<Enum>(word, name); }};
 }
 
 std::vector<Field> model_fields(Recipe& recipe) {
@@ -56,19 +61,7 @@ std::vector<Field> fields(DataRecipe& d) {
   };
 }
 
-constexpr std::array kDecays{"linear", "cosine", "stable"};
-
-void set_decay(OptimizerRecipe& optimizer, const std::string& word) {
-  const auto* found = std::ranges::find(kDecays, word);
-  check_argument(found != kDecays.end(), "decay is '", word,
-                 "'; it must be 'linear', 'cosine' or 'stable'");
-  optimizer.decay = static_cast<Decay>(found - kDecays.begin());
-}
-
 std::vector<Field> fields(OptimizerRecipe& o) {
-  const Word decay{"linear, cosine, stable",
-                   [&o] { return std::string(kDecays[static_cast<size_t>(o.decay)]); },
-                   [&o](const std::string& word) { set_decay(o, word); }};
   return {
       {"lr", &o.lr, above(0), "peak learning rate"},
       {"beta1", &o.beta1, {0, 1, false, true}, "decay of the mean gradient"},
@@ -77,7 +70,7 @@ std::vector<Field> fields(OptimizerRecipe& o) {
       {"weight_decay", &o.weight_decay, at_least(0), "of matrices, times the learning rate"},
       {"max_grad_norm", &o.max_grad_norm, above(0), "gradients are clipped to it"},
       {"warmup_steps", &o.warmup_steps, at_least(0), "of linear warm-up, from the first step on"},
-      {"decay", decay, kAny, "of the learning rate after the warm-up"},
+      {"decay", word_of("decay", o.decay), kAny, "of the learning rate after the warm-up"},
       {"decay_share", &o.decay_share, {0, 1, true}, "of all steps, at the end, where it is stable"},
       {"final_lr_share", &o.final_lr_share, {0, 1}, "of lr, reached at the last step"},
       {"z_loss", &o.z_loss, at_least(0), "times (log Z)^2 of the logits, in the gradient alone"},
@@ -87,19 +80,12 @@ std::vector<Field> fields(OptimizerRecipe& o) {
   };
 }
 
-void set_dtype(RunRecipe& run, const std::string& word) {
-  check_argument(word == "float32" || word == "bfloat16", "dtype is '", word,
-                 "'; it must be 'float32' or 'bfloat16'");
-  run.bfloat16 = word == "bfloat16";
-}
-
 std::vector<Field> fields(RunRecipe& r) {
-  const Word dtype{"float32, bfloat16", [&r] { return r.bfloat16 ? "bfloat16" : "float32"; },
-                   [&r](const std::string& word) { set_dtype(r, word); }};
   return {
       {"out", &r.out, kAny, "the run's folder", kNothing},
       {"device", &r.device, kAny, "cpu, cuda or cuda:N"},
-      {"dtype", dtype, kAny, "that the model computes in; weights are kept in float32"},
+      {"dtype", word_of("dtype", r.dtype), kAny,
+       "that the model computes in; weights are kept in float32"},
       {"deterministic", &r.deterministic, kAny, "the same bits on a GPU too, slower"},
       {"recompute_mlp", &r.recompute_mlp, kAny, "less memory, for a product more a layer"},
       {"cuda_graphs", &r.cuda_graphs, kAny, "faster where kernels are small, for more memory",
@@ -118,37 +104,25 @@ std::vector<Field> fields(RunRecipe& r) {
   };
 }
 
-void set_attention(StageRecipe& stage, const std::string& word) {
-  check_argument(word == "dense" || word == "lighthouse", "attention is '", word,
-                 "'; it must be 'dense' or 'lighthouse'");
-  stage.lighthouse = word == "lighthouse";
-}
-
 Field field_of(const Setting& setting, int64_t& value) {
   return {setting.name, &value, at_least(static_cast<double>(setting.least)), setting.help,
           Decides::kLighthouse};
 }
 template <HasWords Enum>
 Field field_of(const Setting& setting, Enum& value) {
-  const Word word{all_words<Enum>(), [&value] { return std::string(to_string(value)); },
-                  [&value, name = setting.name](const std::string& given) {
-                    value = parse_word<Enum>(given, name);
-                  }};
-  return {setting.name, word, kAny, setting.help, Decides::kLighthouse};
+  return {setting.name, word_of(setting.name, value), kAny, setting.help, Decides::kLighthouse};
 }
 
 std::vector<Field> fields(StageRecipe& s) {
-  const Word attention{"dense, lighthouse", [&s] { return s.lighthouse ? "lighthouse" : "dense"; },
-                       [&s](const std::string& word) { set_attention(s, word); }};
   std::vector<Field> all{
       {"name", &s.name, kAny, "letters, digits, - and _"},
       {"steps", &s.steps, at_least(1), "steps of the optimizer"},
       {"context", &s.context, at_least(1), "tokens of a sequence"},
       {"batch", &s.batch, at_least(1), "sequences of a step"},
       {"micro_batch", &s.micro_batch, at_least(0), "sequences at a time; divides batch; 0: all"},
-      {"attention", attention, kAny, "of the stage's steps"},
+      {"attention", word_of("attention", s.attention), kAny, "of the stage's steps"},
   };
-  for_each_setting(s.attention, [&](const Setting& setting, auto& value) {
+  for_each_setting(s.config, [&](const Setting& setting, auto& value) {
     if constexpr (!std::is_same_v<decltype(value), std::optional<double>&>) {
       if (setting.of_stage) all.push_back(field_of(setting, value));
     }

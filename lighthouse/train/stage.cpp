@@ -8,17 +8,17 @@
 namespace lighthouse::train {
 
 std::string dense_because(const StageRecipe& stage) {
-  if (!stage.lighthouse) return "";
+  if (stage.attention == nn::Mode::kDense) return "";
   if (stage.dense_share == 1) return "its dense_share is 1";
-  return lighthouse::dense_because(stage.context, stage.attention);
+  return lighthouse::dense_because(stage.context, stage.config);
 }
 
-bool computes_lighthouse(const StageRecipe& stage) {
-  return stage.lighthouse && dense_because(stage).empty();
+nn::Mode computed_attention(const StageRecipe& stage) {
+  return dense_because(stage).empty() ? stage.attention : nn::Mode::kDense;
 }
 
 int64_t count_dense_layers(const StageRecipe& stage, int64_t layers) {
-  if (!computes_lighthouse(stage)) return layers;
+  if (computed_attention(stage) == nn::Mode::kDense) return layers;
   std::set<int64_t> dense;
   for (const int64_t layer : stage.dense_layers) dense.insert((layer + layers) % layers);
   return static_cast<int64_t>(dense.size());
@@ -30,17 +30,16 @@ StepPlan step_plan(const StageRecipe& stage, int64_t step) {
   };
   const int64_t micro_batch = stage.sequences_at_once();
   if (dense_steps(step + 1) == dense_steps(step)) {
-    return {computes_lighthouse(stage), stage.batch, stage.context, micro_batch};
+    return {computed_attention(stage), stage.batch, stage.context, micro_batch};
   }
   const int64_t pieces = stage.context / stage.dense_context;
-  return {false, stage.batch * pieces, stage.dense_context, micro_batch * pieces};
+  return {nn::Mode::kDense, stage.batch * pieces, stage.dense_context, micro_batch * pieces};
 }
 
 model::AttentionPlan attention_plan(const StageRecipe& stage) {
-  if (!computes_lighthouse(stage)) return {};
-  return {nn::Mode::kLighthouse, stage.attention, stage.dense_layers};
+  const nn::Mode attention = computed_attention(stage);
+  if (attention == nn::Mode::kDense) return {};
+  return {attention, stage.config, stage.dense_layers};
 }
-
-const char* attention_name(bool lighthouse) { return lighthouse ? "lighthouse" : "dense"; }
 
 }  // namespace lighthouse::train

@@ -11,7 +11,7 @@ namespace lighthouse::train {
 
 /// What one step of a stage computes. The tokens of a step are the same throughout the stage.
 struct StepPlan {
-  bool lighthouse;      ///< else dense
+  nn::Mode attention;
   int64_t sequences;    ///< of the step
   int64_t context;      ///< tokens of each
   int64_t micro_batch;  ///< sequences at a time
@@ -24,8 +24,9 @@ struct StepPlan {
 /// asks for none.
 std::string dense_because(const StageRecipe& stage);
 
-/// Whether steps of the stage compute Lighthouse: where it cannot pay, all of it is dense.
-bool computes_lighthouse(const StageRecipe& stage);
+/// The attention of the stage's steps that are not of its dense share: what it asks for, or dense
+/// where Lighthouse cannot pay.
+nn::Mode computed_attention(const StageRecipe& stage);
 
 /// Layers of a model of that many that are dense in the stage's steps: all where it is dense.
 int64_t count_dense_layers(const StageRecipe& stage, int64_t layers);
@@ -36,8 +37,5 @@ StepPlan step_plan(const StageRecipe& stage, int64_t step);
 
 /// The attention of the stage's steps that are not of its dense share.
 model::AttentionPlan attention_plan(const StageRecipe& stage);
-
-/// "lighthouse" or "dense".
-const char* attention_name(bool lighthouse);
 
 }  // namespace lighthouse::train

@@ -53,7 +53,7 @@ Summary summarize(const Recipe& recipe, const MetricsHistory& history,
     const EvalMetrics after = eval_of(history, stage.name, "after");
     StageSummary s;
     s.name = stage.name;
-    s.attention = attention_name(computes_lighthouse(stage));
+    s.attention = to_string(computed_attention(stage));
     s.steps = stage.steps;
     s.tokens = stage.steps * stage.batch * stage.context;
     s.seconds = after.seconds - before.seconds;

@@ -99,7 +99,7 @@ class Trainer {
         loader_(corpus_.train(), recipe.run.seed, recipe.model.vocab_size),
         device_(find_device(recipe.run.device, "run.device")),
         model_(new_model(recipe, device_, resume)),
-        optimizer_(model_, recipe.optimizer, recipe.run.bfloat16 ? at::kBFloat16 : at::kFloat),
+        optimizer_(model_, recipe.optimizer, scalar_type(recipe.run.dtype)),
         checkpoints_(folder.checkpoints()),
         writer_(checkpoints_, recipe.run.keep_checkpoints, recipe.run.keep_every_steps),
         progress_(out, terminal, recipe.stages) {
@@ -144,7 +144,7 @@ class Trainer {
   int run_stages();
   int run(const Stage& stage, Metrics& metrics);
   void restore_from(const Checkpoint& checkpoint);
-  void use(const StageRecipe& stage, bool lighthouse);
+  void use(const StageRecipe& stage, nn::Mode attention);
   EvalMetrics evaluate(const Stage& stage, const char* when);
   std::variant<StepMetrics, SkipMetrics> train_step(const Stage& stage, StepGraphs* graphs);
   void save();
@@ -317,20 +317,21 @@ int Trainer::run(const Stage& stage, Metrics& metrics) {
   return 0;
 }
 
-void Trainer::use(const StageRecipe& stage, bool lighthouse) {
-  const StageRecipe* wanted = lighthouse ? &stage : nullptr;
+void Trainer::use(const StageRecipe& stage, nn::Mode attention) {
+  const StageRecipe* wanted = attention == nn::Mode::kDense ? nullptr : &stage;
   if (wanted == attention_of_) return;
-  model_->set_attention(lighthouse ? attention_plan(stage) : model::AttentionPlan());
+  model_->set_attention(wanted != nullptr ? attention_plan(stage) : model::AttentionPlan());
   attention_of_ = wanted;
 }
 
 EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
-  const bool lighthouse = computes_lighthouse(stage.recipe);
-  use(stage.recipe, lighthouse);
+  const nn::Mode attention = computed_attention(stage.recipe);
+  use(stage.recipe, attention);
   const auto& batches = held_out_.at(stage.recipe.context);
   const double dense = eval::held_out_loss(model_, batches, /*as_trained=*/false).all.mean;
-  const double trained =
-      lighthouse ? eval::held_out_loss(model_, batches, /*as_trained=*/true).all.mean : dense;
+  const double trained = attention == nn::Mode::kDense
+                             ? dense
+                             : eval::held_out_loss(model_, batches, /*as_trained=*/true).all.mean;
   return {step_, stage.recipe.name, when, dense, trained, tokens(), seconds_};
 }
 
@@ -339,7 +340,7 @@ std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage, S
   const StepPlan plan = step_plan(stage.recipe, step_ - stage.first);
   const double lr = learning_rate(recipe_.optimizer, step_, recipe_.total_steps());
   const data::Batch batch = loader_.next(plan.sequences, plan.context);
-  use(stage.recipe, plan.lighthouse);
+  use(stage.recipe, plan.attention);
   const StepResult done =
       train::train_step(model_, optimizer_, batch, plan, recipe_.optimizer, lr, graphs);
   ++step_;
@@ -348,7 +349,7 @@ std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage, S
   if (!done.skipped) {
     return StepMetrics{step_,
                        stage.recipe.name,
-                       attention_name(plan.lighthouse),
+                       std::string(to_string(plan.attention)),
                        done.loss,
                        lr,
                        done.grad_norm,
@@ -423,7 +424,8 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
     }
   }
   if (begin) {
-    const RunFolder other(fs::absolute(*start.branch / "").parent_path().parent_path().parent_path());
+    const RunFolder other(
+        fs::absolute(*start.branch / "").parent_path().parent_path().parent_path());
     keep_base(folder, fs::exists(other.base()) ? other.base() : fs::path(recipe.init_from));
     trainer.branch(*start.branch, *begin);
   } else if (!resume) {

@@ -68,7 +68,7 @@ TEST(Checkpoint, IsReadInItsOlderFormat) {
   EXPECT_EQ(old.step, 2);
   EXPECT_EQ(old.recipe.model.rope_theta, 5000);
   ASSERT_EQ(old.recipe.stages.size(), 2u);
-  EXPECT_EQ(old.recipe.stages[0].attention.budget, 8);
+  EXPECT_EQ(old.recipe.stages[0].config.budget, 8);
   model::Llama model(old.recipe.model);
   restore(old.model, parameters_of(model), "the checkpoint");
 
@@ -79,10 +79,10 @@ TEST(Checkpoint, IsReadInItsOlderFormat) {
   recipe.model.rope_theta = 1e4;
   recipe.stages[1].steps = 5;
   recipe.stages.emplace_back().name = "more";
-  EXPECT_EQ(recipe_changes(recipe, old),
-            (std::vector<std::string>{"model.rope_theta: 5000.0 -> 10000.0",
-                                      "stage.1.steps: 1 -> 5",
-                                      "stage.2: no stage -> stage 'more'"}));
+  EXPECT_EQ(
+      recipe_changes(recipe, old),
+      (std::vector<std::string>{"model.rope_theta: 5000.0 -> 10000.0", "stage.1.steps: 1 -> 5",
+                                "stage.2: no stage -> stage 'more'"}));
   recipe.stages.resize(1);
   EXPECT_EQ(recipe_changes(recipe, old).back(), "stage.1: stage 'dense' -> no stage");
   const Recipe made_with = recipe_of(old, recipe);

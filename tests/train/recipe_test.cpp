@@ -81,12 +81,12 @@ TEST_F(RecipeTest, HasWhatTheFileSaysAndElseTheDefaults) {
   EXPECT_EQ(recipe.run.out, RunRecipe{}.out);
   ASSERT_EQ(recipe.stages.size(), 2u);
   EXPECT_EQ(recipe.stages[0].name, "short");
-  EXPECT_FALSE(recipe.stages[0].lighthouse);
+  EXPECT_EQ(recipe.stages[0].attention, nn::Mode::kDense);
   EXPECT_EQ(recipe.stages[0].batch, 1);
   EXPECT_EQ(recipe.stages[1].context, 4096);
-  EXPECT_TRUE(recipe.stages[1].lighthouse);
-  EXPECT_EQ(recipe.stages[1].attention.budget, 256);
-  EXPECT_EQ(recipe.stages[1].attention.levels, Config{}.levels);
+  EXPECT_EQ(recipe.stages[1].attention, nn::Mode::kLighthouse);
+  EXPECT_EQ(recipe.stages[1].config.budget, 256);
+  EXPECT_EQ(recipe.stages[1].config.levels, Config{}.levels);
   EXPECT_EQ(recipe.total_steps(), 30);
 }
 
@@ -112,9 +112,9 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
   EXPECT_EQ(after.model, before.model);
   EXPECT_EQ(after.model.rope_theta, 500000);
   EXPECT_EQ(after.run.seed, 9223372036854775807u);
-  EXPECT_EQ(after.stages[1].attention, before.stages[1].attention);
-  EXPECT_EQ(after.stages[1].attention.scorer, Scorer::kDilated);
-  EXPECT_EQ(after.stages[1].attention.selection, SelectionRule::kCausal);
+  EXPECT_EQ(after.stages[1].config, before.stages[1].config);
+  EXPECT_EQ(after.stages[1].config.scorer, Scorer::kDilated);
+  EXPECT_EQ(after.stages[1].config.selection, SelectionRule::kCausal);
   EXPECT_EQ(after.stages[1].dense_layers, (std::vector<int64_t>{0, -1}));
   EXPECT_EQ(after.stages[1].dense_share, 0.3333333333333333);
 }
@@ -141,7 +141,7 @@ TEST_F(RecipeTest, RefusesAScaleOfAStage) {
   EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"stage.0.scale=0.1"}); },
                                        {"--set stage.0.scale=0.1: ", "head_dim^(-1/2)"}));
   Recipe recipe = read(kRecipe);
-  recipe.stages[1].attention.scale = 0.1;
+  recipe.stages[1].config.scale = 0.1;
   EXPECT_TRUE(throws<invalid_argument>([&] { recipe.validate(); }, {"scale is 0.1"}));
 }
 
@@ -310,8 +310,11 @@ TEST_F(RecipeTest, HasNoDenseLayersThatAModelOfOneLayerLacks) {
   EXPECT_TRUE(recipe.stages[1].dense_layers.empty());
   EXPECT_EQ(recipe.stages[0].dense_layers, (std::vector<int64_t>{0, -1}));
   EXPECT_EQ(read(recipe.to_toml()).to_toml(), recipe.to_toml());
-  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {one, "stage.0.dense_layers=[1]"}); },
-                                       {"dense_layers has 1", "-1 to 0"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] {
+        read(kRecipe, {one, "stage.0.dense_layers=[1]"});
+      },
+      {"dense_layers has 1", "-1 to 0"}));
 }
 
 TEST_F(RecipeTest, PrintsEveryFieldAndWhatEachStageGathers) {

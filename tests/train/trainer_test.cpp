@@ -124,13 +124,12 @@ TEST_F(TrainerTest, RecordsAStageThatRunsDenseAsDense) {
   asked.stages[0].steps = 2;
   Recipe dense = asked;
   dense.run.out = (folder / "dense").string();
-  dense.stages[0].lighthouse = false;
+  dense.stages[0].attention = nn::Mode::kDense;
   train(asked);
   train(dense);
   EXPECT_TRUE(same_tensors(checkpoint(2, "asked"), checkpoint(2, "dense")));
   for (const StepMetrics& step : metrics("asked").steps) EXPECT_EQ(step.attention, "dense");
-  const auto summary =
-      nlohmann::json::parse(io::read_file(RunFolder(folder / "asked").summary()));
+  const auto summary = nlohmann::json::parse(io::read_file(RunFolder(folder / "asked").summary()));
   EXPECT_EQ(summary.at("stages")[0].at("attention"), "dense");
 }
 
@@ -329,12 +328,11 @@ TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
     change(bad);
     return throws<std::invalid_argument>([&] { train(bad, {false, {}, at}); }, words);
   };
-  EXPECT_TRUE(refused("a", [](Recipe& r) { r.stages[0].attention.budget = 4; }, from,
+  EXPECT_TRUE(refused("a", [](Recipe& r) { r.stages[0].config.budget = 4; }, from,
                       {"stage.0.budget: 8 -> 4 would change", "trained already at step 10"}));
-  EXPECT_TRUE(
-      refused("b", [](Recipe& r) { r.stages[0].steps = 9; }, from, {"steps: 10 -> 9"}));
-  EXPECT_TRUE(
-      refused("c", [](Recipe& r) { r.model.hidden_size = 32; }, from, {"model.hidden_size: 16 -> 32 would change"}));
+  EXPECT_TRUE(refused("b", [](Recipe& r) { r.stages[0].steps = 9; }, from, {"steps: 10 -> 9"}));
+  EXPECT_TRUE(refused("c", [](Recipe& r) { r.model.hidden_size = 32; }, from,
+                      {"model.hidden_size: 16 -> 32 would change"}));
   EXPECT_TRUE(refused("d", [](Recipe& r) { r.stages[0].steps = 12; }, checkpoint(13, "whole"),
                       {"steps: 10 -> 12", "trained already at step 13"}));
   EXPECT_TRUE(refused("e",
@@ -382,8 +380,8 @@ TEST_F(TrainerTest, FailsWhereEveryStepWasSkipped) {
 TEST_F(TrainerTest, FailsWhereTheModelAtTheEndIsOfNoUse) {
   Recipe r = recipe(dense_stage("s", 3));
   r.optimizer.lr = 1e300;
-  EXPECT_TRUE(throws<std::runtime_error>([&] { train(r); },
-                                         {"held-out loss at the end is not a finite number", "no summary"}));
+  EXPECT_TRUE(throws<std::runtime_error>(
+      [&] { train(r); }, {"held-out loss at the end is not a finite number", "no summary"}));
   EXPECT_EQ(metrics().skips.size(), 2u);
   EXPECT_FALSE(fs::exists(RunFolder(folder / "run").summary()));
 }
@@ -416,7 +414,7 @@ TEST_F(TrainerTest, SkipsStepsOfLargeGradientsAndGoesOn) {
 TEST_F(TrainerTest, TrainsInBfloat16) {
   Recipe exact = recipe(kLighthouseStage + dense_stage("dense", 6), "exact");
   Recipe rounded = recipe(kLighthouseStage + dense_stage("dense", 6), "rounded");
-  rounded.run.bfloat16 = true;
+  rounded.run.dtype = Dtype::kBFloat16;
   train(exact);
   train(rounded);
   const auto a = metrics("exact"), b = metrics("rounded");
@@ -435,12 +433,12 @@ TEST_F(TrainerTest, TrainsInBfloat16) {
 /// bfloat16 with the attention kernels of real runs, float32 with plain products.
 TEST_F(TrainerTest, ReplaysStepsToTheSameBits) {
   if (testing::device().is_cpu()) GTEST_SKIP() << "CUDA graphs are of a GPU";
-  for (const bool bfloat16 : {false, true}) {
-    const std::string name = bfloat16 ? "bfloat16-" : "float32-";
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16}) {
+    const std::string name = std::string(to_string(dtype)) + '-';
     std::optional<testing::AttentionKernels> kernels;
-    if (bfloat16) kernels.emplace();
+    if (dtype == Dtype::kBFloat16) kernels.emplace();
     Recipe eager = recipe(kLighthouseStage + dense_stage("dense", 6), name + "eager");
-    eager.run.bfloat16 = bfloat16;
+    eager.run.dtype = dtype;
     eager.run.checkpoint_every_steps = 6;
     eager.run.keep_checkpoints = 10;
     Recipe graphs = eager;
@@ -470,8 +468,8 @@ TEST_F(TrainerTest, RunsAPassTwiceAndThenReplaysIt) {
     for (const int64_t length : {32, 64}) {
       const at::Tensor tokens =
           at::full({1, length}, i, at::TensorOptions(at::kLong).device(testing::device()));
-      const at::Tensor loss =
-          graphs.run({false, 1, length, 1}, {tokens, tokens}, [&](const data::Batch& batch) {
+      const at::Tensor loss = graphs.run(
+          {nn::Mode::kDense, 1, length, 1}, {tokens, tokens}, [&](const data::Batch& batch) {
             ++passes;
             at::Tensor sum = model->token_losses(batch.tokens, batch.targets).sum();
             sum.backward();

@@ -280,10 +280,13 @@ TEST_F(VerbsTest, ComparesRunsThatHaveEnded) {
   lost.at("stages")[1]["dense_loss_after"] = nullptr;
   io::write_atomically(summary, lost.dump());
   ASSERT_EQ(compare(), 0) << said();
-  EXPECT_NE(said().find("a held-out loss that is not a number: first is better."), std::string::npos)
+  EXPECT_NE(said().find("a held-out loss that is not a number: first is better."),
+            std::string::npos)
       << said();
   ASSERT_EQ(Program({"compare", folder / "second", folder / "first"}, folder / "output").wait(), 0);
-  EXPECT_NE(said().find("where that of second is not a number: first is better."), std::string::npos) << said();
+  EXPECT_NE(said().find("where that of second is not a number: first is better."),
+            std::string::npos)
+      << said();
   io::write_atomically(summary, written);
 
   fs::resize_file(summary, fs::file_size(summary) - 10);
