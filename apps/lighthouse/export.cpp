@@ -68,7 +68,8 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   const bool with_lighthouse = std::ranges::any_of(done, [](const Done& one) {
     return train::computed_attention(*one.stage) == nn::Mode::kLighthouse;
   });
-  out << "An ordinary dense Llama of " << recipe.model.num_parameters() << " parameters, trained "
+  out << "An ordinary dense decoder (`" << to_string(recipe.model.model_type) << "`) of "
+      << recipe.model.num_parameters() << " parameters, trained "
       << (with_lighthouse ? "with Lighthouse Attention (arXiv:2605.06554), "
                           : "with dense attention, ")
       << "after " << checkpoint.step << " steps and " << checkpoint.position << " tokens";

@@ -80,7 +80,10 @@ int64_t context_of_base(const fs::path& folder) {
 std::string merge_config(const fs::path& folder, const std::string& config) {
   ordered_json merged = read_json(folder / kConfig);
   // The class of a model of their own, which this is not, and other names of what `config` says.
-  for (const char* key : {"auto_map", "rope_scaling", "_name_or_path"}) merged.erase(key);
+  for (const char* key :
+       {"auto_map", "rope_scaling", "original_max_position_embeddings", "_name_or_path"}) {
+    merged.erase(key);
+  }
   for (const auto& [key, value] : ordered_json::parse(config).items()) {
     const bool special = key.ends_with("_token_id");
     if (!special || !merged.contains(key) || merged.at(key).is_null()) merged[key] = value;

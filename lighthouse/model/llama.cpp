@@ -5,7 +5,9 @@
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/model/layers.h"
@@ -18,9 +20,11 @@ using torch::Tensor;
 using torch::nn::Embedding;
 using torch::nn::Linear;
 
-Linear linear(int64_t in, int64_t out) {
-  return Linear(torch::nn::LinearOptions(in, out).bias(false));
+Linear linear(int64_t in, int64_t out, bool bias) {
+  return Linear(torch::nn::LinearOptions(in, out).bias(bias));
 }
+
+Projection of(const Linear& linear) { return {linear->weight, linear->bias}; }
 
 struct RmsNormImpl : torch::nn::Module {
   RmsNormImpl(int64_t size, double epsilon)
@@ -36,14 +40,14 @@ TORCH_MODULE(RmsNorm);
 
 struct SelfAttentionImpl : torch::nn::Module {
   explicit SelfAttentionImpl(const LlamaConfig& c)
-      : q_proj(
-            register_module("q_proj", linear(c.hidden_size, c.num_attention_heads * c.head_dim))),
-        k_proj(
-            register_module("k_proj", linear(c.hidden_size, c.num_key_value_heads * c.head_dim))),
-        v_proj(
-            register_module("v_proj", linear(c.hidden_size, c.num_key_value_heads * c.head_dim))),
-        o_proj(
-            register_module("o_proj", linear(c.num_attention_heads * c.head_dim, c.hidden_size))),
+      : q_proj(register_module(
+            "q_proj", linear(c.hidden_size, c.num_attention_heads * c.head_dim, c.qkv_bias()))),
+        k_proj(register_module(
+            "k_proj", linear(c.hidden_size, c.num_key_value_heads * c.head_dim, c.qkv_bias()))),
+        v_proj(register_module(
+            "v_proj", linear(c.hidden_size, c.num_key_value_heads * c.head_dim, c.qkv_bias()))),
+        o_proj(register_module(
+            "o_proj", linear(c.num_attention_heads * c.head_dim, c.hidden_size, c.attention_bias))),
         head_dim(c.head_dim) {
     nn::AttentionOptions dense;
     dense.mode = nn::Mode::kDense;
@@ -63,9 +67,9 @@ struct SelfAttentionImpl : torch::nn::Module {
   /// x + attention over x normalized. Heads are (B, N, heads, D), seen as (B, heads, N, D).
   Tensor add_to(const Tensor& x, const Norm& norm, const Rotation& rotation) {
     const auto [q, k, v] =
-        project_heads(x, norm, q_proj->weight, k_proj->weight, v_proj->weight, rotation, head_dim);
+        project_heads(x, norm, of(q_proj), of(k_proj), of(v_proj), rotation, head_dim);
     const Tensor out = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
-    return add_projected(x, out.transpose(1, 2), o_proj->weight);
+    return add_projected(x, out.transpose(1, 2), of(o_proj));
   }
 
   Linear q_proj, k_proj, v_proj, o_proj;
@@ -76,13 +80,15 @@ TORCH_MODULE(SelfAttention);
 
 struct MlpImpl : torch::nn::Module {
   explicit MlpImpl(const LlamaConfig& c)
-      : gate_proj(register_module("gate_proj", linear(c.hidden_size, c.intermediate_size))),
-        up_proj(register_module("up_proj", linear(c.hidden_size, c.intermediate_size))),
-        down_proj(register_module("down_proj", linear(c.intermediate_size, c.hidden_size))) {}
+      : gate_proj(
+            register_module("gate_proj", linear(c.hidden_size, c.intermediate_size, c.mlp_bias))),
+        up_proj(register_module("up_proj", linear(c.hidden_size, c.intermediate_size, c.mlp_bias))),
+        down_proj(
+            register_module("down_proj", linear(c.intermediate_size, c.hidden_size, c.mlp_bias))) {}
 
   /// x + the block's output over x normalized.
   Tensor add_to(const Tensor& x, const Norm& norm) {
-    return add_mlp(x, norm, gate_proj->weight, up_proj->weight, down_proj->weight, recompute);
+    return add_mlp(x, norm, of(gate_proj), of(up_proj), of(down_proj), recompute);
   }
 
   Linear gate_proj, up_proj, down_proj;
@@ -128,15 +134,19 @@ struct DecoderImpl : torch::nn::Module {
 
   Tensor forward(const Tensor& tokens) {
     Tensor x = embed_tokens(tokens);
-    reserve(x);
-    const Rotation here = rotation.first(x.size(1));
+    const Rotation here = rotation(x).first(x.size(1));
     for (DecoderLayer& layer : layers) x = layer(x, here);
     return norm(x);
   }
 
   /// For the positions of x (B, N, ...).
-  void reserve(const Tensor& x) {
-    if (!rotation.fits(x)) rotation = Rotation(head_dim, rope_theta, x, rope_scaling);
+  const Rotation& rotation(const Tensor& x) {
+    // Of all lengths up to the longest so far; with dynamic scaling each length has its own, so
+    // that what does not depend on what came before it.
+    const bool own = rope_scaling.type == RopeType::kDynamic;
+    Rotation& found = rotations[own ? std::max(x.size(1), rope_scaling.original_context) : 0];
+    if (!found.fits(x)) found = Rotation(head_dim, rope_theta, x, rope_scaling);
+    return found;
   }
 
   Embedding embed_tokens;
@@ -145,13 +155,37 @@ struct DecoderImpl : torch::nn::Module {
   int64_t head_dim;
   double rope_theta;
   RopeScaling rope_scaling;
-  Rotation rotation;  ///< of the longest sequence so far
+  std::map<int64_t, Rotation> rotations;
 };
 
+namespace {
+
+void positive(const char* name, auto value) {
+  check_argument(value > 0, name, " is ", value, "; it must be above 0");
+}
+
+void validate_scaling(const LlamaConfig& config) {
+  const RopeScaling& scaling = config.rope_scaling;
+  positive("rope_scaling_factor", scaling.factor);
+  check_argument(scaling.type != RopeType::kDefault || scaling.factor == 1,
+                 "rope_scaling_factor is ", scaling.factor,
+                 "; it must be 1 where rope_type is 'default', which does not scale");
+  positive("rope_low_frequency", scaling.low_frequency);
+  check_argument(scaling.fast_turns() > scaling.low_frequency, "rope_high_frequency is ",
+                 scaling.fast_turns(), "; it must be above rope_low_frequency, ",
+                 scaling.low_frequency);
+  positive("rope_original_context", scaling.original_context);
+  check_argument(scaling.attention_factor >= 0, "rope_attention_factor is ",
+                 scaling.attention_factor, "; it must be 0 or more");
+  check_argument(scaling.type != RopeType::kDynamic || config.head_dim > 2, "head_dim is ",
+                 config.head_dim, "; it must be above 2 where rope_type is 'dynamic'");
+  check_argument(scaling.type != RopeType::kYarn || config.rope_theta > 1, "rope_theta is ",
+                 config.rope_theta, "; it must be above 1 where rope_type is 'yarn'");
+}
+
+}  // namespace
+
 void LlamaConfig::validate() const {
-  const auto positive = [](const char* name, auto value) {
-    check_argument(value > 0, name, " is ", value, "; it must be above 0");
-  };
   check_argument(vocab_size >= 2, "vocab_size is ", vocab_size, "; it must be 2 or more");
   positive("hidden_size", hidden_size);
   positive("intermediate_size", intermediate_size);
@@ -161,23 +195,33 @@ void LlamaConfig::validate() const {
   check_argument(num_attention_heads % num_key_value_heads == 0, "num_attention_heads is ",
                  num_attention_heads, "; it must be a multiple of num_key_value_heads, ",
                  num_key_value_heads);
+  check_argument(model_type != ModelType::kLlama || hidden_size % num_attention_heads == 0,
+                 "hidden_size is ", hidden_size, "; it must be a multiple of num_attention_heads, ",
+                 num_attention_heads, ", for transformers to load a Llama");
   check_argument(head_dim > 0 && head_dim % 2 == 0, "head_dim is ", head_dim,
                  "; it must be even and above 0");
   positive("rope_theta", rope_theta);
-  positive("rope_scaling_factor", rope_scaling.factor);
-  positive("rope_low_frequency", rope_scaling.low_frequency);
-  check_argument(rope_scaling.high_frequency > rope_scaling.low_frequency,
-                 "rope_high_frequency is ", rope_scaling.high_frequency,
-                 "; it must be above rope_low_frequency, ", rope_scaling.low_frequency);
-  positive("rope_original_context", rope_scaling.original_context);
+  validate_scaling(*this);
   positive("rms_norm_eps", rms_norm_eps);
-  positive("initializer_range", initializer_range);
+  check_argument(initializer_range > 0 && initializer_range <= 1, "initializer_range is ",
+                 initializer_range, "; it must be above 0 and at most 1");
+  const auto of_llama = [&](const char* name, bool on) {
+    check_argument(!on || model_type == ModelType::kLlama, name,
+                   " is true; it must be false where ", "model_type is '", to_string(model_type),
+                   "', whose biases are fixed");
+  };
+  of_llama("attention_bias", attention_bias);
+  of_llama("mlp_bias", mlp_bias);
 }
 
 int64_t LlamaConfig::num_parameters() const {
   const int64_t projections =
       2 * hidden_size * head_dim * (num_attention_heads + num_key_value_heads);
-  const int64_t layer = projections + 3 * hidden_size * intermediate_size + 2 * hidden_size;
+  const int64_t qkv_biases = head_dim * (num_attention_heads + 2 * num_key_value_heads);
+  const int64_t biases = (qkv_bias() ? qkv_biases : 0) + (attention_bias ? hidden_size : 0) +
+                         (mlp_bias ? 2 * intermediate_size + hidden_size : 0);
+  const int64_t layer =
+      projections + 3 * hidden_size * intermediate_size + 2 * hidden_size + biases;
   const int64_t embeddings = (tie_word_embeddings ? 1 : 2) * vocab_size * hidden_size;
   return embeddings + num_hidden_layers * layer + hidden_size;
 }
@@ -186,12 +230,14 @@ LlamaImpl::LlamaImpl(const LlamaConfig& config) : config_(config) {
   config_.validate();
   decoder_ = register_module("model", std::make_shared<DecoderImpl>(config_));
   if (!config_.tie_word_embeddings) {
-    lm_head_ = register_module("lm_head", linear(config_.hidden_size, config_.vocab_size))->weight;
+    lm_head_ =
+        register_module("lm_head", linear(config_.hidden_size, config_.vocab_size, false))->weight;
   }
 
   const at::NoGradGuard no_grad;
   const double residual = std::sqrt(2.0 * static_cast<double>(config_.num_hidden_layers));
   for (const auto& parameter : named_parameters()) {
+    if (parameter.key().ends_with(".bias")) parameter.value().zero_();
     if (parameter.value().dim() < 2) continue;
     const bool adds_to_residual =
         parameter.key().ends_with("o_proj.weight") || parameter.key().ends_with("down_proj.weight");
@@ -238,7 +284,7 @@ void LlamaImpl::set_attention(const AttentionPlan& plan) {
 }
 
 void LlamaImpl::reserve_context(int64_t tokens) {
-  decoder_->reserve(at::empty({1, tokens, 0}, output_weight().options()));
+  decoder_->rotation(at::empty({1, tokens, 0}, output_weight().options()));
 }
 
 void LlamaImpl::set_recompute_mlp(bool on) {

@@ -3,6 +3,7 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -12,8 +13,19 @@
 
 namespace lighthouse::model {
 
+/// Whose decoder it is, by the names that Hugging Face's model_type has for it. They are one
+/// network: a Mistral is a Llama without biases, a Qwen2 one with biases of q, k and v.
+enum class ModelType { kLlama, kMistral, kQwen2 };
+}  // namespace lighthouse::model
+namespace lighthouse {
+template <>
+inline constexpr std::array kWords<model::ModelType>{"llama", "mistral", "qwen2"};
+}
+namespace lighthouse::model {
+
 /// Sizes of a Llama-3-style decoder. Field names are those of Hugging Face's LlamaConfig.
 struct LlamaConfig {
+  ModelType model_type = ModelType::kLlama;
   int64_t vocab_size = 256;
   int64_t hidden_size = 128;
   int64_t intermediate_size = 384;
@@ -25,9 +37,14 @@ struct LlamaConfig {
   RopeScaling rope_scaling;
   double rms_norm_eps = 1e-5;
   double initializer_range = 0.02;
+  bool attention_bias = false;  ///< of q, k, v and o, of a Llama
+  bool mlp_bias = false;        ///< of gate, up and down, of a Llama
   bool tie_word_embeddings = false;
 
-  /// Throws std::invalid_argument, naming the field, its value and what it must be.
+  bool qkv_bias() const { return attention_bias || model_type == ModelType::kQwen2; }
+
+  /// Throws std::invalid_argument, naming the field, its value and what it must be, also where
+  /// Hugging Face's transformers would refuse a model of that kind.
   void validate() const;
   int64_t num_parameters() const;
   bool operator==(const LlamaConfig&) const = default;
@@ -44,7 +61,8 @@ struct DecoderImpl;
 
 /// The decoder: embedding, layers of (RMSNorm, attention, RMSNorm, SwiGLU), RMSNorm, output
 /// projection. Parameter names are those of Hugging Face's LlamaForCausalLM ("model.layers.0...");
-/// with tied embeddings there is no "lm_head.weight". It has no buffers.
+/// with tied embeddings there is no "lm_head.weight". It has no buffers. Biases exist where the
+/// config has them.
 ///
 /// A new model is dense. Activations have the type of the parameters, which `to` changes; losses
 /// and rotation angles are float32 whatever that type is.
@@ -52,7 +70,7 @@ class LlamaImpl : public torch::nn::Module {
  public:
   /// Initializes from PyTorch's default generator: norms to one, matrices to normal values of the
   /// standard deviation `initializer_range`, divided by sqrt(2 layers) for those that add to the
-  /// residual stream. Throws std::invalid_argument as LlamaConfig::validate does.
+  /// residual stream, biases to zero. Throws std::invalid_argument as LlamaConfig::validate does.
   explicit LlamaImpl(const LlamaConfig& config);
 
   /// tokens (B, N) int64 -> logits (B, N, vocab_size)
@@ -70,7 +88,8 @@ class LlamaImpl : public torch::nn::Module {
   void set_attention(const AttentionPlan& plan);
 
   /// Forms what sequences of up to so many tokens need of their positions, so that it stays in
-  /// place (a CUDA graph reads it). The model has its device and type.
+  /// place (a CUDA graph reads it); with dynamic rotary embedding, of those beyond the original
+  /// context, what sequences of just so many tokens need. The model has its device and type.
   void reserve_context(int64_t tokens);
 
   /// Whether the MLPs form their projections again in the backward pass, for less memory.

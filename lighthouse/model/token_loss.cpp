@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "lighthouse/ops/no_double_backward.h"
+
 namespace lighthouse::model {
 namespace {
 
@@ -33,12 +35,19 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(),
-                                "token_loss: double backward is not implemented");
     const auto saved = ctx->get_saved_variables();
-    const Tensor &hidden = saved[0], &weight = saved[1], &targets = saved[2];
-    const Tensor grad = grad_outputs[0].unsqueeze(1);
-    const double z_loss = ctx->saved_data["z_loss"].toDouble();
+    variable_list grads =
+        ops::no_double_backward("token_loss", {grad_outputs[0], saved[0], saved[1]}, [&] {
+          return gradients(grad_outputs[0].unsqueeze(1), saved[0], saved[1], saved[2],
+                           ctx->saved_data["z_loss"].toDouble());
+        });
+    return {grads[0], grads[1], Tensor(), Tensor()};
+  }
+
+ private:
+  /// Those of hidden and weight.
+  static variable_list gradients(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
+                                 const Tensor& targets, double z_loss) {
     const int64_t positions = hidden.size(0);
     const int64_t chunk = positions_at_once(weight.size(0), weight.device());
     Tensor grad_hidden = at::empty_like(hidden);
@@ -60,7 +69,7 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
       at::mm_out(grad_rows, grad_logits, weight);
       grad_weight.add_(at::mm(grad_logits.t(), rows));
     }
-    return {grad_hidden, grad_weight.to(weight.scalar_type()), Tensor(), Tensor()};
+    return {grad_hidden, grad_weight.to(weight.scalar_type())};
   }
 };
 

@@ -26,6 +26,10 @@ class NoDoubleBackward : public torch::autograd::Function<NoDoubleBackward> {
 torch::autograd::variable_list no_double_backward(
     const std::string& name, at::TensorList inputs,
     const std::function<torch::autograd::variable_list()>& compute) {
+  if (!at::GradMode::is_enabled()) {  // nothing is recorded that could be differentiated
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return compute();
+  }
   return NoDoubleBackward::apply(inputs, name, compute);
 }
 

@@ -7,9 +7,12 @@
 
 namespace lighthouse::ops {
 
-/// Runs `compute` below autograd, with results whose own backward raises: for a backward operator,
-/// so that a gradient of a gradient is an error rather than silently missing.
+/// Runs `compute` below autograd, with results whose own backward raises NotImplementedError: for
+/// what computes a gradient, so that a gradient of the gradient is an error rather than silently
+/// wrong or missing.
 /// @param name of the operator that is differentiated, for the message
+/// @param inputs every tensor that the gradient depends on; all are defined
+/// @param compute returns defined tensors
 torch::autograd::variable_list no_double_backward(
     const std::string& name, at::TensorList inputs,
     const std::function<torch::autograd::variable_list()>& compute);

@@ -236,12 +236,19 @@ void set_sections(const std::vector<Section>& all, const toml::table& root) {
   }
 }
 
+/// A factor without the type of the scaling is Llama 3's.
+void set_rope_type(model::RopeScaling& scaling, const toml::table& root) {
+  const bool said = scaling.type != model::RopeType::kDefault || root["model"]["rope_type"];
+  if (!said && scaling.factor != 1) scaling.type = model::RopeType::kLlama3;
+}
+
 }  // namespace
 
 Recipe Recipe::parse(const std::string& toml, const std::string& name) {
   const toml::table root = parse_toml(toml, name);
   Recipe recipe = new_recipe(root);
   set_sections(sections(recipe), root);
+  set_rope_type(recipe.model.rope_scaling, root);
   return recipe;
 }
 
@@ -253,6 +260,7 @@ Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::st
   read_init_from(recipe, root, given);
   const std::vector<Section> all = sections(recipe);
   set_sections(all, root);
+  set_rope_type(recipe.model.rope_scaling, root);
   for (const Override& one : given) {
     if (one.section == "model" && one.key == kPreset) continue;
     const Section& section = find_section(one, all);

@@ -45,7 +45,7 @@ model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
   at::manual_seed(recipe.run.seed);
   model::Llama model(recipe.model);
   if (!recipe.init_from.empty() && !resume) {
-    const auto weights = model::read_weights(recipe.init_from);
+    const auto weights = model::read_weights(recipe.init_from, recipe.model.tie_word_embeddings);
     for (const auto& [name, tensor] : weights) {
       check_argument(tensor.isfinite().all().item<bool>(), "model.init_from is '", recipe.init_from,
                      "', whose tensor '", name, "' has values that are not finite");
@@ -107,6 +107,7 @@ class Trainer {
     model_->set_recompute_mlp(recipe.run.recompute_mlp);
     for (const StageRecipe& stage : recipe.stages) {
       model_->reserve_context(stage.context);
+      if (stage.dense_share > 0) model_->reserve_context(stage.dense_context);
       auto& batches = held_out_[stage.context];
       batches = data::held_out_batches(corpus_.held_out(), recipe.run.eval_sequences, stage.context,
                                        recipe.model.vocab_size);

@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
+#include <numbers>
 #include <vector>
 
 #include "tests/support/device.h"
+#include "tests/support/throws.h"
 
 namespace lighthouse::model {
 namespace {
@@ -99,28 +101,95 @@ TEST(Rotation, CoversWhatItWasMadeFor) {
   EXPECT_TRUE(at::equal(rotation.first(3).cos, Rotation(4, 10000, x.narrow(1, 0, 3)).cos));
 }
 
-/// The tensors of a layer's two blocks, that need gradients.
+/// The frequencies of a rotation: the angles of position 1, from cosines and sines.
+std::vector<double> frequencies(const Rotation& rotation) {
+  const Tensor angles = at::atan2(rotation.sin[1], rotation.cos[1]).to(at::kDouble);
+  return {angles.data_ptr<double>(), angles.data_ptr<double>() + angles.numel()};
+}
+
+constexpr int64_t kDim = 64;
+constexpr double kTheta = 10000;
+
+double unscaled(int64_t pair, double theta = kTheta) {
+  return std::pow(theta, -2.0 * static_cast<double>(pair) / kDim);
+}
+
+std::vector<double> scaled(const RopeScaling& scaling, int64_t tokens = 2) {
+  return frequencies(Rotation(kDim, kTheta, at::empty({1, tokens, 0}), scaling));
+}
+
+TEST(RopeScaling, IsTheFormulaOfItsType) {
+  RopeScaling scaling{.type = RopeType::kLinear, .factor = 4, .original_context = 1000};
+  for (int64_t i = 0; i < kDim / 2; ++i) EXPECT_NEAR(scaled(scaling)[i], unscaled(i) / 4, 1e-6);
+
+  // Of turns over the original context: below 1 slow, above 4 fast, linear between.
+  scaling.type = RopeType::kLlama3;
+  for (int64_t i = 0; i < kDim / 2; ++i) {
+    const double turns = unscaled(i) * 1000 / (2 * std::numbers::pi);
+    const double fast = std::clamp((turns - 1) / (4 - 1), 0.0, 1.0);
+    EXPECT_NEAR(scaled(scaling)[i], unscaled(i) * (fast + (1 - fast) / 4), 1e-6) << i;
+  }
+
+  // 32 turns and 1 are at these indices, which are no whole ones.
+  const auto index = [](double turns) {
+    return kDim * std::log(1000 / (2 * std::numbers::pi * turns)) / (2 * std::log(kTheta));
+  };
+  const auto expect_yarn = [&](double from, double to) {
+    for (int64_t i = 0; i < kDim / 2; ++i) {
+      const double slow = std::clamp((static_cast<double>(i) - from) / (to - from), 0.0, 1.0);
+      EXPECT_NEAR(scaled(scaling)[i], unscaled(i) * (1 - slow + slow / 4), 1e-6) << i;
+    }
+  };
+  scaling.type = RopeType::kYarn;
+  expect_yarn(std::floor(index(32)), std::ceil(index(1)));
+  scaling.truncate = false;
+  expect_yarn(index(32), index(1));
+}
+
+TEST(RopeScaling, OfYarnMultipliesCosinesAndSines) {
+  RopeScaling scaling{.type = RopeType::kYarn, .factor = 4};
+  const auto amplitude = [&] {
+    return Rotation(kDim, kTheta, at::empty({1, 2, 0}), scaling).cos[0][0].item<double>();
+  };
+  EXPECT_NEAR(amplitude(), 1 + 0.1 * std::log(4.0), 1e-6);
+  scaling.attention_factor = 0.5;
+  EXPECT_EQ(amplitude(), 0.5);
+  scaling.type = RopeType::kLlama3;
+  EXPECT_EQ(amplitude(), 1);
+}
+
+TEST(RopeScaling, OfDynamicTypeDependsOnTheLengthBeyondTheOriginalContext) {
+  const RopeScaling scaling{.type = RopeType::kDynamic, .factor = 4, .original_context = 100};
+  for (int64_t i = 0; i < kDim / 2; ++i) {
+    EXPECT_NEAR(scaled(scaling, 100)[i], unscaled(i), 1e-6) << i;
+    const double theta = kTheta * std::pow(4 * 250 / 100 - 3, 64.0 / 62);
+    EXPECT_NEAR(scaled(scaling, 250)[i], unscaled(i, theta), 1e-6) << i;
+  }
+}
+
+/// The tensors of a layer's two blocks, that need gradients; its projections have a bias or none.
 struct Layer {
   static constexpr int64_t kWidth = 8, kHidden = 12, kDim = 4;
-  Tensor x, norm, q, k, v, o, gate, up, down;
+  Tensor x, norm;
+  Projection q, k, v, o, gate, up, down;
 
-  explicit Layer(int64_t hidden = kHidden) {
+  explicit Layer(int64_t hidden = kHidden, bool biased = false) {
     at::manual_seed(3);
     x = draw({2, 5, kWidth});
     norm = draw({kWidth});
-    q = draw({4 * kDim, kWidth});
-    k = draw({2 * kDim, kWidth});
-    v = draw({2 * kDim, kWidth});
-    o = draw({kWidth, 4 * kDim});
-    gate = draw({hidden, kWidth});
-    up = draw({hidden, kWidth});
-    down = draw({kWidth, hidden});
+    q.weight = draw({4 * kDim, kWidth});
+    k.weight = draw({2 * kDim, kWidth});
+    v.weight = draw({2 * kDim, kWidth});
+    o.weight = draw({kWidth, 4 * kDim});
+    gate.weight = draw({hidden, kWidth});
+    up.weight = draw({hidden, kWidth});
+    down.weight = draw({kWidth, hidden});
+    if (!biased) return;
+    for (Projection* p : {&q, &k, &v, &o, &gate, &up, &down}) p->bias = draw({p->weight.size(0)});
   }
   static Tensor draw(at::IntArrayRef sizes) {
     return at::randn(sizes, at::kDouble).to(device()).requires_grad_();
   }
-  std::vector<Tensor> all() const { return {x, norm, q, k, v, o, gate, up, down}; }
-
   Tensor plain_norm() const { return x / (x.square().mean(-1, true) + 0.01).sqrt() * norm; }
   Tensor plain_rotation(const Tensor& heads, const Rotation& rotation) const {
     const auto half = heads.chunk(2, -1);
@@ -130,6 +199,18 @@ struct Layer {
 };
 
 /// Gradients of a weighted sum of the outputs, weights being the same in every call.
+/// Tensors, and the weights and biases that there are.
+std::vector<Tensor> all_of(std::vector<Tensor> tensors,
+                           const std::vector<Projection>& projections) {
+  for (const Projection& projection : projections) {
+    tensors.push_back(projection.weight);
+    if (projection.bias.defined()) tensors.push_back(projection.bias);
+  }
+  return tensors;
+}
+
+Tensor plain(const Tensor& x, const Projection& p) { return at::linear(x, p.weight, p.bias); }
+
 std::vector<Tensor> gradients(const std::vector<Tensor>& outputs, const std::vector<Tensor>& of) {
   at::manual_seed(4);
   std::vector<Tensor> weights;
@@ -146,40 +227,49 @@ void expect_same(const std::vector<Tensor>& actual, const std::vector<Tensor>& e
   }
 }
 
-TEST(ProjectHeads, IsItsPlainFormInValueAndGradient) {
-  const Layer l;
+class Blocks : public ::testing::TestWithParam<bool> {
+ protected:
+  bool biased() const { return GetParam(); }
+};
+INSTANTIATE_TEST_SUITE_P(Biases, Blocks, ::testing::Bool(),
+                         [](const auto& biased) { return biased.param ? "Biased" : "Plain"; });
+
+TEST_P(Blocks, ProjectHeadsIsItsPlainFormInValueAndGradient) {
+  const Layer l(Layer::kHidden, biased());
   const Rotation rotation(Layer::kDim, 10000, l.x);
   const auto heads = project_heads(l.x, {l.norm, 0.01}, l.q, l.k, l.v, rotation, Layer::kDim);
-  const auto plain = [&](const Tensor& weight) {
-    return at::linear(l.plain_norm(), weight).unflatten(-1, {-1, Layer::kDim});
+  const auto plain_heads = [&](const Projection& projection) {
+    return plain(l.plain_norm(), projection).unflatten(-1, {-1, Layer::kDim});
   };
-  const std::vector<Tensor> expected{l.plain_rotation(plain(l.q), rotation),
-                                     l.plain_rotation(plain(l.k), rotation), plain(l.v)};
+  const std::vector<Tensor> expected{l.plain_rotation(plain_heads(l.q), rotation),
+                                     l.plain_rotation(plain_heads(l.k), rotation),
+                                     plain_heads(l.v)};
   const std::vector<Tensor> actual(heads.begin(), heads.end());
   expect_same(actual, expected);
-  const std::vector<Tensor> of{l.x, l.norm, l.q, l.k, l.v};
+  const std::vector<Tensor> of = all_of({l.x, l.norm}, {l.q, l.k, l.v});
   expect_same(gradients(actual, of), gradients(expected, of));
 }
 
-TEST(AddProjected, IsItsPlainFormInValueAndGradient) {
-  const Layer l;
+TEST_P(Blocks, AddProjectedIsItsPlainFormInValueAndGradient) {
+  const Layer l(Layer::kHidden, biased());
   const Tensor heads = Layer::draw({2, 5, 4, Layer::kDim});
   const std::vector<Tensor> actual{add_projected(l.x, heads, l.o)};
-  const std::vector<Tensor> expected{l.x + at::linear(heads.flatten(2), l.o)};
+  const std::vector<Tensor> expected{l.x + plain(heads.flatten(2), l.o)};
   expect_same(actual, expected);
-  expect_same(gradients(actual, {l.x, heads, l.o}), gradients(expected, {l.x, heads, l.o}));
+  const std::vector<Tensor> of = all_of({l.x, heads}, {l.o});
+  expect_same(gradients(actual, of), gradients(expected, of));
 }
 
 /// Hidden widths that are and are not whole packs of 16 bytes.
-TEST(AddMlp, IsItsPlainFormInValueAndGradient) {
+TEST_P(Blocks, AddMlpIsItsPlainFormInValueAndGradient) {
   for (const int64_t hidden : {12, 13}) {
-    const Layer l(hidden);
+    const Layer l(hidden, biased());
     const std::vector<Tensor> actual{add_mlp(l.x, {l.norm, 0.01}, l.gate, l.up, l.down)};
-    const Tensor gate = at::linear(l.plain_norm(), l.gate);
-    const Tensor inner = gate * at::sigmoid(gate) * at::linear(l.plain_norm(), l.up);
-    const std::vector<Tensor> expected{l.x + at::linear(inner, l.down)};
+    const Tensor gate = plain(l.plain_norm(), l.gate);
+    const Tensor inner = gate * at::sigmoid(gate) * plain(l.plain_norm(), l.up);
+    const std::vector<Tensor> expected{l.x + plain(inner, l.down)};
     expect_same(actual, expected);
-    const std::vector<Tensor> of{l.x, l.norm, l.gate, l.up, l.down};
+    const std::vector<Tensor> of = all_of({l.x, l.norm}, {l.gate, l.up, l.down});
     const auto grads = gradients(actual, of);
     expect_same(grads, gradients(expected, of));
 
@@ -195,7 +285,7 @@ TEST(AddMlp, IsCloseInTheOtherTypes) {
     const Layer exact;
     Layer l;
     std::vector<Tensor> of;
-    for (Tensor* tensor : {&l.x, &l.norm, &l.gate, &l.up, &l.down}) {
+    for (Tensor* tensor : {&l.x, &l.norm, &l.gate.weight, &l.up.weight, &l.down.weight}) {
       *tensor = tensor->detach().to(type).requires_grad_();
       of.push_back(*tensor);
     }
@@ -211,22 +301,34 @@ TEST(AddMlp, IsCloseInTheOtherTypes) {
     const Tensor weight = at::randn(out.sizes(), at::kDouble).to(device());
     const auto grads = torch::autograd::grad({out}, of, {weight.to(type)});
     const auto exact_grads = torch::autograd::grad(
-        {expected}, {exact.x, exact.norm, exact.gate, exact.up, exact.down}, {weight});
+        {expected}, all_of({exact.x, exact.norm}, {exact.gate, exact.up, exact.down}), {weight});
     for (size_t i = 0; i < grads.size(); ++i) {
       EXPECT_LE(error(grads[i], exact_grads[i]), tolerance / 10) << i;
     }
   }
 }
 
-TEST(Blocks, RefuseDoubleBackward) {
-  const Layer l;
+/// A gradient may be recorded, and only what depends on it refuses.
+TEST_P(Blocks, RefuseDoubleBackward) {
+  const Layer l(Layer::kHidden, biased());
+  const Norm norm{l.norm, 0.01};
   const Rotation rotation(Layer::kDim, 10000, l.x);
-  const auto twice = [&](const Tensor& out) {
-    torch::autograd::grad({out.sum()}, {l.x}, {}, std::nullopt, /*create_graph=*/true);
+  const auto gradient = [&](const Tensor& out) {
+    // The square makes the gradient depend on the output.
+    return torch::autograd::grad({out.square().sum()}, {l.x}, {}, {}, /*create_graph=*/true)[0];
   };
-  EXPECT_THROW(twice(add_mlp(l.x, {l.norm, 0.01}, l.gate, l.up, l.down)), c10::NotImplementedError);
-  EXPECT_THROW(twice(project_heads(l.x, {l.norm, 0.01}, l.q, l.k, l.v, rotation, Layer::kDim)[0]),
-               c10::NotImplementedError);
+  const auto refuses = [&](const std::string& name, const Tensor& out) {
+    const Tensor first = gradient(out).sum();
+    for (const Tensor& input : {l.x, l.norm}) {
+      EXPECT_TRUE(testing::throws<c10::NotImplementedError>(
+          [&] { torch::autograd::grad({first}, {input}, {}, /*retain_graph=*/true); },
+          {name, "no double backward"}))
+          << name;
+    }
+  };
+  refuses("rms_norm", rms_norm(l.x, l.norm, 0.01));
+  refuses("project_heads", project_heads(l.x, norm, l.q, l.k, l.v, rotation, Layer::kDim)[0]);
+  refuses("add_mlp", add_mlp(l.x, norm, l.gate, l.up, l.down));
 }
 
 TEST(RmsNorm, IsItsPlainFormInValueAndGradient) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -129,6 +130,33 @@ TEST(Llama, NamesItsParametersAsHuggingFaceDoes) {
   EXPECT_TRUE(Llama(config)->buffers().empty());
 }
 
+TEST(Llama, HasTheBiasesOfItsType) {
+  const auto biases = [](auto change) {
+    LlamaConfig config = small_config();
+    config.num_hidden_layers = 1;
+    change(config);
+    const Llama model(config);
+    EXPECT_EQ(model->num_parameters(), config.num_parameters());
+    std::set<std::string> found;
+    for (const auto& parameter : model->named_parameters()) {
+      if (!parameter.key().ends_with(".bias")) continue;
+      EXPECT_TRUE(at::equal(parameter.value(), at::zeros_like(parameter.value())));
+      found.insert(parameter.key().substr(std::string("model.layers.0.").size()));
+    }
+    return found;
+  };
+  using Names = std::set<std::string>;
+  const Names qkv{"self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"};
+  Names all = qkv;
+  all.insert("self_attn.o_proj.bias");
+  EXPECT_EQ(biases([](LlamaConfig&) {}), Names());
+  EXPECT_EQ(biases([](LlamaConfig& c) { c.model_type = ModelType::kMistral; }), Names());
+  EXPECT_EQ(biases([](LlamaConfig& c) { c.model_type = ModelType::kQwen2; }), qkv);
+  EXPECT_EQ(biases([](LlamaConfig& c) { c.attention_bias = true; }), all);
+  EXPECT_EQ(biases([](LlamaConfig& c) { c.mlp_bias = true; }),
+            Names({"mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias"}));
+}
+
 TEST(Llama, TiedEmbeddingsAreOneParameterWithBothGradients) {
   LlamaConfig config = small_config();
   at::manual_seed(1);
@@ -209,11 +237,18 @@ TEST(Llama, DenseLogitsDependOnThePastAloneToTheBit) {
 
 TEST(Llama, ALongerSequenceBeforeChangesNothing) {
   at::manual_seed(4);
-  Llama model(small_config());
-  const Tensor tokens = random_tokens(2, 30);
-  const Tensor before = model->forward(tokens);
-  model->forward(random_tokens(1, 300));
-  EXPECT_TRUE(at::equal(model->forward(tokens), before));
+  for (const RopeType type : {RopeType::kDefault, RopeType::kDynamic}) {
+    LlamaConfig config = small_config();
+    config.rope_scaling.type = type;
+    config.rope_scaling.original_context = 20;
+    Llama model(config);
+    for (const int64_t length : {10, 30}) {
+      const Tensor tokens = random_tokens(2, length);
+      const Tensor before = model->forward(tokens);
+      model->forward(random_tokens(1, 300));
+      EXPECT_TRUE(at::equal(model->forward(tokens), before)) << to_string(type) << length;
+    }
+  }
 }
 
 TEST(Llama, ComputesInTheTypeOfItsParameters) {
@@ -316,6 +351,49 @@ TEST(LlamaConfig, NamesTheFieldThatIsOutOfRange) {
             "head_dim is 7; it must be even and above 0");
   EXPECT_EQ(error([](LlamaConfig& c) { c.rope_theta = std::nan(""); }),
             "rope_theta is nan; it must be above 0");
+  EXPECT_EQ(error([](LlamaConfig& c) { c.initializer_range = 1.5; }),
+            "initializer_range is 1.5; it must be above 0 and at most 1");
+}
+
+TEST(LlamaConfig, RefusesWhatTransformersWouldNotLoad) {
+  LlamaConfig config;
+  config.hidden_size = 36;
+  config.num_attention_heads = config.num_key_value_heads = 8;
+  EXPECT_EQ(error_of([&] { config.validate(); }),
+            "hidden_size is 36; it must be a multiple of num_attention_heads, 8, for transformers "
+            "to load a Llama");
+  config.model_type = ModelType::kMistral;
+  EXPECT_EQ(error_of([&] { config.validate(); }), "no error");
+  config.mlp_bias = true;
+  EXPECT_EQ(error_of([&] { config.validate(); }),
+            "mlp_bias is true; it must be false where model_type is 'mistral', whose biases are "
+            "fixed");
+}
+
+TEST(LlamaConfig, RefusesScalingThatIsNone) {
+  const auto error = [](auto change) {
+    LlamaConfig config;
+    change(config, config.rope_scaling);
+    return error_of([&] { config.validate(); });
+  };
+  EXPECT_EQ(error([](LlamaConfig&, RopeScaling& s) { s.factor = 8; }),
+            "rope_scaling_factor is 8; it must be 1 where rope_type is 'default', which does not "
+            "scale");
+  EXPECT_EQ(error([](LlamaConfig&, RopeScaling& s) {
+              s.type = RopeType::kLlama3;
+              s.low_frequency = 5;
+            }),
+            "rope_high_frequency is 4; it must be above rope_low_frequency, 5");
+  EXPECT_EQ(error([](LlamaConfig& c, RopeScaling& s) {
+              s.type = RopeType::kDynamic;
+              c.head_dim = 2;
+            }),
+            "head_dim is 2; it must be above 2 where rope_type is 'dynamic'");
+  EXPECT_EQ(error([](LlamaConfig& c, RopeScaling& s) {
+              s.type = RopeType::kYarn;
+              c.rope_theta = 1;
+            }),
+            "rope_theta is 1; it must be above 1 where rope_type is 'yarn'");
 }
 
 class Overfit : public testing::TestWithParam<nn::Mode> {};

@@ -4,19 +4,23 @@ import json
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from families import SHAPE
 
-PROGRAM = Path(__file__).parents[2] / "build/release/bin/lighthouse"
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "build/release/bin/lighthouse"
 
 MODEL = """
 [model]
@@ -67,7 +71,9 @@ def evals(folder: Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def loss_of(model: transformers.PreTrainedModel, ids: torch.Tensor) -> float:
-    return float(model.eval()(input_ids=ids, labels=ids).loss)
+    """Of a model that sees all but the last: with dynamic rotary embedding one token more would matter."""
+    logits = model.eval()(input_ids=ids[:, :-1]).logits
+    return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
 
 @pytest.fixture
@@ -194,49 +200,135 @@ def test_a_model_without_a_dense_stage_is_exported_with_a_warning(text: Path, tm
     assert "**Warning.**" in (tmp_path / "model/README.md").read_text()
 
 
-ROPES: dict[str, dict[str, Any]] = {
-    "default": {"rope_type": "default", "rope_theta": 20000.0},
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# What checkpoints have: a family, and what its config adds to a small shape.
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "theta": ("Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 20000.0}}),
+    "tied": ("Llama", {"tie_word_embeddings": True}),
+    "biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "one layer of characters": ("Llama", {"num_hidden_layers": 1, "vocab_size": 65}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+    "dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 100}),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3 | {"rope_theta": 5e5, "original_max_position_embeddings": 64}}),
+    "llama3 of its context": ("Llama", {"rope_parameters": LLAMA3}),
+    "yarn": ("Qwen2", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
+    "yarn of its own": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": None,
+                "original_max_position_embeddings": 128,
+                "beta_fast": 16,
+                "beta_slow": 2,
+                "mscale": 2.0,
+                "mscale_all_dim": 0.5,
+                "truncate": False,
+            }
+        },
+    ),
 }
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("rope", ROPES)
-def test_a_run_begins_with_a_model_of_transformers(tied: bool, rope: str, tmp_path: Path) -> None:
-    """Grouped queries, tied embeddings, Llama 3's rotary embedding, several files, and token files."""
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_run_begins_with_a_model_of_transformers(name: str, tmp_path: Path) -> None:
+    """Its loss is that of transformers, before training and, exported, after it; also of several files."""
     torch.manual_seed(3)
-    shape = SHAPE | {"vocab_size": 300, "num_hidden_layers": 3, "initializer_range": 0.3}
-    model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied, rope_parameters=ROPES[rope]))
-    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
-    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
-    ids = numpy.random.default_rng(0).integers(300, size=2000)
-    header = struct.pack("<8sIIQQ", b"LHTOKENS", 1, 2, len(ids), 300)
+    family, changes = CHECKPOINTS[name]
+    shape = SHAPE | {"vocab_size": 300, "num_hidden_layers": 2, "initializer_range": 0.3} | changes
+    model = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**shape))
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases that are not 0, norms that are not 1
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB" if name == "theta" else "1GB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) == (6 if name == "theta" else 1)
+    vocabulary = shape["vocab_size"]
+    ids = numpy.random.default_rng(0).integers(vocabulary, size=2000)
+    header = struct.pack("<8sIIQQ", b"LHTOKENS", 1, 2, len(ids), vocabulary)
     (tmp_path / "tokens.bin").write_bytes(header + ids.astype("<u2").tobytes())
     begun = f'[model]\ninit_from = "{tmp_path / "model"}"\n'
-    trained = train(tmp_path, "run", begun, LIGHTHOUSE + DENSE, tmp_path / "tokens.bin")
+    stages = LIGHTHOUSE + DENSE if name == "theta" else DENSE
+    trained = train(tmp_path, "run", begun, stages, tmp_path / "tokens.bin")
     held = torch.tensor(ids[1600 : 1600 + 257])[None]
     assert evals(trained)[0]["dense_loss"] == pytest.approx(loss_of(model, held), rel=1e-5)
+
     assert run("export", trained, tmp_path / "exported").returncode == 0
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    exported, report = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", output_loading_info=True)
+    assert type(exported) is type(model) and exported.config.architectures == [type(model).__name__]
+    assert not report["missing_keys"] and not report["unexpected_keys"]
     assert loss_of(exported, held) == pytest.approx(evals(trained)[-1]["dense_loss"], rel=1e-5)
     assert loss_of(exported, held) != pytest.approx(loss_of(model, held), rel=1e-4)
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    """The file is what tests/model/hugging_face_test.cpp holds our reader against."""
+    for model_type, expected in json.loads((ROOT / "tests/model/golden/defaults.json").read_text()).items():
+        config = AutoConfig.for_model(model_type)
+        found = {"head_dim": config.hidden_size // config.num_attention_heads} | config.to_dict()
+        found["num_key_value_heads"] = found["num_key_value_heads"] or config.num_attention_heads
+        assert {key: found[key] for key in expected} == expected, model_type
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size": 36, "num_attention_heads": 8}, {"head_dim": 7}, {"initializer_range": 1.5}], ids=str
+)
+def test_what_transformers_would_not_load_is_not_trained(changes: dict[str, Any], text: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="multiple|even|smaller"):
+        LlamaConfig(**SHAPE | changes)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'{MODEL}[data]\npath = "{text}"\n{DENSE}')
+    settings = [part for key, value in changes.items() for part in ("--set", f"model.{key}={value}")]
+    refused = run("train", recipe, "--out", tmp_path / "run", *settings)
+    name, value = next(iter(changes.items()))
+    assert refused.returncode == 2 and f"{name} is {value}; it must be" in refused.stderr, refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tied_model_may_store_its_matrix_twice(text: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"vocab_size": 256, "tie_word_embeddings": True}))
+    model.save_pretrained(tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    head = weights["model.embed_tokens.weight"].clone()
+    save_file(weights | {"lm_head.weight": head}, tmp_path / "model/model.safetensors", {"format": "pt"})
+    begun = f'[model]\ninit_from = "{tmp_path / "model"}"\n'
+    trained = train(tmp_path, "run", begun, DENSE, text)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert evals(trained)[0]["dense_loss"] == pytest.approx(loss_of(loaded, held_out(text, 256)), rel=1e-5)
+
+    # Two matrices that differ are two to transformers, and here where the recipe says so.
+    save_file(weights | {"lm_head.weight": 2 * head}, tmp_path / "model/model.safetensors", {"format": "pt"})
+    refused = run("train", tmp_path / "run.toml", "--out", tmp_path / "other")
+    assert refused.returncode == 2 and "with model.tie_word_embeddings = false" in refused.stderr, refused.stderr
+    untied = train(tmp_path, "untied", begun + "tie_word_embeddings = false\n", DENSE, text)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert evals(untied)[0]["dense_loss"] == pytest.approx(loss_of(loaded, held_out(text, 256)), rel=1e-5)
+
+
+def test_a_pickled_model_is_refused_with_what_converts_it(text: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"vocab_size": 256}))
+    model.config.save_pretrained(tmp_path / "model")
+    torch.save(model.state_dict(), tmp_path / "model/pytorch_model.bin")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[model]\ninit_from = "{tmp_path / "model"}"\n[data]\npath = "{text}"\n{DENSE}')
+    refused = run("train", recipe, "--out", tmp_path / "run")
+    assert refused.returncode == 2 and "has neither model.safetensors nor" in refused.stderr, refused.stderr
+    command = refused.stderr.splitlines()[-1].strip()
+    assert command.startswith("python -c ")
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, capture_output=True)
+    trained = train(tmp_path, "run", f'[model]\ninit_from = "{tmp_path / "model"}"\n', DENSE, text)
+    assert evals(trained)[0]["dense_loss"] == pytest.approx(loss_of(model, held_out(text, 256)), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, 'has model_type = "gpt2"; it must be "llama"'),
-        ({"attention_bias": True}, "has attention_bias = true; it must be false"),
-        ({"hidden_act": "gelu"}, 'has hidden_act = "gelu"; it must be "silu"'),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 'has rope_type = "yarn"'),
-        ({"vocab_size": "many"}, 'has vocab_size = "many"; it must be of another type'),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; it must be 'llama', 'mistral' or 'qwen2'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, "rope_type is 'longrope'; it must be"),
+        ({"vocab_size": "many"}, 'has vocab_size = "many"; it must be an integer'),
+        ({"attention_bias": True}, "the tensor 'model.layers.0.self_attn.k_proj.bias' is missing"),
         ({"intermediate_size": 50}, "the tensor 'model.layers.0.mlp.down_proj.weight' is Float [32, 48]"),
         ({"num_hidden_layers": 5}, "the tensor 'model.layers.4.input_layernorm.weight' is missing"),
     ],

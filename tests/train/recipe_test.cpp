@@ -96,6 +96,10 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
       "data.held_out_share=0.1",
       "model.tie_word_embeddings=true",
       "model.rope_theta=500000",
+      "model.model_type=qwen2",
+      "model.rope_type=yarn",
+      "model.rope_scaling_factor=4",
+      "model.rope_truncate=false",
       "optimizer.eps=1e-12",
       "run.seed=9223372036854775807",
       "stage.long.scorer=dilated",
@@ -259,8 +263,15 @@ TEST_F(RecipeTest, TakesTheModelFromAPresetAndOverridesIt) {
 TEST_F(RecipeTest, RefusesRunsThatCannotBeRun) {
   const auto with = [&](const std::string& given) { return [=, this] { read(kRecipe, {given}); }; };
   const std::string file = "run.toml: ";
-  EXPECT_TRUE(throws<invalid_argument>(with("model.vocab_size=255"), {"vocab_size is 255"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("model.vocab_size=1"), {"vocab_size is 1"}));
   EXPECT_TRUE(throws<invalid_argument>(with("model.head_dim=7"), {file, "model", "head_dim is 7"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      with("model.model_type=gpt2"), {"model_type is 'gpt2'; it must be 'llama', 'mistral' or "}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] {
+        read(kRecipe, {"model.rope_scaling_factor=8", "model.rope_type=default"});
+      },
+      {file, "rope_scaling_factor is 8", "rope_type"}));
   EXPECT_TRUE(throws<invalid_argument>(with("data.path=\"\""), {file, "data.path is empty"}));
   EXPECT_TRUE(throws<invalid_argument>(with("run.out=\"\""), {file, "run.out is empty"}));
   EXPECT_TRUE(throws<invalid_argument>(with("run.keep_checkpoints=1"), {"keep_checkpoints is 1"}));
@@ -345,6 +356,18 @@ TEST_F(RecipeTest, NotesStagesThatWillBeDense) {
             std::string::npos);
   EXPECT_NE(printed(read(kRecipe, {"optimizer.warmup_steps=30"})).find("only warms up"),
             std::string::npos);
+}
+
+TEST_F(RecipeTest, ScalesAsLlama3WhereAFactorHasNoType) {
+  const auto type = [&](const std::string& lines) {
+    std::string text = kRecipe;
+    text.insert(text.find("hidden_size"), lines);
+    EXPECT_EQ(Recipe::parse(text, "text").model, read(text).model);
+    return read(text).model.rope_scaling.type;
+  };
+  EXPECT_EQ(type("rope_scaling_factor = 8.0\n"), model::RopeType::kLlama3);
+  EXPECT_EQ(type("rope_scaling_factor = 8.0\nrope_type = \"yarn\"\n"), model::RopeType::kYarn);
+  EXPECT_EQ(type("rope_scaling_factor = 1.0\n"), model::RopeType::kDefault);
 }
 
 TEST_F(RecipeTest, CountsTheParametersOfTheModel) {
