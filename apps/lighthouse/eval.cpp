@@ -81,10 +81,9 @@ void print_leak(const std::vector<eval::LeakBin>& dense,
 void eval_run(const Options& options) {
   const Run run = open_run(options.run);
   const train::Recipe& recipe = run.recipe;
-  const auto corpus =
-      data::Corpus::read(recipe.data.path, recipe.data.held_out_share, recipe.data.text_field);
-  check_argument(corpus.fingerprint() == run.checkpoint.corpus, "the text in '", recipe.data.path,
-                 "' has the fingerprint ", corpus.fingerprint(),
+  const auto corpus = data::Corpus::read(recipe.data, data::read_file_list(run.folder.data()));
+  check_argument(corpus.fingerprint() == run.checkpoint.corpus,
+                 "the data (data.path) has the fingerprint ", corpus.fingerprint(),
                  "; that which the run was trained on has ", run.checkpoint.corpus);
 
   model::Llama model = load_model(run, options.device);

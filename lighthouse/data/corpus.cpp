@@ -1,186 +1,387 @@
 #include "lighthouse/data/corpus.h"
 
+#include <zlib.h>
+
 #include <algorithm>
 #include <cmath>
-#include <iterator>
+#include <filesystem>
+#include <numeric>
 #include <span>
-#include <string>
+#include <stdexcept>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/hash.h"
 #include "lighthouse/data/json_lines.h"
-#include "lighthouse/io/file.h"
+#include "lighthouse/data/reader.h"
+#include "lighthouse/data/spool.h"
+#include "lighthouse/data/text_check.h"
 
 namespace lighthouse::data {
 namespace {
 
 namespace fs = std::filesystem;
 
-/// A number in [0, 1) that depends on the path alone.
-double place(const std::string& relative) {
-  uint64_t bits = hash(relative);
+/// A file of text of that many bytes is mapped: a process may have some ten thousand mappings.
+constexpr uint64_t kMapped = uint64_t{1} << 24;
+
+/// A number in [0, 1) that depends on the name alone.
+double place(const std::string& name) {
+  uint64_t bits = hash(name);
   // The top bits of FNV-1a hardly depend on a path's last letters; these steps spread them.
   bits = (bits ^ bits >> 33) * 0xff51afd7ed558ccdu;
   bits = (bits ^ bits >> 33) * 0xc4ceb9fe1a85ec53u;
   return static_cast<double>((bits ^ bits >> 33) >> 11) * 0x1p-53;
 }
 
-[[noreturn]] void cannot_read(const fs::path& path, const std::string& why) {
-  throw std::runtime_error(message("cannot read '", path.string(), "': ", why));
-}
-
-/// The regular files below a folder, or the one file.
-std::vector<fs::path> files_of(const fs::path& root) {
-  std::vector<fs::path> files;
-  fs::path at = root;
-  try {
-    if (!fs::is_directory(root)) return {root};
-    for (fs::recursive_directory_iterator it(root), end; it != end; ++it) {
-      at = it->path();
-      if (fs::is_directory(it->symlink_status())) continue;
-      const fs::file_status status = fs::status(at);
-      if (!fs::exists(status)) cannot_read(at, "the symbolic link leads nowhere");
-      if (fs::is_regular_file(status)) files.push_back(at);
-    }
-  } catch (const fs::filesystem_error& error) {
-    cannot_read(error.path1().empty() ? at : error.path1(), error.code().message());
-  }
-  std::sort(files.begin(), files.end());
-  return files;
-}
-
-/// Valid UTF-8 without NUL.
-bool is_text(std::string_view text) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(text.data());
-  const size_t size = text.size();
-  for (size_t i = 0; i < size;) {
-    const uint8_t lead = bytes[i++];
-    if (lead == 0) return false;
-    if (lead < 0x80) continue;
-    // Bytes that follow a lead byte are 10xxxxxx; the first of them is bounded further, against
-    // overlong forms, surrogates, and points past U+10FFFF.
-    const size_t following = lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
-    if (lead < 0xc2 || lead > 0xf4 || size - i < following) return false;
-    const uint8_t least = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    const uint8_t most = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (bytes[i] < least || bytes[i] > most) return false;
-    for (size_t j = 1; j < following; ++j) {
-      if ((bytes[i + j] & 0xc0) != 0x80) return false;
-    }
-    i += following;
-  }
-  return true;
-}
-
 /// Of so many, those at the end that are held out; both parts keep one.
-int64_t held_out_tokens(uint64_t size, double share) {
+uint64_t held_out_tokens(uint64_t size, double share) {
   const int64_t last = std::llround(static_cast<double>(size) * share);
-  return std::clamp<int64_t>(last, 1, static_cast<int64_t>(size) - 1);
+  return static_cast<uint64_t>(std::clamp<int64_t>(last, 1, static_cast<int64_t>(size) - 1));
 }
+
+/// "'a'", "'a' and 2 more"
+std::string in_words(const std::vector<std::string>& paths) {
+  return message('\'', paths[0], '\'',
+                 paths.size() > 1 ? message(" and ", paths.size() - 1, " more") : "");
+}
+
+/// The text of one part, to train on or held out, as it is laid out.
+class Part {
+ public:
+  uint64_t size() const { return spool_.size() + mapped_bytes_; }
+  const std::vector<uint64_t>& ends() const { return ends_; }
+
+  void append(std::string_view bytes) { spool_.append(bytes); }
+  void append(const Tokens& mapped) {
+    mapped_.emplace_back(spool_.size(), mapped);
+    mapped_bytes_ += mapped.size();
+  }
+  /// Takes back the last bytes that were appended.
+  void take_back(uint64_t bytes) { spool_.cut(spool_.size() - bytes); }
+  /// Where there is something of one.
+  void end_document() {
+    if (size() > (ends_.empty() ? 0 : ends_.back())) ends_.push_back(size());
+  }
+
+  /// All of it, once there is no more.
+  Tokens finish() {
+    const Tokens spooled(spool_.map(), "the text");
+    std::vector<Tokens> all;
+    uint64_t begin = 0;
+    for (const auto& [end, mapped] : mapped_) {
+      all.push_back(spooled.slice(begin, end - begin));
+      all.push_back(mapped);
+      begin = end;
+    }
+    all.push_back(spooled.slice(begin, spooled.size() - begin));
+    return Tokens::join(all);
+  }
+
+ private:
+  Spool spool_;
+  std::vector<std::pair<uint64_t, Tokens>> mapped_;  ///< each with the bytes spooled before it
+  uint64_t mapped_bytes_ = 0;
+  std::vector<uint64_t> ends_;  ///< of documents
+};
 
 }  // namespace
 
-Corpus Corpus::read(const fs::path& path, double held_out_share, const std::string& text_field) {
-  check_argument(held_out_share > 0 && held_out_share < 1, "the share of held-out text is ",
-                 held_out_share, "; it must be between 0 and 1");
-  std::error_code error;
-  const fs::file_type type = fs::status(path, error).type();
-  check_argument(type != fs::file_type::not_found, "the text '", path.string(), "' does not exist");
-  if (error) cannot_read(path, error.message());
-  check_argument(type == fs::file_type::regular || type == fs::file_type::directory, "the text '",
-                 path.string(), "' is neither a file nor a folder");
+/// Reads the documents of text, file by file, into the two parts.
+class Corpus::Text {
+ public:
+  Text(const Source& source, Corpus& corpus) : source_(source), corpus_(corpus) {}
 
-  const std::vector<fs::path> files = files_of(path);
-  std::vector<fs::path> token_files;
-  std::ranges::copy_if(files, std::back_inserter(token_files),
-                       [](const fs::path& file) { return file.extension() == ".bin"; });
-  if (!token_files.empty()) return of_token_files(token_files, held_out_share);
-
-  Corpus corpus;
-  std::vector<std::string> documents;
-  std::vector<bool> held_out;
-  const auto add = [&](const std::string& name, std::string bytes) {
-    if (bytes.empty()) {
-      ++corpus.skipped_empty_;
-    } else if (!is_text(bytes)) {
-      ++corpus.skipped_binary_;
-    } else {
-      bytes.push_back('\0');
-      documents.push_back(std::move(bytes));
-      held_out.push_back(place(name) < held_out_share);
-    }
-  };
-  for (const fs::path& file : files) {
-    const std::string name = file.lexically_relative(path).generic_string();
-    if (is_json_lines(file)) {
-      read_json_lines(file, text_field, [&](int64_t line, std::string text) {
-        add(message(name, ':', line), std::move(text));
+  void read(const File& file) {
+    check_kind(file);
+    const bool lines = file.kind == Kind::kJsonLines ||
+                       (file.kind == Kind::kJson && has_json_lines(file.path, source_.text_field));
+    taken_ = {file.entry, lines ? "json-lines" : "text", 0, 0, file.name};
+    texts_ = 0;
+    if (of_folders()) begin_folder(file);
+    if (lines) {
+      read_json_lines(file.path, source_.text_field, [&](int64_t line, const std::string& text) {
+        read_document(message(file.name, ':', line), text);
       });
     } else {
-      add(name, io::read_file(file));
+      read_file(file);
     }
+    if (texts_ > 0) {
+      corpus_.inventory_.take(lines ? "JSON lines" : "text", file.path, of_folders() ? 0 : texts_,
+                              taken_.tokens);
+    } else {
+      taken_ = {file.entry, "left-out", 0, 0, file.name};
+    }
+    corpus_.files_.push_back(taken_);
   }
-  check_argument(!documents.empty(), "the text '", path.string(),
-                 "' holds no text: ", corpus.skipped_empty_, " empty and ", corpus.skipped_binary_,
-                 " binary files");
-  corpus.documents_ = static_cast<int64_t>(documents.size());
 
-  const int64_t documents_held_out = std::count(held_out.begin(), held_out.end(), true);
-  const bool by_document = 0 < documents_held_out && documents_held_out < corpus.documents_;
-  std::vector<uint8_t> train, apart;
-  for (size_t i = 0; i < documents.size(); ++i) {
-    auto& part = by_document && held_out[i] ? apart : train;
-    part.insert(part.end(), documents[i].begin(), documents[i].end());
+  /// After the last file.
+  void finish() {
+    train_.end_document();
+    held_out_.end_document();
   }
-  if (!by_document) {
-    const auto cut = train.end() - held_out_tokens(train.size(), held_out_share);
-    apart.assign(cut, train.end());
-    train.erase(cut, train.end());
-    train.push_back(0);
-  }
-  corpus.train_ = std::move(train);
-  corpus.held_out_ = std::move(apart);
-  return corpus;
-}
 
-Corpus Corpus::of_token_files(const std::vector<fs::path>& files, double held_out_share) {
+  Part& train() { return train_; }
+  Part& held_out() { return held_out_; }
+
+ private:
+  static void check_kind(const File& file) {
+    const char* what = file.kind == Kind::kParquet ? "Parquet" : nullptr;
+    if (what == nullptr) return;
+    throw std::runtime_error(
+        message("'", file.path.string(), "' is ", what,
+                ", which is not read here: python -m lighthouse_attention.tokens makes token files "
+                "of it; or let data.path name other files alone"));
+  }
+
+  bool of_folders() const { return source_.documents == Documents::kFolders; }
+
+  void begin_folder(const File& file) {
+    std::string folder = folder_of(file.name, source_.folder_depth);
+    if (file.entry == entry_ && folder == folder_) return;
+    finish();
+    entry_ = file.entry;
+    folder_ = std::move(folder);
+  }
+
+  /// Where the text of that name belongs, of a file or line.
+  Part& part_of(const std::string& name) {
+    return place(of_folders() ? folder_ : name) < source_.held_out_share ? held_out_ : train_;
+  }
+
+  void read_document(const std::string& name, std::string_view text) {
+    TextCheck check;
+    if (!check.feed(text) || !check.finish()) return leave_out(name, check);
+    if (text.empty()) return corpus_.inventory_.leave_out(kEmpty, name);
+    Part& part = part_of(name);
+    part.append(text);
+    count(text);
+    end(part);
+  }
+
+  void read_file(const File& file) {
+    const bool is_large =
+        packing_of(file.path) == Packing::kNone && fs::file_size(file.path) >= kMapped;
+    return is_large ? map_file_of(file) : spool_file(file);
+  }
+
+  void spool_file(const File& file) {
+    Part& part = part_of(file.name);
+    TextCheck check;
+    uint64_t size = 0;
+    bool is_text = true, first = true;
+    Reader reader(file.path);
+    for (std::string_view piece = reader.next(); !piece.empty(); piece = reader.next()) {
+      if (!(is_text = check.feed(piece))) break;
+      if (first && piece.starts_with(kByteOrderMark)) piece.remove_prefix(kByteOrderMark.size());
+      first = false;
+      part.append(piece);
+      count(piece);
+      size += piece.size();
+    }
+    if (is_text && check.finish() && size > 0) return end(part);
+    part.take_back(size);
+    if (is_text && check.finish()) return corpus_.inventory_.leave_out(kEmpty, file.name);
+    leave_out(file.name, check);
+  }
+
+  void map_file_of(const File& file) {
+    const Tokens all(map_file(file.path), file.path.string());
+    TextCheck check;
+    uint64_t begin = 0;
+    bool is_text = true, first = true;
+    all.scan([&](std::string_view piece) {
+      if (!is_text || !(is_text = check.feed(piece))) return;
+      if (first && piece.starts_with(kByteOrderMark)) begin = kByteOrderMark.size();
+      count(piece.substr(first ? begin : 0));
+      first = false;
+    });
+    if (!is_text || !check.finish()) return leave_out(file.name, check);
+    Part& part = part_of(file.name);
+    part.append(all.slice(begin, all.size() - begin));
+    end(part);
+  }
+
+  void count(std::string_view bytes) {
+    const auto* data = reinterpret_cast<const Bytef*>(bytes.data());
+    taken_.hash = ::crc32_z(static_cast<uLong>(taken_.hash), data, bytes.size());
+    taken_.tokens += bytes.size();
+  }
+
+  void end(Part& part) {
+    constexpr std::string_view kEnd("\0", 1);
+    part.append(kEnd);
+    count(kEnd);
+    if (!of_folders()) part.end_document();
+    ++texts_;
+  }
+
+  void leave_out(const std::string& name, const TextCheck& check) {
+    corpus_.inventory_.leave_out(check.found_zero() ? kHasZero : kNotUtf8, name, check.fault());
+  }
+
+  const Source& source_;
+  Corpus& corpus_;
+  Part train_, held_out_;
+  ListedFile taken_{};
+  int64_t texts_ = 0;  ///< of the file: one, or its lines
+  size_t entry_ = 0;   ///< of the folder whose files are read
+  std::string folder_;
+};
+
+Corpus Corpus::read(const Source& source, const FileList& list, const OnProgress& progress) {
+  check_argument(source.held_out_share > 0 && source.held_out_share < 1,
+                 "the share of held-out text is ", source.held_out_share,
+                 "; it must be between 0 and 1");
+  check_argument(!source.path.empty(), "data.path names nothing to read");
   Corpus corpus;
-  corpus.documents_ = static_cast<int64_t>(files.size());
-  std::vector<Tokens> train, held_out;
-  for (const fs::path& file : files) {
-    const std::string name = file.filename();
-    const bool apart = name.starts_with("val") || name.find("_val") != std::string::npos;
-    (apart ? held_out : train).push_back(Tokens::map(file));
+  std::vector<File> files;
+  if (list.empty()) files = find_files(source.path, corpus.inventory_);
+  for (const ListedFile& file : list) {
+    check_argument(file.entry < source.path.size(), "data.path has ", source.path.size(),
+                   " paths; the run began with more");
+    const fs::path path = path_of(source.path[file.entry], file.name);
+    check_argument(fs::exists(path), "the run began with the file '", path.string(),
+                   "', which is gone");
+    const Kind kind = file.as == "json-lines"        ? Kind::kJsonLines
+                      : file.as.starts_with("token") ? Kind::kTokens
+                                                     : Kind::kText;
+    if (file.as != "left-out") files.push_back({path, file.name, kind, file.entry});
   }
-  if (train.empty()) std::swap(train, held_out);
-  corpus.train_ = Tokens::join(train);
-  corpus.held_out_ = Tokens::join(held_out);
-  if (held_out.empty()) {
-    const uint64_t size = corpus.train_.size();
-    check_argument(size >= 2, "the token files hold ", size, " token; 2 or more are needed");
-    const auto last = static_cast<uint64_t>(held_out_tokens(size, held_out_share));
-    corpus.held_out_ = corpus.train_.slice(size - last, last);
-    corpus.train_ = corpus.train_.slice(0, size - last);
+  if (std::ranges::count(files, Kind::kTokens, &File::kind) > 0) {
+    corpus.read_token_files(files, source);
+  } else {
+    corpus.read_text(std::move(files), source, progress);
   }
+  corpus.check_unchanged(list, source);
+  const uint64_t parts[2] = {corpus.train_.fingerprint(), corpus.held_out_.fingerprint()};
+  corpus.fingerprint_ = hash(std::span(reinterpret_cast<const uint8_t*>(parts), sizeof(parts)));
   return corpus;
 }
 
-uint64_t Corpus::fingerprint() const {
-  const uint64_t parts[2] = {train_.fingerprint(), held_out_.fingerprint()};
-  return hash(std::span(reinterpret_cast<const uint8_t*>(parts), sizeof(parts)));
+void Corpus::read_text(std::vector<File> files, const Source& source, const OnProgress& progress) {
+  if (source.documents == Documents::kFolders) {
+    // A folder's own files may stand before and after those of the folders in it.
+    std::ranges::stable_sort(files, {}, [&](const File& file) {
+      return std::pair(file.entry, fs::path(folder_of(file.name, source.folder_depth)));
+    });
+  }
+  std::vector<uint64_t> sizes;
+  for (const File& file : files) sizes.push_back(fs::file_size(file.path));
+  Ticker ticker("reading the data", std::reduce(sizes.begin(), sizes.end()), progress);
+  Text text(source, *this);
+  for (size_t i = 0; i < files.size(); ++i) {
+    text.read(files[i]);
+    ticker.add(sizes[i]);
+  }
+  text.finish();
+  Part &train = text.train(), &held_out = text.held_out();
+  documents_ = static_cast<int64_t>(train.ends().size() + held_out.ends().size());
+  check_argument(documents_ > 0, "the data ", in_words(source.path), " (data.path) holds no text",
+                 inventory_.left_out() == 0 ? "" : ": ", inventory_.left_out_in_words());
+  document_ends_ = (train.size() > 0 ? train : held_out).ends();
+  train_ = train.finish();
+  held_out_ = held_out.finish();
+  if (!train_.empty() && !held_out_.empty()) return;
+
+  const Tokens all = train_.empty() ? held_out_ : train_;
+  const uint64_t last = held_out_tokens(all.size(), source.held_out_share);
+  const uint64_t cut = all.size() - last;
+  train_ = Tokens::join({all.slice(0, cut), Tokens(std::vector<uint8_t>{0})});
+  held_out_ = all.slice(cut, last);
+  std::erase_if(document_ends_, [cut](uint64_t end) { return end > cut; });
+  document_ends_.push_back(train_.size());
+}
+
+void Corpus::read_token_files(const std::vector<File>& files, const Source& source) {
+  check_argument(source.documents == Documents::kFiles,
+                 "data.documents is 'folders', and the data ", in_words(source.path),
+                 " is token files; folders are documents of text alone");
+  std::vector<Tokens> train, held_out;
+  for (const File& file : files) {
+    if (file.kind != Kind::kTokens) inventory_.leave_out(kBesideTokens, file.name);
+  }
+  with_hint([&] {
+    for (const File& file : files) {
+      if (file.kind != Kind::kTokens) continue;
+      if (packing_of(file.path) != Packing::kNone) {
+        throw std::runtime_error(message("the token file '", file.path.string(),
+                                         "' is compressed; it must be decompressed to be mapped"));
+      }
+      const Tokens tokens = Tokens::map(file.path);
+      const bool apart = is_held_out(file.name);
+      (apart ? held_out : train).push_back(tokens);
+      files_.push_back({file.entry, apart ? "tokens-held-out" : "tokens", tokens.size(),
+                        tokens.fingerprint(), file.name});
+    }
+  });
+  documents_ = static_cast<int64_t>(files_.size());
+  if (train.empty()) {
+    std::swap(train, held_out);
+    for (ListedFile& file : files_) file.as = "tokens";
+  }
+  for (const ListedFile& file : files_) {
+    inventory_.take(file.as == "tokens" ? "token files" : "token files, held out by their names",
+                    path_of(source.path[file.entry], file.name), 0, file.tokens);
+  }
+  train_ = Tokens::join(train);
+  held_out_ = Tokens::join(held_out);
+  if (!held_out_.empty()) return;
+  const uint64_t size = train_.size();
+  check_argument(size >= 2, "the token files hold ", size, " token; 2 or more are needed");
+  const uint64_t last = held_out_tokens(size, source.held_out_share);
+  held_out_ = train_.slice(size - last, last);
+  train_ = train_.slice(0, size - last);
+}
+
+void Corpus::check_unchanged(const FileList& list, const Source& source) const {
+  FileList read = files_;
+  std::erase_if(read, [](const ListedFile& file) { return file.as == "left-out"; });
+  size_t next = 0;
+  for (const ListedFile& file : list) {
+    if (file.as == "left-out") continue;
+    const bool is_there = next < read.size() && read[next].name == file.name;
+    check_argument(is_there && read[next] == file, "the file '",
+                   path_of(source.path[file.entry], file.name).string(),
+                   "' is not what the run began with: ",
+                   !is_there ? "it is not text any more"
+                   : read[next].tokens != file.tokens
+                       ? message("it has ", read[next].tokens, " tokens, it had ", file.tokens)
+                       : "it was changed");
+    ++next;
+  }
+}
+
+template <class Act>
+void Corpus::with_hint(const Act& act) const {
+  try {
+    act();
+  } catch (const std::runtime_error& error) {
+    const int64_t others = inventory_.left_out(kBesideTokens);
+    if (others == 0) throw;
+    throw std::runtime_error(message(
+        error.what(), "; it is read as a token file because its name ends with .bin, and ", others,
+        " other files are left out for it: if they are the data, name them (data.path = "
+        "\"FOLDER/**/*.txt\")"));
+  }
+}
+
+void Corpus::check_vocabulary(int64_t vocabulary, const OnProgress& progress) const {
+  check_argument(!train_.is_text() || vocabulary >= 256, "model.vocab_size is ", vocabulary,
+                 "; of text it must be 256 or more: a byte is a token");
+  if (train_.is_text()) return;
+  with_hint([&] {
+    for (const Tokens* part : {&train_, &held_out_}) part->check_vocabulary(vocabulary, progress);
+  });
 }
 
 std::string Corpus::describe() const {
-  if (!train_.is_text()) {
-    return message("tokens: ", documents_, " files, ", train_.size(), " tokens to train on, ",
-                   held_out_.size(), " held out");
-  }
-  return message("text: ", documents_, " documents, ", train_.size(), " bytes to train on, ",
-                 held_out_.size(), " held out; skipped ", skipped_empty_, " empty and ",
-                 skipped_binary_, " binary files");
+  const bool text = train_.is_text();
+  const char* unit = text ? "bytes" : "tokens";
+  return message(inventory_.table(unit), text ? "text: " : "tokens: ", documents_,
+                 text ? " documents, " : " files, ", train_.size(), ' ', unit, " to train on, ",
+                 held_out_.size(), " held out");
 }
 
 }  // namespace lighthouse::data

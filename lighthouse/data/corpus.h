@@ -1,60 +1,87 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <vector>
 
+#include "lighthouse/data/file_list.h"
+#include "lighthouse/data/files.h"
+#include "lighthouse/data/inventory.h"
+#include "lighthouse/data/progress.h"
+#include "lighthouse/data/source.h"
 #include "lighthouse/data/tokens.h"
 
 namespace lighthouse::data {
 
 /// What a model is trained on, and what is held out: text as bytes, or token files.
 ///
-/// The text of a file, or of all files below a folder, as bytes, is split by a fixed rule. Binary
-/// files (with a NUL byte or not valid UTF-8) and empty ones are skipped and counted.
+/// Of text a byte is a token. A file is a document; of JSON lines each line is one, the text of one
+/// of its fields, and its name is that of the file with the line's number. Documents stand in the
+/// order of their files (find_files), and each ends with byte 0, which text never contains. What is
+/// empty, not UTF-8, or has a byte 0 is left out. A document is held out whole, if a hash of its
+/// name says so: adding or removing others does not move it. Where that leaves a part empty, as it
+/// does for a single file, the whole text is split by position, its end held out.
 ///
-/// Of JSON lines (*.jsonl, *.jsonl.gz) each line is a document, the text of one of its fields; its
-/// path is that of the file with the line's number.
+/// Where documents are folders (Source), the texts of a folder's files and lines follow one another
+/// as one document, each with its byte 0. Its name is the folder's path.
 ///
-/// A byte is a token; every document ends with byte 0, which text never contains. Documents stand
-/// in the order of their paths relative to the folder. A document is held out whole, if a hash of
-/// its relative path says so: adding or removing others does not move it. Where that leaves a part
-/// empty, as it does for a single file, the whole text is split by position, its end held out.
+/// Large files of text are mapped; all other text is laid out in a file without a name (Spool).
 ///
-/// A file whose name ends with .bin, or a folder with such files, is token files (tokens.h),
-/// mapped, in the order of their names. Those whose name begins with "val" or contains "_val" are
-/// held out where there are any; else the end of all of it is.
+/// Where one file's name ends with .bin, all such files are token files (tokens.h), mapped, and
+/// other files are left out. Those that say so by their names (is_held_out) are held out where
+/// there are any; else the end of all of it is.
 class Corpus {
  public:
-  /// Symbolic links to files are read, those to folders below `path` are not followed.
-  ///
-  /// @param text_field of JSON lines
-  /// @param held_out_share the probability that a document is held out, in (0, 1); of a text that
-  ///        is split by position, the share of its bytes
-  /// @throws std::invalid_argument where `path` does not exist or holds no text, or a share is out
-  ///         of range
-  /// @throws std::runtime_error naming the file or folder that cannot be read
-  static Corpus read(const std::filesystem::path& path, double held_out_share = 0.05,
-                     const std::string& text_field = "text");
+  /// Why a document is left out.
+  static constexpr const char* kEmpty = "empty";
+  static constexpr const char* kHasZero = "not text: a byte is NUL";
+  static constexpr const char* kNotUtf8 = "not UTF-8";
+  /// Why a file is.
+  static constexpr const char* kBesideTokens = "beside token files (.bin)";
+
+  /// @param list what is to be read instead of all that `source.path` leads to now: what was read
+  ///        before, which must not have changed; empty: all
+  /// @throws std::invalid_argument where a path does not exist or leads to nothing to train on, a
+  ///         file of the list has changed or is gone, or a share is out of range
+  /// @throws std::runtime_error naming the file or folder that cannot be read, or is of a kind that
+  ///         cannot be
+  static Corpus read(const Source& source, const FileList& list = {},
+                     const OnProgress& progress = {});
 
   const Tokens& train() const { return train_; }
   const Tokens& held_out() const { return held_out_; }
-  /// Files or lines of JSON lines.
+  /// Where each document to train on ends, in tokens from the start; empty for token files.
+  const std::vector<uint64_t>& document_ends() const { return document_ends_; }
   int64_t documents() const { return documents_; }  ///< or token files
-  int64_t skipped_empty() const { return skipped_empty_; }
-  int64_t skipped_binary() const { return skipped_binary_; }
+  /// All that was read, in its order.
+  const FileList& files() const { return files_; }
+  const Inventory& inventory() const { return inventory_; }
   /// A hash of both parts: a run refuses to resume on other data.
-  uint64_t fingerprint() const;
-  /// What there is, a line.
+  uint64_t fingerprint() const { return fingerprint_; }
+
+  /// Throws std::invalid_argument where the text has more bytes than the vocabulary has ids, and
+  /// std::runtime_error where a token file has an id that is not below it (Tokens).
+  void check_vocabulary(int64_t vocabulary, const OnProgress& progress = {}) const;
+
+  /// What there is: the inventory, and a line.
   std::string describe() const;
 
  private:
-  static Corpus of_token_files(const std::vector<std::filesystem::path>& files,
-                               double held_out_share);
+  class Text;
+
+  void read_token_files(const std::vector<File>& files, const Source& source);
+  void read_text(std::vector<File> files, const Source& source, const OnProgress& progress);
+  void check_unchanged(const FileList& list, const Source& source) const;
+  /// Token files' errors, with what is likely to have led to them.
+  template <class Act>
+  void with_hint(const Act& act) const;
 
   Tokens train_, held_out_;
-  int64_t documents_ = 0, skipped_empty_ = 0, skipped_binary_ = 0;
+  std::vector<uint64_t> document_ends_;
+  int64_t documents_ = 0;
+  FileList files_;
+  Inventory inventory_;
+  uint64_t fingerprint_ = 0;
 };
 
 }  // namespace lighthouse::data

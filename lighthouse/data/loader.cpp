@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <numeric>
 #include <random>
 #include <utility>
 
@@ -24,30 +25,22 @@ at::Tensor empty_stream(uint64_t count) {
 
 }  // namespace
 
-Loader::Loader(Tokens tokens, uint64_t seed, int64_t vocabulary)
-    : tokens_(std::move(tokens)), seed_(seed), vocabulary_(vocabulary) {
+Loader::Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64_t seed,
+               int64_t vocabulary)
+    : tokens_(std::move(tokens)), seed_(seed), vocabulary_(vocabulary), pieces_{0} {
   check_argument(!tokens_.empty(), "there are 0 tokens to train on; at least 1 is needed");
-  uint64_t begin = 0;
-  const auto add_piece = [&](uint64_t end) {
-    pieces_.push_back({begin, end});
-    begin = end;
+  const auto add_pieces = [&](uint64_t end) {
+    while (pieces_.back() < end) pieces_.push_back(std::min(pieces_.back() + kPiece, end));
   };
-  std::vector<int64_t> chunk;
-  for (uint64_t done = 0; tokens_.is_text() && done < tokens_.size(); done += chunk.size()) {
-    chunk.resize(std::min(tokens_.size() - done, kPiece));
-    tokens_.copy(done, chunk.size(), vocabulary, chunk.data());
-    for (uint64_t end = done + 1; const int64_t id : chunk) {
-      if (id == 0 || end - begin == kPiece) add_piece(end);
-      ++end;
-    }
-  }
-  while (begin < tokens_.size()) add_piece(std::min(begin + kPiece, tokens_.size()));
+  for (const uint64_t end : document_ends) add_pieces(end);
+  add_pieces(tokens_.size());
   shuffle(0);
 }
 
 void Loader::shuffle(uint64_t epoch) {
   shuffled_epoch_ = epoch;
-  order_ = pieces_;
+  order_.resize(pieces_.size() - 1);
+  std::iota(order_.begin(), order_.end(), uint64_t{0});
   // The generator and the sequence that seeds it are defined to the bit by the standard;
   // std::shuffle and the distributions are not.
   const auto low = [](uint64_t bits) { return static_cast<uint32_t>(bits); };
@@ -57,7 +50,8 @@ void Loader::shuffle(uint64_t epoch) {
 
   ends_.clear();
   uint64_t end = 0;
-  for (const Piece& piece : order_) ends_.push_back(end += piece.end - piece.begin);
+  ends_.reserve(order_.size());
+  for (const uint64_t piece : order_) ends_.push_back(end += pieces_[piece + 1] - pieces_[piece]);
 }
 
 Loader::Piece Loader::rest_of_piece(uint64_t position) {
@@ -65,8 +59,8 @@ Loader::Piece Loader::rest_of_piece(uint64_t position) {
   const uint64_t offset = position % tokens_.size();
   if (epoch != shuffled_epoch_) shuffle(epoch);
   const auto end = std::upper_bound(ends_.begin(), ends_.end(), offset);
-  const Piece& piece = order_[static_cast<size_t>(end - ends_.begin())];
-  return {piece.end - (*end - offset), piece.end};
+  const uint64_t last = pieces_[order_[static_cast<size_t>(end - ends_.begin())] + 1];
+  return {last - (*end - offset), last};
 }
 
 Batch Loader::next(int64_t batch, int64_t context) {

@@ -16,9 +16,9 @@ struct Batch {
 };
 
 /// Streams training tokens without end, epoch after epoch. An epoch is all pieces, one after the
-/// other, in an order that is a fixed function of (seed, epoch). A piece of text is a document,
-/// which ends with byte 0; documents of more than kPiece bytes count as several, so that one large
-/// file is shuffled too. A piece of a token file is kPiece tokens, whatever documents they are of.
+/// other, in an order that is a fixed function of (seed, epoch). A piece is a document; those of
+/// more than kPiece tokens count as several, so that one large file is shuffled too. Where it is
+/// not known where documents end, a piece is kPiece tokens.
 ///
 /// Batches are cut off the stream as it flows: of B sequences of N tokens, sequence b begins at
 /// position + b N. So every byte is an input once an epoch, whatever contexts and batches are asked
@@ -27,8 +27,10 @@ class Loader {
  public:
   static constexpr uint64_t kPiece = uint64_t{1} << 20;
 
-  /// Throws std::invalid_argument where there are no tokens.
-  Loader(Tokens tokens, uint64_t seed, int64_t vocabulary = 256);
+  /// @param document_ends where each document ends, rising; may be empty
+  /// @throws std::invalid_argument where there are no tokens
+  Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64_t seed,
+         int64_t vocabulary = 256);
 
   /// Throws std::invalid_argument unless both are 1 or more, std::runtime_error where a token is
   /// not of the vocabulary.
@@ -55,9 +57,9 @@ class Loader {
   int64_t vocabulary_;
   uint64_t position_ = 0;
   uint64_t shuffled_epoch_;
-  std::vector<Piece> pieces_;   ///< in the order of the corpus
-  std::vector<Piece> order_;    ///< in the order of the epoch
-  std::vector<uint64_t> ends_;  ///< where each piece of `order_` ends in the epoch
+  std::vector<uint64_t> pieces_;  ///< where each piece begins, and where the last one ends
+  std::vector<uint64_t> order_;   ///< which piece comes when in the epoch
+  std::vector<uint64_t> ends_;    ///< where each piece of `order_` ends in the epoch
 };
 
 /// Held-out batches of one sequence of `context` tokens each: at most `sequences`, evenly spread

@@ -1,25 +1,33 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "lighthouse/data/mapping.h"
+#include "lighthouse/data/progress.h"
 
 namespace lighthouse::data {
 
-/// Token ids, one after the other: bytes in memory, or numbers of 2 or 4 bytes in files that are
-/// mapped, so that only what is used of them is read. Cheap to copy; it keeps what it views.
+/// Token ids, one after the other: bytes, or numbers of 2 or 4 bytes, most of them in files that
+/// are mapped, so that only what is used of them is read. Cheap to copy; it keeps what it views.
 class Tokens {
  public:
   Tokens() = default;
   /// A byte is a token.
   Tokens(std::vector<uint8_t> bytes);  // NOLINT(google-explicit-constructor): the same thing
+  /// The same of a file that is mapped; `name` is for messages.
+  Tokens(const Mapping& mapping, std::string name);
 
   /// Maps a token file (docs/data.md): our own, with its header, those of llm.c, or numbers of two
   /// bytes without a header, as nanoGPT writes them. Throws std::runtime_error naming the file
-  /// where it cannot be read, its header is damaged, or its size is not what the header says.
+  /// where it cannot be read, its header is damaged or of an unknown kind, or its size is not what
+  /// the header says.
   static Tokens map(const std::filesystem::path& path);
 
   /// The tokens of all parts, in their order.
@@ -38,7 +46,22 @@ class Tokens {
   /// The first `count` ids, or all.
   std::vector<int64_t> first(uint64_t count) const;
 
-  /// A hash of what is there: of all of it in memory; of a file its size and samples of it.
+  /// Throws std::runtime_error unless all ids are below `vocabulary`: of a file whose header says
+  /// its vocabulary that is believed, and held against it; of others every id is looked at.
+  void check_vocabulary(int64_t vocabulary, const OnProgress& progress = {}) const;
+
+  /// Calls `visit` with the bytes of text, a std::string_view at a time, of which no more than one
+  /// stays in memory.
+  template <class Visit>
+  void scan(const Visit& visit) const {
+    for (const Part& part : parts_) {
+      scan(part, [&](std::span<const uint8_t> bytes, uint64_t) {
+        visit(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+      });
+    }
+  }
+
+  /// A hash of what is there: of all text; of a large token file its size and samples of it.
   uint64_t fingerprint() const;
 
  private:
@@ -46,10 +69,27 @@ class Tokens {
     std::shared_ptr<const void> owner;
     std::string name;  ///< for messages
     const uint8_t* data;
-    int width;        ///< bytes of an id
-    uint64_t size;    ///< ids
-    uint64_t offset;  ///< of its first id in the file
+    int width;           ///< bytes of an id
+    uint64_t size;       ///< ids
+    uint64_t offset;     ///< of its first id in the file
+    int64_t vocabulary;  ///< as the file's header says; 0: it does not
+    bool mapped;
+    uint64_t first = 0;  ///< of its ids in all of these
   };
+
+  void add(Part part);
+  [[noreturn]] static void refuse(const Part& part, uint64_t index, int64_t vocabulary);
+  /// Calls `visit` with the bytes of a part in pieces, of which no more than one is in memory.
+  template <class Visit>
+  static void scan(const Part& part, const Visit& visit) {
+    constexpr uint64_t kScanned = uint64_t{1} << 23;
+    const std::span<const uint8_t> all(part.data, part.size * static_cast<uint64_t>(part.width));
+    for (uint64_t done = 0; done < all.size(); done += kScanned) {
+      const auto piece = all.subspan(done, std::min(kScanned, all.size() - done));
+      visit(piece, done);
+      if (part.mapped) release(piece.data(), piece.size());
+    }
+  }
 
   std::vector<Part> parts_;
   uint64_t size_ = 0;

@@ -56,12 +56,26 @@ void Progress::step(const StepMetrics& m, bool edge_of_stage) {
        << " tokens/s  " << std::setprecision(1) << static_cast<double>(m.memory_bytes) / (1 << 30)
        << " GiB  left: " << left(m);
   if (terminal_) {
-    // Without wrapping: what a narrow terminal has no room for is left out.
-    out_ << "\r\033[K\033[?7l" << line.str() << "\033[?7h" << std::flush;
-    drawn_ = true;
+    draw(line.str());
   } else {
     out_ << line.str() << std::endl;
   }
+}
+
+void Progress::prepare(const std::string& what, uint64_t done, uint64_t all) {
+  std::ostringstream line;
+  line << what << ": " << std::fixed << std::setprecision(1) << static_cast<double>(done) / 1e9
+       << " of " << static_cast<double>(all) / 1e9 << " GB";
+  if (terminal_) return draw(line.str());
+  const std::string tenths = what + std::to_string(10 * done / std::max<uint64_t>(1, all));
+  if (tenths != prepared_) say(line.str());
+  prepared_ = tenths;
+}
+
+void Progress::draw(const std::string& line) {
+  // Without wrapping: what a narrow terminal has no room for is left out.
+  out_ << "\r\033[K\033[?7l" << line << "\033[?7h" << std::flush;
+  drawn_ = true;
 }
 
 void Progress::say(const std::string& line) {

@@ -21,19 +21,24 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   void step(const StepMetrics& metrics, bool edge_of_stage);
+  /// Of what is done before the first step, in bytes.
+  void prepare(const std::string& what, uint64_t done, uint64_t all);
   /// A line that stays.
   void say(const std::string& line);
 
  private:
   std::string left(const StepMetrics& metrics) const;
+  /// A line that the next one takes the place of.
+  void draw(const std::string& line);
 
   std::ostream& out_;
   bool terminal_;
   bool drawn_ = false;
   const std::vector<StageRecipe>& stages_;
-  int64_t steps_ = 0;  ///< of the whole run
-  std::string stage_;  ///< the one under way
-  double pace_ = 0;    ///< its seconds a token, smoothed
+  int64_t steps_ = 0;     ///< of the whole run
+  std::string stage_;     ///< the one under way
+  double pace_ = 0;       ///< its seconds a token, smoothed
+  std::string prepared_;  ///< what `prepare` was told of last, and how many tenths of it
 };
 
 }  // namespace lighthouse::train

@@ -87,7 +87,8 @@ void Recipe::validate() const {
     for (const Field& field : section.fields) check_range(field, section.name);
   }
   check_part("model", [&] { model.validate(); });
-  check_argument(!data.path.empty(), "data.path is empty; it must be a file or folder of text");
+  check_argument(!data.path.empty() && std::ranges::count(data.path, "") == 0,
+                 "data.path is empty; it must be a file or folder of text");
   check_argument(!run.out.empty(), "run.out is empty; it must be a folder");
   check_argument(!run.cuda_graphs || run.device.starts_with("cuda"),
                  "run.cuda_graphs is true, and run.device is '", run.device,

@@ -9,6 +9,7 @@
 
 #include "lighthouse/core/config.h"
 #include "lighthouse/core/words.h"
+#include "lighthouse/data/source.h"
 #include "lighthouse/model/llama.h"
 
 namespace lighthouse::train {
@@ -55,12 +56,6 @@ struct OptimizerRecipe {
   int64_t max_skipped_steps = 10;  ///< one more, and the run stops; also of losses not finite
 };
 
-struct DataRecipe {
-  std::string path;  ///< text or token files (data::Corpus); relative: to the working directory
-  std::string text_field = "text";  ///< of JSON lines
-  double held_out_share = 0.05;
-};
-
 /// Where it runs, and how often what is measured and saved.
 struct RunRecipe {
   std::string out = "runs/run";  ///< the run's folder
@@ -100,7 +95,7 @@ struct Recipe {
   model::LlamaConfig model;
   std::string
       init_from;  ///< folder of a model of Hugging Face's, whose weights the run begins with
-  DataRecipe data;
+  data::Source data;
   OptimizerRecipe optimizer;
   RunRecipe run;
   std::vector<StageRecipe> stages;

@@ -62,12 +62,24 @@ std::vector<Field> model_fields(Recipe& recipe) {
   };
 }
 
-std::vector<Field> fields(DataRecipe& d) {
+void set_documents(data::Source& source, const std::string& word) {
+  check_argument(word == "files" || word == "folders", "documents is '", word,
+                 "'; it must be 'files' or 'folders'");
+  source.documents = word == "files" ? data::Documents::kFiles : data::Documents::kFolders;
+}
+
+std::vector<Field> fields(data::Source& d) {
+  const Word documents{
+      "files, folders",
+      [&d] { return d.documents == data::Documents::kFiles ? "files" : "folders"; },
+      [&d](const std::string& word) { set_documents(d, word); }};
   return {
-      {"path", &d.path, kAny, "file or folder of text, JSON lines, or token files (.bin)",
+      {"path", &d.path, kAny, "files, folders, patterns: text, JSON lines, or token files",
        kNothing},
-      {"text_field", &d.text_field, kAny, "of JSON lines (.jsonl, .jsonl.gz)"},
+      {"text_field", &d.text_field, kAny, "of JSON lines (.jsonl, .ndjson; .gz, .zst)"},
       {"held_out_share", &d.held_out_share, {0, 1, true, true}, "of the text, never trained on"},
+      {"documents", documents, kAny, "what of text is one: a file or line, or all of a folder"},
+      {"folder_depth", &d.folder_depth, at_least(1), "levels of such a folder below the path"},
   };
 }
 
@@ -213,6 +225,7 @@ std::string type_name(const Value& value) {
                  [](const double*) -> Text { return "a number"; },
                  [](const std::string*) -> Text { return "a string"; },
                  [](const std::vector<int64_t>*) -> Text { return "a list of integers"; },
+                 [](const Paths*) -> Text { return "a string or a list of strings"; },
                  [](const Word& word) { return word.words; }},
       value);
 }
@@ -233,6 +246,14 @@ std::string to_text(const Value& value) {
                                  std::string list;
                                  for (const int64_t i : *v) {
                                    list += (list.empty() ? "" : ", ") + std::to_string(i);
+                                 }
+                                 return '[' + list + ']';
+                               },
+                               [](const Paths* v) {
+                                 if (v->size() <= 1) return quoted(v->empty() ? "" : v->front());
+                                 std::string list;
+                                 for (const std::string& path : *v) {
+                                   list += (list.empty() ? "" : ", ") + quoted(path);
                                  }
                                  return '[' + list + ']';
                                },

@@ -40,8 +40,11 @@ struct Word {
   std::function<void(const std::string&)> set;  ///< throws std::invalid_argument
 };
 
-using Value = std::variant<bool*, int64_t*, uint64_t*, double*, std::string*,
-                           std::vector<int64_t>*, Word>;
+/// One string of a file, or a list of them.
+using Paths = std::vector<std::string>;
+
+using Value = std::variant<bool*, int64_t*, uint64_t*, double*, std::string*, std::vector<int64_t>*,
+                           Paths*, Word>;
 
 /// What of a run a field decides about.
 enum class Decides {

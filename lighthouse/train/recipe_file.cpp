@@ -35,6 +35,17 @@ bool assign(const Value& value, const toml::node& node) {
                    }
                    return true;
                  },
+                 [&](Paths* v) {
+                   v->clear();
+                   const toml::array* list = node.as_array();
+                   if (list == nullptr) {
+                     return take(node.value_exact<std::string>(), v->emplace_back());
+                   }
+                   for (const toml::node& item : *list) {
+                     if (!take(item.value_exact<std::string>(), v->emplace_back())) return false;
+                   }
+                   return true;
+                 },
                  [&](const Word& word) {
                    const auto found = node.value_exact<std::string>();
                    if (found) word.set(*found);
@@ -142,6 +153,7 @@ struct Override {
   const toml::node& node(const Section& of) const {
     const bool is_text = std::ranges::any_of(of.fields, [&](const Field& field) {
       return field.key == key && (std::holds_alternative<std::string*>(field.value) ||
+                                  std::holds_alternative<Paths*>(field.value) ||
                                   std::holds_alternative<Word>(field.value));
     });
     return is_text && node().is_value() && !node().is_string() ? bare : node();

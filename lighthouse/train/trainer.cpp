@@ -56,6 +56,23 @@ model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
   return model;
 }
 
+/// The run that a checkpoint is of.
+RunFolder run_of(const fs::path& checkpoint) {
+  return RunFolder(fs::absolute(checkpoint / "").parent_path().parent_path().parent_path());
+}
+
+/// Reads the data, says what it is, and holds it against the model.
+/// @param list what the run began with; empty: it begins
+data::Corpus read_data(const Recipe& recipe, const data::FileList& list, Progress& progress) {
+  const auto tell = [&](const char* what, uint64_t done, uint64_t all) {
+    progress.prepare(what, done, all);
+  };
+  data::Corpus corpus = data::Corpus::read(recipe.data, list, tell);
+  progress.say(corpus.describe());
+  if (list.empty()) corpus.check_vocabulary(recipe.model.vocab_size, tell);
+  return corpus;
+}
+
 /// The folder's checkpoint to start from; an empty path for the first step.
 fs::path starting_point(const RunFolder& folder, const Start& start) {
   if (start.from) {
@@ -89,20 +106,21 @@ void keep_base(const RunFolder& folder, const fs::path& from) {
 
 class Trainer {
  public:
-  Trainer(const Recipe& recipe, const RunFolder& folder, bool resume, std::ostream& out,
-          bool terminal)
+  Trainer(const Recipe& recipe, const RunFolder& folder, const data::FileList& list, bool resume,
+          std::ostream& out, bool terminal)
       : recipe_(recipe),
         folder_(folder),
         out_(out),
-        corpus_(data::Corpus::read(recipe.data.path, recipe.data.held_out_share,
-                                   recipe.data.text_field)),
-        loader_(corpus_.train(), recipe.run.seed, recipe.model.vocab_size),
+        progress_(out, terminal, recipe.stages),
+        corpus_(read_data(recipe, list, progress_)),
+        token_frequency_loss_(eval::token_frequency_loss(corpus_.train(), corpus_.held_out(),
+                                                         recipe.model.vocab_size)),
+        loader_(corpus_.train(), corpus_.document_ends(), recipe.run.seed, recipe.model.vocab_size),
         device_(find_device(recipe.run.device, "run.device")),
         model_(new_model(recipe, device_, resume)),
         optimizer_(model_, recipe.optimizer, scalar_type(recipe.run.dtype)),
         checkpoints_(folder.checkpoints()),
-        writer_(checkpoints_, recipe.run.keep_checkpoints, recipe.run.keep_every_steps),
-        progress_(out, terminal, recipe.stages) {
+        writer_(checkpoints_, recipe.run.keep_checkpoints, recipe.run.keep_every_steps) {
     use_deterministic_algorithms(recipe.run.deterministic);
     model_->set_recompute_mlp(recipe.run.recompute_mlp);
     for (const StageRecipe& stage : recipe.stages) {
@@ -115,8 +133,9 @@ class Trainer {
         batch = {batch.tokens.to(device_), batch.targets.to(device_)};
       }
     }
-    out << corpus_.describe() << '\n';
   }
+
+  const data::FileList& files() const { return corpus_.files(); }
 
   void resume(const fs::path& path, bool force);
   void branch(const fs::path& path, const Checkpoint& checkpoint);
@@ -156,14 +175,15 @@ class Trainer {
   const Recipe& recipe_;
   const RunFolder& folder_;
   std::ostream& out_;
+  Progress progress_;
   data::Corpus corpus_;
+  double token_frequency_loss_;  ///< of all that a summary needs, what reads the data
   data::Loader loader_;
   at::Device device_;
   model::Llama model_;
   AdamW optimizer_;
   Checkpoints checkpoints_;
   CheckpointWriter writer_;
-  Progress progress_;
   StopSignals signals_;
   std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< by context
   const StageRecipe* attention_of_ = nullptr;             ///< of the model now; none: dense
@@ -199,7 +219,7 @@ void Trainer::resume(const fs::path& path, bool force) {
 void Trainer::branch(const fs::path& path, const Checkpoint& checkpoint) {
   const std::vector<std::string> changed = branch_changes(recipe_, checkpoint);
   restore_from(checkpoint);
-  const RunFolder other(fs::absolute(path / "").parent_path().parent_path().parent_path());
+  const RunFolder other = run_of(path);
   if (fs::exists(other.metrics())) {
     io::write_atomically(folder_.metrics(), io::read_file(other.metrics()));
     const MetricsFile up_to_here(folder_.metrics(), step_);
@@ -214,9 +234,10 @@ void Trainer::branch(const fs::path& path, const Checkpoint& checkpoint) {
 }
 
 void Trainer::restore_from(const Checkpoint& checkpoint) {
-  check_argument(corpus_.fingerprint() == checkpoint.corpus, "the text in '", recipe_.data.path,
-                 "' has the fingerprint ", corpus_.fingerprint(), "; that of the checkpoint is ",
-                 checkpoint.corpus, ": a run goes on with the text that it began with");
+  check_argument(corpus_.fingerprint() == checkpoint.corpus,
+                 "the data (data.path) has the fingerprint ", corpus_.fingerprint(),
+                 "; that of the checkpoint is ", checkpoint.corpus,
+                 ": a run goes on with the data that it began with");
   restore(checkpoint.model, optimizer_.weights(), "the checkpoint");
   optimizer_.publish_weights();
   restore(checkpoint.optimizer, optimizer_.state(), "the checkpoint");
@@ -255,9 +276,7 @@ int Trainer::run_stages() {
         "all ", skipped_, " steps were skipped, the last because ", history.skips.back().why,
         ": the model is as it was at the start, and there is no summary"));
   }
-  const Summary summary = summarize(
-      recipe_, history,
-      eval::token_frequency_loss(corpus_.train(), corpus_.held_out(), recipe_.model.vocab_size));
+  const Summary summary = summarize(recipe_, history, token_frequency_loss_);
   if (!std::isfinite(summary.final_loss())) {
     throw std::runtime_error(
         "the held-out loss at the end is not a finite number: the model is of no use, and there is "
@@ -409,7 +428,8 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
     branch_changes(recipe, *begin);  // what cannot be branched from leaves no folder behind
   }
   std::optional<io::Lock> lock;  // outlives the trainer, whose end waits for the checkpoint
-  Trainer trainer(recipe, folder, resume, out, terminal);
+  const RunFolder first = start.branch ? run_of(*start.branch) : folder;
+  Trainer trainer(recipe, folder, data::read_file_list(first.data()), resume, out, terminal);
 
   fs::create_directories(folder.checkpoints());
   lock.emplace(folder.lock());
@@ -425,14 +445,13 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
     }
   }
   if (begin) {
-    const RunFolder other(
-        fs::absolute(*start.branch / "").parent_path().parent_path().parent_path());
-    keep_base(folder, fs::exists(other.base()) ? other.base() : fs::path(recipe.init_from));
+    keep_base(folder, fs::exists(first.base()) ? first.base() : fs::path(recipe.init_from));
     trainer.branch(*start.branch, *begin);
   } else if (!resume) {
     keep_base(folder, recipe.init_from);
   }
   begin.reset();  // a whole model and its optimizer
+  if (!fs::exists(folder.data())) data::write_file_list(folder.data(), trainer.files());
   io::write_atomically(folder.recipe(), recipe.to_toml());
   return trainer.run();
 }

@@ -18,11 +18,12 @@ struct Start {
   bool force = false;  ///< resumes with another recipe too; forced.jsonl says what changed
 };
 
-/// Runs a recipe, stage after stage, in the folder recipe.run.out: recipe.toml, metrics.jsonl,
-/// tensorboard/, checkpoints/ and, at the end, summary.json. Checkpoints are written by a thread;
-/// where one cannot be written the run says so and goes on, unless it is the last. The weights
-/// after a step depend on the recipe, the text, the number of threads and the machine alone, and
-/// not on how often the run was resumed. Resuming at a checkpoint removes what was made after it.
+/// Runs a recipe, stage after stage, in the folder recipe.run.out: recipe.toml, data.txt,
+/// metrics.jsonl, tensorboard/, checkpoints/ and, at the end, summary.json. Checkpoints are written
+/// by a thread; where one cannot be written the run says so and goes on, unless it is the last. The
+/// weights after a step depend on the recipe, the text, the number of threads and the machine
+/// alone, and not on how often the run was resumed. Resuming at a checkpoint removes what was made
+/// after it.
 ///
 /// SIGINT and SIGTERM end the run after the step, with a checkpoint.
 ///

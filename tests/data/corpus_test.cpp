@@ -1,15 +1,25 @@
 #include "lighthouse/data/corpus.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <zlib.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "lighthouse/core/check.h"
+#include "lighthouse/data/loader.h"
+#include "tests/support/throws.h"
 
 namespace lighthouse::data {
 namespace {
@@ -33,7 +43,7 @@ std::set<std::string> documents_of(const Tokens& tokens) {
   return documents;
 }
 
-class CorpusTest : public testing::Test {
+class CorpusTest : public ::testing::Test {
  protected:
   CorpusTest() {
     std::string pattern = (fs::temp_directory_path() / "corpus-XXXXXX").string();
@@ -48,11 +58,15 @@ class CorpusTest : public testing::Test {
     return path;
   }
 
+  static Corpus read(const fs::path& path, double share = 0.05, const std::string& field = "text") {
+    return Corpus::read({{path.string()}, field, share});
+  }
+
   /// What reading `path` throws.
   template <class Error>
   static std::string error_of(const fs::path& path, double share = 0.05) {
     try {
-      Corpus::read(path, share);
+      read(path, share);
     } catch (const Error& error) {
       return error.what();
     }
@@ -64,14 +78,14 @@ class CorpusTest : public testing::Test {
 
 TEST_F(CorpusTest, SplitsAFileByPosition) {
   const std::string text = "0123456789abcdefghi";  // 20 bytes with the end
-  const Corpus corpus = Corpus::read(write("one.txt", text), 0.25);
+  const Corpus corpus = read(write("one.txt", text), 0.25);
   EXPECT_EQ(text_of(corpus.train()), text.substr(0, 15) + '\0');
   EXPECT_EQ(text_of(corpus.held_out()), text.substr(15) + '\0');
   EXPECT_EQ(corpus.documents(), 1);
 }
 
 TEST_F(CorpusTest, KeepsBothPartsOfTheSmallestFile) {
-  const Corpus corpus = Corpus::read(write("one.txt", "x"), 0.05);
+  const Corpus corpus = read(write("one.txt", "x"), 0.05);
   EXPECT_EQ(text_of(corpus.train()), std::string("x\0", 2));
   EXPECT_EQ(text_of(corpus.held_out()), std::string("\0", 1));
 }
@@ -84,10 +98,10 @@ TEST_F(CorpusTest, ReadsAFieldOfJsonLines) {
     all += "number " + std::to_string(i) + "\n\u00e9" + '\0';
   }
   write("a.jsonl", lines + "\n" + R"({"body": ""})" + "\n" + R"({"body": "\u0000"})");
-  const Corpus corpus = Corpus::read(root_, 0.2, "body");
+  const Corpus corpus = read(root_, 0.2, "body");
   EXPECT_EQ(corpus.documents(), 200);
-  EXPECT_EQ(corpus.skipped_empty(), 1);
-  EXPECT_EQ(corpus.skipped_binary(), 1);
+  EXPECT_EQ(corpus.inventory().left_out(Corpus::kEmpty), 1);
+  EXPECT_EQ(corpus.inventory().left_out(Corpus::kHasZero), 1);
   const auto train = documents_of(corpus.train()), held_out = documents_of(corpus.held_out());
   EXPECT_EQ(train.size() + held_out.size(), 200u);
   EXPECT_GT(held_out.size(), 20u);
@@ -102,9 +116,9 @@ TEST_F(CorpusTest, ReadsAFieldOfJsonLines) {
   ASSERT_EQ(gzwrite(packed, lines.data(), static_cast<unsigned>(lines.size())),
             static_cast<int>(lines.size()));
   ASSERT_EQ(gzclose(packed), Z_OK);
-  const Corpus plain = Corpus::read(root_ / "plain", 1e-9, "body");
+  const Corpus plain = read(root_ / "plain", 1e-9, "body");
   EXPECT_EQ(plain.train().size() + plain.held_out().size(), (3u << 20) + 1 + all.size() + 1);
-  const Corpus unpacked = Corpus::read(root_ / "packed/a.jsonl.gz", 1e-9, "body");
+  const Corpus unpacked = read(root_ / "packed/a.jsonl.gz", 1e-9, "body");
   EXPECT_EQ(text_of(unpacked.train()), text_of(plain.train()));
 }
 
@@ -125,15 +139,6 @@ TEST_F(CorpusTest, NamesTheLineThatIsNotJsonOfTheField) {
   }
   const fs::path endless = write("a.jsonl", "{\"text\": \"" + std::string(100000, 'x'));
   EXPECT_LT(error_of<std::runtime_error>(endless).size(), 500u + endless.string().size());
-  gzFile packed = gzopen((root_ / "cut.jsonl.gz").c_str(), "wb");
-  for (int i = 0; i < 5000; ++i) gzprintf(packed, "{\"text\": \"%d\"}\n", i * i);
-  gzclose(packed);
-  const fs::path cut = root_ / "cut.jsonl.gz";
-  fs::resize_file(cut, fs::file_size(cut) / 2);
-  const std::string error = error_of<std::runtime_error>(cut);
-  EXPECT_NE(error.find("cannot read '" + cut.string() + "': unexpected end of file"),
-            std::string::npos)
-      << error;
 }
 
 TEST_F(CorpusTest, HoldsDocumentsOutByTheirPathsAlone) {
@@ -143,7 +148,7 @@ TEST_F(CorpusTest, HoldsDocumentsOutByTheirPathsAlone) {
     write(name, name);
     all.insert(name);
   }
-  const Corpus before = Corpus::read(root_, 0.2);
+  const Corpus before = read(root_, 0.2);
   const auto train = documents_of(before.train()), held_out = documents_of(before.held_out());
   std::set<std::string> both = train;
   both.insert(held_out.begin(), held_out.end());
@@ -159,7 +164,7 @@ TEST_F(CorpusTest, HoldsDocumentsOutByTheirPathsAlone) {
   const fs::path moved = root_.string() + "-moved";
   fs::rename(root_, moved);
   root_ = moved;
-  const Corpus after = Corpus::read(root_.string() + "/", 0.2);
+  const Corpus after = read(root_.string() + "/", 0.2);
   std::set<std::string> expected = held_out, found = documents_of(after.held_out());
   for (auto* documents : {&expected, &found}) {
     documents->erase("0.txt");
@@ -170,28 +175,17 @@ TEST_F(CorpusTest, HoldsDocumentsOutByTheirPathsAlone) {
 
 TEST_F(CorpusTest, StandsInTheOrderOfPaths) {
   for (const char* name : {"c", "a/z", "b", "a/y"}) write(name, name);
-  const Corpus corpus = Corpus::read(root_, 1e-9);  // too small a share for any of them
+  const Corpus corpus = read(root_, 1e-9);  // too small a share for any of them
   EXPECT_EQ(text_of(corpus.train()).substr(0, 8), std::string("a/y\0a/z\0", 8));
 }
 
 TEST_F(CorpusTest, SplitsAFolderByPositionWhereAPartWouldBeEmpty) {
   write("a", "aaaaaaaaa");
   write("b", "bbbbbbbbb");
-  const Corpus corpus = Corpus::read(root_, 1e-9);
+  const Corpus corpus = read(root_, 1e-9);
   EXPECT_EQ(corpus.documents(), 2);
   EXPECT_EQ(text_of(corpus.train()), std::string("aaaaaaaaa\0bbbbbbbbb\0", 20));
   EXPECT_EQ(text_of(corpus.held_out()), std::string("\0", 1));
-}
-
-TEST_F(CorpusTest, SkipsAndCountsEmptyAndBinaryFiles) {
-  write("text", "plain");
-  write("empty", "");
-  write("nul", std::string("a\0b", 3));
-  write("latin", "caf\xe9");
-  const Corpus corpus = Corpus::read(root_);
-  EXPECT_EQ(corpus.documents(), 1);
-  EXPECT_EQ(corpus.skipped_empty(), 1);
-  EXPECT_EQ(corpus.skipped_binary(), 2);
 }
 
 TEST_F(CorpusTest, KnowsUtf8) {
@@ -214,19 +208,10 @@ TEST_F(CorpusTest, KnowsUtf8) {
                                         "\xf1\x80\x80",
                                         "\xf1\x80\x80\xc0"};
   for (size_t i = 0; i < text.size(); ++i) write("text" + std::to_string(i), text[i]);
-  EXPECT_EQ(Corpus::read(root_).documents(), static_cast<int64_t>(text.size()));
+  EXPECT_EQ(read(root_).documents(), static_cast<int64_t>(text.size()));
   for (size_t i = 0; i < binary.size(); ++i) write("binary" + std::to_string(i), binary[i]);
-  EXPECT_EQ(Corpus::read(root_).skipped_binary(), static_cast<int64_t>(binary.size()));
-}
-
-TEST_F(CorpusTest, FollowsLinksToFilesButNotToFolders) {
-  const fs::path file = write("elsewhere/file", "linked text");
-  write("text/a", "text");
-  fs::create_symlink(file, root_ / "text/link");
-  fs::create_directory_symlink(root_ / "text", root_ / "text/loop");
-  fs::create_directory_symlink(root_ / "elsewhere", root_ / "text/folder");
-  EXPECT_EQ(Corpus::read(root_ / "text").documents(), 2);
-  EXPECT_EQ(Corpus::read(root_ / "text/loop").documents(), 2);
+  EXPECT_EQ(read(root_).inventory().left_out(Corpus::kNotUtf8),
+            static_cast<int64_t>(binary.size()));
 }
 
 TEST_F(CorpusTest, NamesWhatCannotBeRead) {
@@ -245,26 +230,264 @@ TEST_F(CorpusTest, NamesWhatCannotBeRead) {
 
 TEST_F(CorpusTest, NamesWhatIsNoText) {
   const auto error = error_of<std::invalid_argument>;
-  const std::string folder = root_.string();
-  EXPECT_EQ(error(root_ / "nothing", 0.05), "the text '" + folder + "/nothing' does not exist");
-  EXPECT_EQ(error("/dev/null", 0.05), "the text '/dev/null' is neither a file nor a folder");
-  write("empty", "");
-  write("nul", std::string(1, '\0'));
-  EXPECT_EQ(error(root_, 0.05),
-            "the text '" + folder + "' holds no text: 1 empty and 1 binary files");
+  EXPECT_EQ(error("/dev/null", 0.05),
+            "the data '/dev/null' (data.path) is neither a file nor a folder");
+  write("a", "a");
   EXPECT_EQ(error(root_, 0), "the share of held-out text is 0; it must be between 0 and 1");
   EXPECT_EQ(error(root_, 1), "the share of held-out text is 1; it must be between 0 and 1");
+  write("a.parquet", "PAR1");
+  const std::string parquet = error_of<std::runtime_error>(root_);
+  EXPECT_NE(parquet.find("a.parquet' is Parquet"), std::string::npos) << parquet;
+  EXPECT_NE(parquet.find("lighthouse_attention.tokens"), std::string::npos) << parquet;
 }
 
 TEST_F(CorpusTest, FingerprintsBothParts) {
   const fs::path path = write("text", "0123456789abcdefghi");
-  const uint64_t print = Corpus::read(path, 0.25).fingerprint();
-  EXPECT_EQ(Corpus::read(path, 0.25).fingerprint(), print);
-  EXPECT_NE(Corpus::read(path, 0.5).fingerprint(), print);
+  const uint64_t print = read(path, 0.25).fingerprint();
+  EXPECT_EQ(read(path, 0.25).fingerprint(), print);
+  EXPECT_NE(read(path, 0.5).fingerprint(), print);
   write("text", "0123456789abcdefghI");
-  EXPECT_NE(Corpus::read(path, 0.25).fingerprint(), print);
+  EXPECT_NE(read(path, 0.25).fingerprint(), print);
   write("text", "O123456789abcdefghi");
-  EXPECT_NE(Corpus::read(path, 0.25).fingerprint(), print);
+  EXPECT_NE(read(path, 0.25).fingerprint(), print);
+}
+
+TEST_F(CorpusTest, FingerprintsAreThoseOfEarlierVersions) {
+  write("a", "0123456789");
+  write("b/c", "abc");
+  EXPECT_EQ(read(root_, 0.5).fingerprint(), 10289048780376099542u);
+  EXPECT_EQ(read(root_ / "a", 0.25).fingerprint(), 15589174592642527880u);
+}
+
+TEST_F(CorpusTest, ReadsALargeFileWhereItLies) {
+  std::string text("\xef\xbb\xbf");
+  while (text.size() < (17u << 20)) text += "0123456789 \xc3\xa9\n";
+  write("b.txt", text);
+  write("a.txt", "first");
+  write("c.txt", "last");
+  const Corpus corpus = read(root_, 1e-9);
+  EXPECT_EQ(corpus.documents(), 3);
+  const std::string all = "first" + std::string(1, '\0') + text.substr(3) + '\0' + "last";
+  EXPECT_TRUE(text_of(corpus.train()) == all + '\0');
+  EXPECT_EQ(corpus.document_ends(), (std::vector<uint64_t>{6, text.size() + 4, text.size() + 9}));
+  write("b.txt", text + "\xff");
+  const Corpus without = read(root_, 1e-9);
+  EXPECT_EQ(without.documents(), 2);
+  EXPECT_NE(without.describe().find(message("b.txt: byte ", text.size(), " is not UTF-8")),
+            std::string::npos)
+      << without.describe();
+}
+
+/// What a process comes to need more of memory, in bytes, while it reads the data and draws from
+/// it all there is.
+int64_t memory_to_read(const Source& source) {
+  int ends[2];
+  EXPECT_EQ(::pipe(ends), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const auto peak = [] {
+      rusage usage{};
+      ::getrusage(RUSAGE_SELF, &usage);
+      return int64_t{usage.ru_maxrss} << 10;
+    };
+    const int64_t before = peak();
+    const Corpus corpus = Corpus::read(source);
+    const Loader loader(corpus.train(), corpus.document_ends(), 1);
+    const int64_t more = loader.epoch() == 0 ? peak() - before : -1;
+    const bool told = ::write(ends[1], &more, sizeof(more)) == sizeof(more);
+    ::_exit(told ? 0 : 1);
+  }
+  ::close(ends[1]);
+  int64_t more = -1;
+  EXPECT_EQ(::read(ends[0], &more, sizeof(more)), static_cast<ssize_t>(sizeof(more)));
+  ::close(ends[0]);
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  return more;
+}
+
+TEST_F(CorpusTest, TextTakesNoMemoryOfItsSize) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "what is given back stays with the sanitizer";
+#endif
+  constexpr int64_t kSize = 40 << 20, kEnough = 24 << 20;
+  std::string paragraph = "So much text, and so little memory. ";
+  while (paragraph.size() < (1 << 20)) paragraph += paragraph;
+  paragraph.resize(1 << 20);
+  {
+    std::ofstream large(root_ / "large.txt");
+    gzFile packed = gzopen((root_ / "packed.txt.gz").c_str(), "wb1");
+    gzFile lines = gzopen((root_ / "lines.jsonl.gz").c_str(), "wb1");
+    fs::create_directory(root_ / "small");
+    for (int64_t i = 0; i < kSize >> 20; ++i) {
+      large << paragraph;
+      gzwrite(packed, paragraph.data(), static_cast<unsigned>(paragraph.size()));
+      gzprintf(lines, "{\"text\": \"");
+      gzwrite(lines, paragraph.data(), static_cast<unsigned>(paragraph.size()));
+      gzprintf(lines, "\"}\n");
+      write(message("small/", i), paragraph);
+    }
+    ASSERT_EQ(gzclose(packed), Z_OK);
+    ASSERT_EQ(gzclose(lines), Z_OK);
+  }
+  for (const char* name : {"large.txt", "packed.txt.gz", "lines.jsonl.gz", "small"}) {
+    const int64_t needed = memory_to_read({{(root_ / name).string()}});
+    EXPECT_GT(needed, 0) << name;
+    EXPECT_LT(needed, kEnough) << name;
+  }
+}
+
+/// What text is, for the trainer and for python -m lighthouse_attention.tokens alike.
+TEST_F(CorpusTest, KnowsTextAsTheConverterDoes) {
+  const auto cases = nlohmann::json::parse(std::ifstream(LIGHTHOUSE_TEXT_CASES));
+  ASSERT_GT(cases.size(), 30u);
+  int64_t number = 0;
+  for (const auto& given : cases) {
+    SCOPED_TRACE(given.at("what").get<std::string>());
+    const std::string folder = message("case", ++number, '/');
+    fs::create_directory(root_ / folder);
+    for (const auto& [name, content] : given.at("files").items()) {
+      std::string bytes;
+      if (content.is_string()) {
+        bytes = content;
+      } else {
+        const std::string hex = content.at("hex");
+        for (size_t i = 0; i < hex.size(); i += 2) {
+          bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+        }
+      }
+      write(folder + name, bytes);
+    }
+    const auto links = given.value("links", nlohmann::json::object());
+    for (const auto& [name, target] : links.items()) {
+      fs::create_symlink(target.get<std::string>(), root_ / folder / name);
+    }
+    Source source{{}, given.value("field", "text"), 1e-9};
+    for (const std::string& path : given.value("paths", std::vector<std::string>{""})) {
+      source.path.push_back((root_ / folder / path).string());
+    }
+    if (given.contains("error")) {
+      try {
+        Corpus::read(source);
+        ADD_FAILURE() << "no error";
+      } catch (const std::exception& error) {
+        for (const std::string part : given.at("error")) {
+          EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+        }
+      }
+      continue;
+    }
+    const Corpus corpus = Corpus::read(source);
+    std::string expected;
+    for (const std::string document : given.at("documents")) expected += document + '\0';
+    const std::string train = text_of(corpus.train());
+    EXPECT_EQ(train.substr(0, train.size() - 1) + text_of(corpus.held_out()), expected);
+    int64_t left_out = 0;
+    const auto reasons = given.value("left_out", nlohmann::json::object());
+    for (const auto& [why, count] : reasons.items()) {
+      EXPECT_EQ(corpus.inventory().left_out(why), count) << why;
+      left_out += count.get<int64_t>();
+    }
+    EXPECT_EQ(corpus.inventory().left_out(), left_out) << corpus.describe();
+  }
+}
+
+TEST_F(CorpusTest, SaysWhatIsTakenAsWhat) {
+  write("a.txt", "12345");
+  write("b.txt", "1234567");
+  write("c.md", "1");
+  write("d.JSONL", "{\"text\": \"1\"}\n{\"text\": \"2\"}\n");
+  for (int i = 0; i < 7; ++i) write(message("empty", i), "");
+  write("latin", "caf\xe9");
+  EXPECT_EQ(read(root_, 1e-9).describe(),
+            "the data is taken as\n"
+            "                files   documents           bytes\n"
+            "  text              3           3              16  .txt 2, .md 1\n"
+            "  JSON lines        1           2               4  .JSONL 1\n"
+            "left out\n"
+            "  empty             7                              empty0, empty1, empty2, empty3, "
+            "empty4, ...\n"
+            "  not UTF-8         1                              latin: byte 3 is not UTF-8\n"
+            "text: 5 documents, 20 bytes to train on, 1 held out");
+}
+
+TEST_F(CorpusTest, MakesADocumentOfAFolder) {
+  const std::vector<std::string> names{"top",     "a/b.txt",   "a/c/d", "a/c/e/f",
+                                       "a/d.txt", "g/h.jsonl", "g/i",   "latin/bad"};
+  for (const std::string& name : names) write(name, name);
+  write("g/h.jsonl", "{\"text\": \"1\"}\n{\"text\": \"2\"}\n");
+  write("latin/bad", "\xff");
+  const auto documents = [&](int64_t depth, double share = 1e-9) {
+    const Corpus corpus =
+        Corpus::read({{root_.string()}, "text", share, Documents::kFolders, depth});
+    const std::string text = text_of(corpus.train());
+    std::vector<std::string> all;
+    uint64_t begin = 0;
+    for (const uint64_t end : corpus.document_ends()) {
+      all.push_back(text.substr(begin, end - begin));
+      std::ranges::replace(all.back(), '\0', ';');
+      begin = end;
+    }
+    EXPECT_EQ(begin, text.size());
+    return all;
+  };
+  // Nothing is held out by name: the last byte of all is, and its place is taken by an end.
+  EXPECT_EQ(documents(1),
+            (std::vector<std::string>{"top;", "a/b.txt;a/c/d;a/c/e/f;a/d.txt;", "1;2;g/i;"}));
+  EXPECT_EQ(documents(2),
+            (std::vector<std::string>{"top;", "a/b.txt;a/d.txt;", "a/c/d;a/c/e/f;", "1;2;g/i;"}));
+  EXPECT_EQ(documents(9).size(), 5u);
+  // Folders are held out whole, by a hash of their names.
+  const std::vector<std::string> all = documents(1);
+  const std::vector<std::string> some = documents(1, 0.5);
+  EXPECT_LT(some.size(), all.size());
+  for (const std::string& document : some) EXPECT_EQ(std::ranges::count(all, document), 1);
+
+  const Source source{{root_.string()}, "text", 0.5, Documents::kFolders, 1};
+  const Corpus corpus = Corpus::read(source);
+  EXPECT_EQ(corpus.documents(), 3);
+  EXPECT_EQ(Corpus::read(source, corpus.files()).fingerprint(), corpus.fingerprint());
+  write_tokens(root_ / "a.bin", std::vector<int64_t>{1, 2}, 10);
+  EXPECT_TRUE(testing::throws<std::invalid_argument>([&] { Corpus::read(source); },
+                                                     {"data.documents is 'folders'"}));
+}
+
+TEST_F(CorpusTest, ReadsWhatItReadBefore) {
+  write("a.txt", "a");
+  write("b.json", "{\"text\": \"1\"}");
+  write("latin", "caf\xe9");
+  write("odd \\ na\nme", "odd");
+  const Corpus before = read(root_, 0.4);
+  write_file_list(root_ / "list", before.files());
+  const FileList list = read_file_list(root_ / "list");
+  EXPECT_EQ(list, before.files());
+  fs::remove(root_ / "list");
+  EXPECT_TRUE(read_file_list(root_ / "list").empty());
+
+  write("new.txt", "new");
+  write("tokens.bin", "new");
+  write("latin", "cafe");
+  const Source source{{root_.string()}, "text", 0.4};
+  const auto again = [&] { return Corpus::read(source, list); };
+  EXPECT_EQ(again().fingerprint(), before.fingerprint());
+  const auto refuses = [&](const std::string& name, const std::string& why) {
+    return testing::throws<std::invalid_argument>(again, {(root_ / name).string(), why});
+  };
+  write("a.txt", "b");
+  EXPECT_TRUE(refuses("a.txt", "not what the run began with: it was changed"));
+  write("a.txt", "aa");
+  EXPECT_TRUE(refuses("a.txt", "it has 3 tokens, it had 2"));
+  write("a.txt", std::string(1, '\0'));
+  EXPECT_TRUE(refuses("a.txt", "it is not text any more"));
+  fs::remove(root_ / "a.txt");
+  EXPECT_TRUE(refuses("a.txt", "which is gone"));
+  write("a.txt", "a");
+  EXPECT_EQ(again().fingerprint(), before.fingerprint());
+
+  write("list", "0 text 1\n");
+  EXPECT_TRUE(testing::throws<std::runtime_error>([&] { read_file_list(root_ / "list"); },
+                                                  {"list', line 1, is '0 text 1'"}));
 }
 
 TEST_F(CorpusTest, TakesTokenFilesInTheOrderOfTheirNames) {
@@ -272,22 +495,88 @@ TEST_F(CorpusTest, TakesTokenFilesInTheOrderOfTheirNames) {
   write_tokens(root_ / "b.bin", second, 1000);
   write_tokens(root_ / "a.bin", first, 100000);
   write("notes.txt", "left out");
-  const Corpus corpus = Corpus::read(root_, 0.2);
+  const Corpus corpus = read(root_, 0.2);
   EXPECT_EQ(corpus.train().first(99), (std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8}));
   EXPECT_EQ(corpus.held_out().first(99), (std::vector<int64_t>{9, 10}));
-  EXPECT_EQ(corpus.describe(), "tokens: 2 files, 8 tokens to train on, 2 held out");
-  const Corpus one = Corpus::read(root_ / "a.bin", 0.2);
+  EXPECT_EQ(corpus.describe(),
+            "the data is taken as\n"
+            "                               files          tokens\n"
+            "  token files                      2              10  .bin 2\n"
+            "left out\n"
+            "  beside token files (.bin)        1                  notes.txt\n"
+            "tokens: 2 files, 8 tokens to train on, 2 held out");
+  const Corpus one = read(root_ / "a.bin", 0.2);
   EXPECT_EQ(one.held_out().first(99), std::vector<int64_t>{5});
   EXPECT_NE(one.fingerprint(), corpus.fingerprint());
-  EXPECT_EQ(Corpus::read(root_, 0.2).fingerprint(), corpus.fingerprint());
+  EXPECT_EQ(read(root_, 0.2).fingerprint(), corpus.fingerprint());
 }
 
 TEST_F(CorpusTest, HoldsOutTheTokenFilesThatSaySo) {
-  write_tokens(root_ / "train.bin", std::vector<int64_t>{1, 2, 3}, 1000);
-  write_tokens(root_ / "val.bin", std::vector<int64_t>{4, 5}, 1000);
-  const Corpus corpus = Corpus::read(root_, 0.5);
-  EXPECT_EQ(corpus.train().first(99), (std::vector<int64_t>{1, 2, 3}));
-  EXPECT_EQ(corpus.held_out().first(99), (std::vector<int64_t>{4, 5}));
+  fs::create_directories(root_ / "val");
+  const std::vector<std::pair<std::string, int64_t>> files{
+      {"train.bin", 1}, {"val/a.bin", 2}, {"TEST.BIN", 3}, {"valuable_books.bin", 4}};
+  for (const auto& [name, id] : files) {
+    write_tokens(root_ / name, std::vector<int64_t>{id, id}, 1000);
+  }
+  const Corpus corpus = read(root_, 0.5);
+  EXPECT_EQ(corpus.train().first(99), (std::vector<int64_t>{1, 1, 4, 4}));
+  EXPECT_EQ(corpus.held_out().first(99), (std::vector<int64_t>{3, 3, 2, 2}));
+  EXPECT_EQ(corpus.describe(),
+            "the data is taken as\n"
+            "                                          files          tokens\n"
+            "  token files, held out by their names        2               4  .BIN 1, .bin 1\n"
+            "  token files                                 2               4  .bin 2\n"
+            "tokens: 4 files, 4 tokens to train on, 4 held out");
+  const auto list = corpus.files();
+  EXPECT_EQ(Corpus::read({{root_.string()}, "text", 0.5}, list).fingerprint(),
+            corpus.fingerprint());
+}
+
+TEST_F(CorpusTest, KnowsHeldOutNamesByTheirWords) {
+  for (const char* name : {"val.bin", "fineweb_val_000000.bin", "Validation-3.bin", "test.bin",
+                           "shard.dev.bin", "held_out.bin", "heldout7.bin", "val/a.bin",
+                           "test/part 1/a.bin", "train/val.bin", "eval/0.bin"}) {
+    EXPECT_TRUE(is_held_out(name)) << name;
+  }
+  for (const char* name :
+       {"valuable_books.bin", "a.bin", "train.bin", "interval.bin", "latest.bin", "contest.bin",
+        "val/train_3.bin", "test/train/a.bin", "devices.bin", "held.bin", "out/held.bin"}) {
+    EXPECT_FALSE(is_held_out(name)) << name;
+  }
+}
+
+TEST_F(CorpusTest, NamesATokenFileAmongTextAsTheCause) {
+  write("a.txt", "text");
+  write("b.txt", "text");
+  write("stray.bin", "odd");
+  const auto error = error_of<std::runtime_error>(root_);
+  EXPECT_NE(error.find("stray.bin' has 3 bytes"), std::string::npos) << error;
+  EXPECT_NE(error.find("its name ends with .bin, and 2 other files are left out"),
+            std::string::npos)
+      << error;
+  write("stray.bin", "even");
+  const Corpus corpus = read(root_);
+  EXPECT_EQ(corpus.inventory().left_out(Corpus::kBesideTokens), 2);
+  EXPECT_TRUE(testing::throws<std::runtime_error>(
+      [&] { corpus.check_vocabulary(256); },
+      {"stray.bin' has the id 30309 at position 0", "2 other files are left out"}));
+  // Alone it is as it was.
+  fs::remove(root_ / "a.txt");
+  fs::remove(root_ / "b.txt");
+  write("stray.bin", "odd");
+  EXPECT_EQ(error_of<std::runtime_error>(root_).find("left out"), std::string::npos);
+  write("packed.bin.gz", "");
+  EXPECT_NE(error_of<std::runtime_error>(root_ / "packed.bin.gz").find("must be decompressed"),
+            std::string::npos);
+}
+
+TEST_F(CorpusTest, HoldsTheDataAgainstTheVocabulary) {
+  EXPECT_TRUE(testing::throws<std::invalid_argument>(
+      [&] { read(write("a.txt", "text")).check_vocabulary(65); },
+      {"model.vocab_size is 65; of text it must be 256 or more"}));
+  read(root_ / "a.txt").check_vocabulary(256);
+  write_tokens(root_ / "characters.bin", std::vector<int64_t>{0, 64, 1}, 65);
+  read(root_ / "characters.bin").check_vocabulary(65);
 }
 
 }  // namespace

@@ -23,6 +23,15 @@ Bytes some_documents(int count) {
   return bytes;
 }
 
+/// Each document ends with byte 0.
+std::vector<uint64_t> ends_of(const Bytes& text) {
+  std::vector<uint64_t> ends;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == 0) ends.push_back(i + 1);
+  }
+  return ends;
+}
+
 Bytes bytes_of(const at::Tensor& tokens) {
   const at::Tensor bytes = tokens.to(at::kByte).contiguous();
   const auto* data = bytes.data_ptr<uint8_t>();
@@ -39,7 +48,7 @@ Bytes sorted(Bytes bytes) {
 TEST(Loader, HandsOutEveryByteOnceAnEpoch) {
   const Bytes text = some_documents(30);
   const auto size = static_cast<int64_t>(text.size());
-  Loader loader(text, 1);
+  Loader loader(text, ends_of(text), 1);
   const Bytes first = stream(loader, size);
   EXPECT_EQ(loader.epoch(), 1u);
   const Bytes second = stream(loader, size);
@@ -51,7 +60,7 @@ TEST(Loader, HandsOutEveryByteOnceAnEpoch) {
 
 TEST(Loader, KeepsDocumentsWhole) {
   const Bytes text = some_documents(30);
-  Loader loader(text, 1);
+  Loader loader(text, ends_of(text), 1);
   const Bytes epoch = stream(loader, static_cast<int64_t>(text.size()));
   int documents = 0;
   for (auto begin = epoch.begin(); begin != epoch.end(); ++documents) {
@@ -63,11 +72,27 @@ TEST(Loader, KeepsDocumentsWhole) {
   EXPECT_EQ(documents, 30);
 }
 
+TEST(Loader, KeepsDocumentsOfManyFilesWhole) {
+  const Bytes text = some_documents(30);
+  std::vector<uint64_t> ends, all = ends_of(text);
+  for (size_t i = 4; i < all.size(); i += 5) ends.push_back(all[i]);
+  Loader loader(text, ends, 1);
+  const Bytes epoch = stream(loader, static_cast<int64_t>(text.size()));
+  EXPECT_NE(epoch, text);
+  uint64_t begin = 0;
+  for (const uint64_t end : ends) {
+    const auto from = text.begin() + static_cast<ptrdiff_t>(begin);
+    const auto to = text.begin() + static_cast<ptrdiff_t>(end);
+    EXPECT_NE(std::search(epoch.begin(), epoch.end(), from, to), epoch.end());
+    begin = end;
+  }
+}
+
 TEST(Loader, ShufflesPiecesOfOneLongText) {
   Bytes text(3 * Loader::kPiece + 1000);
   for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<uint8_t>(1 + i / Loader::kPiece);
   bool moved = false;
-  Loader loader(text, 1);
+  Loader loader(text, ends_of(text), 1);
   for (int epoch = 0; epoch < 5; ++epoch) {
     const Bytes order = stream(loader, static_cast<int64_t>(text.size()));
     EXPECT_EQ(sorted(order), text);
@@ -78,7 +103,7 @@ TEST(Loader, ShufflesPiecesOfOneLongText) {
 
 TEST(Loader, TargetsAreTheTokensThatFollow) {
   const Bytes text = some_documents(20);
-  Loader loader(text, 2), whole(text, 2);
+  Loader loader(text, ends_of(text), 2), whole(text, ends_of(text), 2);
   const Bytes expected = stream(whole, 3 * 7 * 20 + 1);
   for (int64_t step = 0; step < 20; ++step) {
     const Batch batch = loader.next(3, 7);
@@ -93,7 +118,7 @@ TEST(Loader, TargetsAreTheTokensThatFollow) {
 
 TEST(Loader, GoesOnWhereItIsWhateverTheContext) {
   const Bytes text = some_documents(20);
-  Loader whole(text, 3), loader(text, 3);
+  Loader whole(text, ends_of(text), 3), loader(text, ends_of(text), 3);
   const Bytes expected = stream(whole, 1000);
   Bytes found;
   for (const auto& [batch, context] :
@@ -107,9 +132,9 @@ TEST(Loader, GoesOnWhereItIsWhateverTheContext) {
 
 TEST(Loader, SeeksToAnyPosition) {
   const Bytes text = some_documents(20);
-  Loader whole(text, 4);
+  Loader whole(text, ends_of(text), 4);
   const Bytes expected = stream(whole, 2000);
-  Loader loader(text, 4);
+  Loader loader(text, ends_of(text), 4);
   for (const uint64_t position : {1500u, 0u, 249u, 250u, 251u, 700u, 3u}) {
     loader.seek(position);
     const auto begin = expected.begin() + static_cast<ptrdiff_t>(position);
@@ -119,7 +144,8 @@ TEST(Loader, SeeksToAnyPosition) {
 
 TEST(Loader, OrdersByTheSeed) {
   const Bytes text = some_documents(20);
-  Loader one(text, 5), same(text, 5), other(text, 6), high(text, 5 + (uint64_t{1} << 40));
+  Loader one(text, ends_of(text), 5), same(text, ends_of(text), 5), other(text, ends_of(text), 6),
+      high(text, ends_of(text), 5 + (uint64_t{1} << 40));
   const Bytes order = stream(one, 200);
   EXPECT_EQ(stream(same, 200), order);
   EXPECT_NE(stream(other, 200), order);
@@ -128,15 +154,15 @@ TEST(Loader, OrdersByTheSeed) {
 
 TEST(Loader, RepeatsATextThatIsShorterThanABatch) {
   const Bytes text{'a', 'b', 0};
-  Loader loader(text, 7);
+  Loader loader(text, ends_of(text), 7);
   EXPECT_EQ(stream(loader, 8), (Bytes{'a', 'b', 0, 'a', 'b', 0, 'a', 'b'}));
   EXPECT_EQ(stream(loader, 2), (Bytes{0, 'a'}));
 }
 
 TEST(Loader, RefusesWhatIsEmpty) {
   const Bytes text{'a'}, none;
-  EXPECT_THROW(Loader(none, 1), std::invalid_argument);
-  Loader loader(text, 1);
+  EXPECT_THROW(Loader(none, {}, 1), std::invalid_argument);
+  Loader loader(text, ends_of(text), 1);
   EXPECT_THROW(loader.next(0, 1), std::invalid_argument);
   EXPECT_THROW(loader.next(1, 0), std::invalid_argument);
 }

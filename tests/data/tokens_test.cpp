@@ -89,7 +89,75 @@ TEST_F(TokensTest, NameTheFileThatIsDamaged) {
   EXPECT_TRUE(fails(write("version.bin", bytes), "version 9"));
   EXPECT_TRUE(fails(write("odd.bin", "abc"), "no whole number"));
   EXPECT_TRUE(fails(write("empty.bin", ""), "is empty"));
-  EXPECT_TRUE(fails(folder / "missing.bin", "cannot be read"));
+  EXPECT_TRUE(fails(folder / "missing.bin", "cannot read"));
+}
+
+TEST_F(TokensTest, RefuseHeadersThatAreNotKnown) {
+  const auto fails = [&](const std::string& bytes, std::initializer_list<std::string> why) {
+    const auto path = write("a.bin", bytes);
+    return throws<std::runtime_error>([&] { Tokens::map(path); }, why);
+  };
+  std::vector<int32_t> header(256);
+  for (const auto& [date, version] : std::vector<std::pair<int32_t, int32_t>>{
+           {20240520, 2}, {20240801, 1}, {20240326, 3}, {20250101, 1}}) {
+    header[0] = date;
+    header[1] = version;
+    header[2] = 1;
+    EXPECT_TRUE(fails(
+        bytes_of(header) + "xx",
+        {"a.bin' begins like one of llm.c", std::to_string(date),
+         "version " + std::to_string(version), "20240520, version 1, and 20240801, version 7"}));
+  }
+  header[0] = 20240520;
+  header[1] = 1;
+  EXPECT_TRUE(fails(bytes_of(header).substr(0, 100), {"cut short"}));
+  EXPECT_TRUE(fails(std::string("PK\x03\x04......", 10), {"a zip archive", "no token ids"}));
+  EXPECT_TRUE(fails("\x93NUMPY..", {"NumPy", "no token ids"}));
+  // Two ids that are no date.
+  const std::vector<uint16_t> ids{50256, 308, 7};
+  EXPECT_EQ(Tokens::map(write("a.bin", bytes_of(ids))).first(9), (Ids{50256, 308, 7}));
+}
+
+TEST_F(TokensTest, AreCheckedAgainstAVocabularyAtOnce) {
+  // Where its header says a vocabulary, that counts.
+  write_tokens(folder / "a.bin", counting(0, 300), 1000);
+  const Tokens known = Tokens::map(folder / "a.bin");
+  known.check_vocabulary(1000);
+  EXPECT_TRUE(throws<std::runtime_error>([&] { known.check_vocabulary(999); },
+                                         {"a.bin' has a vocabulary of 1000", "has 999"}));
+  // Where there is none, each id does: also one that no vector has, and in any slice.
+  for (const size_t at : {0u, 63u, 64u, 9999u, 10002u}) {
+    std::vector<uint16_t> ids(10003, 499);
+    ids[at] = 500;
+    const Tokens tokens = Tokens::map(write("b.bin", bytes_of(ids)));
+    tokens.check_vocabulary(501);
+    const std::string where = "the id 500 at position " + std::to_string(at);
+    EXPECT_TRUE(throws<std::runtime_error>([&] { tokens.check_vocabulary(500); },
+                                           {"b.bin' has " + where, "has 500"}));
+    EXPECT_TRUE(throws<std::runtime_error>(
+        [&] { tokens.slice(at, 10003 - at).check_vocabulary(500); }, {where}));
+  }
+  std::vector<int32_t> header(256);
+  header[0] = 20240801;
+  header[1] = 7;
+  header[2] = 2;
+  const std::vector<uint32_t> wide{5, 128000};
+  const Tokens llama3 = Tokens::map(write("c.bin", bytes_of(header) + bytes_of(wide)));
+  llama3.check_vocabulary(128256);
+  EXPECT_TRUE(throws<std::runtime_error>([&] { llama3.check_vocabulary(128000); },
+                                         {"the id 128000 at position 1"}));
+}
+
+TEST_F(TokensTest, TellHowTheCheckGetsOn) {
+  std::filesystem::resize_file(write("a.bin", ""), (uint64_t{1} << 28) + 2);
+  std::vector<uint64_t> told;
+  Tokens::map(folder / "a.bin")
+      .check_vocabulary(300, [&](const char* what, uint64_t done, uint64_t all) {
+        EXPECT_STREQ(what, "checking token ids");
+        EXPECT_EQ(all, (uint64_t{1} << 28) + 2);
+        told.push_back(done);
+      });
+  EXPECT_EQ(told, std::vector<uint64_t>{uint64_t{1} << 28});
 }
 
 TEST_F(TokensTest, NameTheIdThatIsNoneOfTheVocabulary) {
@@ -149,7 +217,7 @@ TEST_F(TokensTest, AreShuffledInPiecesOfOneSize) {
   write_tokens(folder / "a.bin", ids, 60000);
   bool moved = false;
   for (uint64_t seed = 0; seed < 5; ++seed) {
-    Loader loader(Tokens::map(folder / "a.bin"), seed, 60000);
+    Loader loader(Tokens::map(folder / "a.bin"), {}, seed, 60000);
     const at::Tensor epoch = loader.next(1, static_cast<int64_t>(ids.size())).tokens;
     const auto* begin = epoch.const_data_ptr<int64_t>();
     Ids found(begin, begin + ids.size());

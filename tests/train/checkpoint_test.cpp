@@ -73,7 +73,7 @@ TEST(Checkpoint, IsReadInItsOlderFormat) {
   restore(old.model, parameters_of(model), "the checkpoint");
 
   Recipe recipe = old.recipe;
-  recipe.data.path = "elsewhere";
+  recipe.data.path = {"elsewhere"};
   recipe.run.cuda_graphs = true;
   EXPECT_TRUE(recipe_changes(recipe, old).empty());
   recipe.model.rope_theta = 1e4;
@@ -87,7 +87,7 @@ TEST(Checkpoint, IsReadInItsOlderFormat) {
   EXPECT_EQ(recipe_changes(recipe, old).back(), "stage.1: stage 'dense' -> no stage");
   const Recipe made_with = recipe_of(old, recipe);
   EXPECT_EQ(made_with.deciding_toml(), old.recipe.deciding_toml());
-  EXPECT_EQ(made_with.data.path, "elsewhere");
+  EXPECT_EQ(made_with.data.path, std::vector<std::string>{"elsewhere"});
 }
 
 TEST(Checkpoint, TheNewestAreKept) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <sstream>
 
 namespace lighthouse::train {
@@ -46,6 +47,22 @@ TEST(Progress, IsPlainLinesWhereThereIsNoTerminal) {
             "1:06:00\n"
             "step 200/200  second (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: second 0:00\n"
             "done\n");
+}
+
+/// About ten lines, or one that is redrawn.
+TEST(Progress, TellsWhatIsDoneBeforeTheFirstStep) {
+  std::ostringstream out, drawn;
+  const auto both = stages(1, 1);
+  Progress progress(out, false, both), terminal(drawn, true, both);
+  for (uint64_t i = 1; i <= 40; ++i) {
+    progress.prepare("reading", i * 100000000, 4000000000);
+    terminal.prepare("reading", i * 100000000, 4000000000);
+  }
+  const std::string lines = out.str();
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 11);
+  EXPECT_TRUE(lines.starts_with("reading: 0.1 of 4.0 GB\nreading: 0.4 of 4.0 GB\n")) << lines;
+  EXPECT_EQ(drawn.str().find('\n'), std::string::npos);
+  EXPECT_NE(drawn.str().find("\r\033[K\033[?7lreading: 4.0 of 4.0 GB"), std::string::npos);
 }
 
 /// Slow steps among fast ones take the time that they take.

@@ -14,6 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 using std::invalid_argument;
 using testing::throws;
+using Paths = std::vector<std::string>;
 
 constexpr const char* kRecipe = R"([model]
 hidden_size = 64
@@ -75,7 +76,7 @@ TEST_F(RecipeTest, HasWhatTheFileSaysAndElseTheDefaults) {
   const Recipe recipe = read(kRecipe);
   EXPECT_EQ(recipe.model.hidden_size, 64);
   EXPECT_EQ(recipe.model.num_hidden_layers, model::LlamaConfig{}.num_hidden_layers);
-  EXPECT_EQ(recipe.data.path, "text");
+  EXPECT_EQ(recipe.data.path, Paths{"text"});
   EXPECT_EQ(recipe.optimizer.lr, 1e-3);
   EXPECT_EQ(recipe.optimizer.beta2, OptimizerRecipe{}.beta2);
   EXPECT_EQ(recipe.run.out, RunRecipe{}.out);
@@ -90,10 +91,24 @@ TEST_F(RecipeTest, HasWhatTheFileSaysAndElseTheDefaults) {
   EXPECT_EQ(recipe.total_steps(), 30);
 }
 
+TEST_F(RecipeTest, TakesOnePathOfDataOrMany) {
+  const std::vector<std::pair<std::string, Paths>> cases{
+      {"[\"books\", 'code/**/*.py']", {"books", "code/**/*.py"}},
+      {"2026", {"2026"}},
+      {"[\"one\"]", {"one"}}};
+  for (const auto& [text, paths] : cases) {
+    const Recipe recipe = read(kRecipe, {"data.path=" + text});
+    EXPECT_EQ(recipe.data.path, paths);
+    EXPECT_EQ(read(recipe.to_toml()).data.path, paths);
+  }
+}
+
 TEST_F(RecipeTest, RoundTripsThroughToml) {
   const std::vector<std::string> overrides{
       "data.path=\"a \\\"quoted\\\" \\\\ path\\n\\u007f\"",
       "data.held_out_share=0.1",
+      "data.documents=folders",
+      "data.folder_depth=3",
       "model.tie_word_embeddings=true",
       "model.rope_theta=500000",
       "model.model_type=qwen2",
@@ -112,7 +127,9 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
   const Recipe before = read(kRecipe, overrides);
   const Recipe after = read(before.to_toml());
   EXPECT_EQ(after.to_toml(), before.to_toml());
-  EXPECT_EQ(after.data.path, "a \"quoted\" \\ path\n\x7f");
+  EXPECT_EQ(after.data.path, Paths{"a \"quoted\" \\ path\n\x7f"});
+  EXPECT_EQ(after.data.documents, data::Documents::kFolders);
+  EXPECT_EQ(after.data.folder_depth, 3);
   EXPECT_EQ(after.model, before.model);
   EXPECT_EQ(after.model.rope_theta, 500000);
   EXPECT_EQ(after.run.seed, 9223372036854775807u);
@@ -156,8 +173,9 @@ TEST_F(RecipeTest, NamesWrongTypesWithTheirPlace) {
   EXPECT_TRUE(throws<invalid_argument>(
       [&] { read_with("1e-3", "\"fast\""); },
       {"run.toml:8:6: ", "optimizer", "lr", "string", "must be a number"}));
-  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("\"text\"", "3"); },
-                                       {"run.toml:5:8: ", "path", "must be a string"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("\"text\"", "3"); },
+      {"run.toml:5:8: ", "path", "must be a string or a list of strings"}));
   EXPECT_TRUE(throws<invalid_argument>(
       [&] { read_with("budget = 256", "dense_layers = [0, \"last\"]"); },
       {"run.toml:21:16: ", "dense_layers", "array", "must be a list of integers"}));
@@ -204,7 +222,7 @@ TEST_F(RecipeTest, TakesOverridesOfEveryKind) {
   EXPECT_EQ(recipe.optimizer.lr, 2);
   EXPECT_EQ(recipe.stages[0].steps, 7);
   EXPECT_EQ(recipe.stages[1].steps, 8);
-  EXPECT_EQ(recipe.data.path, "a=b.c");
+  EXPECT_EQ(recipe.data.path, Paths{"a=b.c"});
   EXPECT_EQ(recipe.run.log_every_steps, 3);
   EXPECT_EQ(recipe.stages[0].name, "first");
   EXPECT_EQ(recipe.stages[0].batch, 5);
@@ -272,7 +290,10 @@ TEST_F(RecipeTest, RefusesRunsThatCannotBeRun) {
         read(kRecipe, {"model.rope_scaling_factor=8", "model.rope_type=default"});
       },
       {file, "rope_scaling_factor is 8", "rope_type"}));
-  EXPECT_TRUE(throws<invalid_argument>(with("data.path=\"\""), {file, "data.path is empty"}));
+  for (const char* path : {"\"\"", "[]", "['a', '']"}) {
+    EXPECT_TRUE(throws<invalid_argument>(with(std::string("data.path=") + path),
+                                         {file, "data.path is empty"}));
+  }
   EXPECT_TRUE(throws<invalid_argument>(with("run.out=\"\""), {file, "run.out is empty"}));
   EXPECT_TRUE(throws<invalid_argument>(with("run.keep_checkpoints=1"), {"keep_checkpoints is 1"}));
   EXPECT_TRUE(throws<invalid_argument>(with("stage.0.name=a b"), {file, "name is 'a b'"}));

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/data/corpus.h"
 #include "lighthouse/train/checkpoint.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/metrics.h"
@@ -232,12 +233,70 @@ TEST_F(TrainerTest, RefusesToGoOnWithAnotherRecipeOrText) {
       [&] {
         train(r, {true, {}});
       },
-      {(folder / "text").string(), "fingerprint"}));
+      {(folder / "text").string(), "is not what the run began with"}));
+  // Without the list of its files, which earlier versions did not make, the text itself tells.
+  fs::remove(folder / "run" / "data.txt");
+  EXPECT_TRUE(throws<std::invalid_argument>([&] { train(r, {true, {}}); }, {"fingerprint"}));
   write_text(folder / "text");
   fs::rename(folder / "run", folder / "moved");
   other = r;
   other.run.out = (folder / "moved").string();
   train(other, {true, {}});
+}
+
+TEST_F(TrainerTest, GoesOnWithTheFilesThatItBeganWith) {
+  fs::create_directory(folder / "data");
+  fs::rename(folder / "text", folder / "data/a.txt");
+  Recipe r = recipe(dense_stage("s", 4), "data/run");
+  r.data.path = {(folder / "data").string()};
+  r.run.keep_checkpoints = 10;
+  EXPECT_EQ(train(r).find("left out"), std::string::npos);
+  const data::FileList list = data::read_file_list(folder / "data/run/data.txt");
+  ASSERT_EQ(list.size(), 1u);
+  EXPECT_EQ(list[0].name, "a.txt");
+
+  // The run itself, and what comes later, is not among them.
+  std::ofstream(folder / "data/later.txt") << "later";
+  std::ofstream(folder / "data/later.bin") << "later";
+  Recipe longer = r;
+  longer.stages[0].steps = 6;
+  Start forced{true, {}};
+  forced.force = true;
+  EXPECT_NE(train(longer, forced).find("resumed after step 4"), std::string::npos);
+  longer.run.out = (folder / "data/branch").string();
+  train(longer, {false, {}, checkpoint(4, "data/run")});
+  EXPECT_EQ(data::read_file_list(folder / "data/branch/data.txt"), list);
+
+  fs::remove(folder / "data/later.bin");
+  r.run.out = (folder / "data/other").string();
+  const std::string said = train(r);
+  EXPECT_NE(said.find("the folder of a run"), std::string::npos) << said;
+  EXPECT_NE(said.find("branch, run"), std::string::npos) << said;
+  EXPECT_EQ(data::read_file_list(folder / "data/other/data.txt").size(), 2u);
+}
+
+TEST_F(TrainerTest, FindsIdsBeyondTheVocabularyBeforeItBegins) {
+  // Where training never gets to.
+  std::vector<uint16_t> ids(20000, 7);
+  ids[15000] = 256;
+  std::ofstream(folder / "ids.bin", std::ios::binary)
+      .write(reinterpret_cast<const char*>(ids.data()), 40000);
+  Recipe r = recipe(dense_stage("s", 1));
+  r.data.path = {(folder / "ids.bin").string()};
+  const auto fails = [&](std::initializer_list<std::string> parts) {
+    return throws<std::runtime_error>([&] { train(r); }, parts);
+  };
+  EXPECT_TRUE(fails({"ids.bin' has the id 256 at position 15000", "model.vocab_size"}));
+  data::write_tokens(folder / "ids.bin", std::vector<int64_t>(20000, 7), 257);
+  EXPECT_TRUE(fails({"ids.bin' has a vocabulary of 257", "has 256"}));
+  // Its header says too little.
+  std::vector<int64_t> wide(ids.begin(), ids.end());
+  data::write_tokens(folder / "ids.bin", wide, 257);
+  std::fstream(folder / "ids.bin", std::ios::binary | std::ios::in | std::ios::out)
+      .seekp(24)
+      .write("\0\1", 2);
+  EXPECT_TRUE(fails({"ids.bin' has the id 256 at position 15000"}));
+  EXPECT_FALSE(fs::exists(folder / "run"));
 }
 
 TEST_F(TrainerTest, GoesOnWithAnotherRecipeWhereItIsForcedTo) {

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lighthouse::data {
+
+/// What of text is one document.
+enum class Documents {
+  kFiles,    ///< a file; a line of JSON lines
+  kFolders,  ///< all files of a folder, in the order of their names, so that far text is related
+};
+
+/// What to train on (docs/data.md).
+struct Source {
+  /// Files, folders and patterns; relative to the working directory.
+  std::vector<std::string> path;
+  std::string text_field = "text";  ///< of JSON lines
+  double held_out_share = 0.05;
+  Documents documents = Documents::kFiles;
+  int64_t folder_depth = 1;  ///< of such a folder: how many levels below the path it lies
+};
+
+}  // namespace lighthouse::data
