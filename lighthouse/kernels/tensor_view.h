@@ -28,6 +28,8 @@ struct Shape {
   int64_t groups;  ///< G, key/value heads
   int64_t dim;     ///< D, head dimension
 
+  /// The heads of q, of k and of v.
+  LIGHTHOUSE_HOST_DEVICE int64_t columns() const { return heads + 2 * groups; }
   LIGHTHOUSE_HOST_DEVICE int64_t heads_per_group() const { return heads / groups; }
   LIGHTHOUSE_HOST_DEVICE int64_t group(int64_t head) const { return head / heads_per_group(); }
 };

@@ -147,5 +147,140 @@ TEST(ScatterLarge, BackwardOfLongWindows) {
   EXPECT_TRUE(close(to_array(device_out.values(), out_shape), to_array(expected, out_shape), 1e-5));
 }
 
+/// The same rows in the layout (1, H, length, D).
+template <class T>
+Rows<T> heads_major(T* data, int64_t length, int64_t heads, int64_t dim) {
+  return {data, heads * length * dim, length * dim, dim};
+}
+
+/// Rows that thousands of positions hear, against the CPU.
+TEST(MergeLarge, BackwardOfLongWindows) {
+  const Geometry g = geometry_of({"", 40000, 5, 8, 32, 8});
+  const Shape shape{1, 2, 1, 40};
+  const Pieces pieces(g.tokens, 1000, 300);
+  Random random(93);
+  const auto values = [&](int64_t rows, int64_t dim) {
+    return to_vector<float>(rounded<float>(normals(random, {1, shape.heads, rows, dim})));
+  };
+  const std::vector<float> grad = values(g.tokens, shape.dim), out = values(g.tokens, shape.dim);
+  const std::vector<float> lse = values(g.tokens, 1), gathered_lse = values(g.rows, 1);
+  std::vector<int32_t> rows(g.rows);
+  std::vector<Slot> slots(g.coarse_entries());
+  const std::vector<float> scores(slots.size());
+  cpu::select({g, shape, SelectionRule::kPublished, scores.data(), scores.data(), rows.data(),
+               slots.data()},
+              0, g.tiles);
+  const auto args = [&](const float* grad_data, const float* out_data, const float* lse_data,
+                        const float* gathered_lse_data, const int32_t* row_ids,
+                        const Slot* slot_data, float* grad_gathered, float* backward_out) {
+    return MergeBackward<float>{
+        .geometry = g,
+        .shape = shape,
+        .pieces = pieces,
+        .grad_out = heads_major(grad_data, g.tokens, shape.heads, shape.dim),
+        .out = heads_major(out_data, g.tokens, shape.heads, shape.dim),
+        .lse = lse_data,
+        .gathered_lse = heads_major(gathered_lse_data, g.rows, shape.heads, 1),
+        .rows = row_ids,
+        .slots = slot_data,
+        .grad_gathered_out = heads_major(grad_gathered, g.rows, shape.heads, shape.dim),
+        .backward_out = heads_major(backward_out, g.rows, shape.heads, shape.dim)};
+  };
+  std::vector<float> expected(shape.heads * g.rows * shape.dim), expected_out(expected.size());
+  cpu::merge_backward(args(grad.data(), out.data(), lse.data(), gathered_lse.data(), rows.data(),
+                           slots.data(), expected.data(), expected_out.data()),
+                      0, g.rows);
+  const Buffer<float> device_grad(grad), device_out(out), device_lse(lse),
+      device_gathered_lse(gathered_lse), actual(expected.size(), NAN),
+      actual_out(expected.size(), NAN);
+  const Buffer<int32_t> device_rows(rows);
+  const Buffer<Slot> device_slots(slots);
+  run(random,
+      args(device_grad.data(), device_out.data(), device_lse.data(), device_gathered_lse.data(),
+           device_rows.data(), device_slots.data(), actual.data(), actual_out.data()));
+  const std::vector<int64_t> of_rows{1, shape.heads, g.rows, shape.dim};
+  // Both round some thousand sums of normals in float32, of which the row sums may nearly cancel.
+  EXPECT_TRUE(close(to_array(actual.values(), of_rows), to_array(expected, of_rows), 1e-5));
+  EXPECT_TRUE(close(to_array(actual_out.values(), of_rows), to_array(expected_out, of_rows), 1e-3));
+}
+
+/// 17 heads of 2^20 tokens, all with the same rows: more than 2^31 elements, in place. Every head
+/// must be as the first, and the first as it is alone.
+TEST(MergeLarge, MoreThan2To31Elements) {
+  constexpr int64_t kHeads = 17;
+  const Geometry g = geometry_of({"", 1 << 20, 4, 4, 4096, 128});
+  const Shape shape{1, kHeads, kHeads, 128};
+  const int64_t head_size = g.tokens * shape.dim;
+  ASSERT_GT(kHeads * head_size, int64_t{1} << 31);
+  Random random(94);
+  // Random bits of finite bfloat16 numbers: normals for so many would take minutes.
+  const auto numbers = [&](int64_t count) {
+    std::vector<BFloat16> result(count);
+    for (BFloat16& x : result) x.bits = static_cast<uint16_t>(random() % 0x4000 + 0x3000);
+    return result;
+  };
+  // One head's values, for every head.
+  const auto repeated = [](const auto& of_head) {
+    using Value = typename std::decay_t<decltype(of_head)>::value_type;
+    std::vector<Value> all;
+    all.reserve(kHeads * of_head.size());
+    for (int64_t h = 0; h < kHeads; ++h) all.insert(all.end(), of_head.begin(), of_head.end());
+    return all;
+  };
+  const std::vector<BFloat16> near = numbers(head_size), far = numbers(g.rows * shape.dim);
+  const std::vector<float> near_lse(g.tokens, 0.25f), far_lse(g.rows, 0.5f);
+  const std::vector<float> scores(g.coarse_entries());
+  std::vector<int32_t> rows(g.rows);
+  std::vector<Slot> slots(g.coarse_entries());
+  cpu::select({g,
+               {1, 1, 1, 1},
+               SelectionRule::kPublished,
+               scores.data(),
+               scores.data(),
+               rows.data(),
+               slots.data()},
+              0, g.tiles);
+
+  const auto merged = [&](int64_t heads, const Buffer<BFloat16>& out, const Buffer<float>& lse,
+                          const Buffer<BFloat16>& gathered, const Buffer<float>& gathered_lse,
+                          const Buffer<Slot>& all_slots) {
+    const Pieces pieces(g.tokens, g.tokens, 0);
+    PieceRows<const BFloat16> near_out;
+    near_out.segment[Pieces::kWhole] =
+        heads_major<const BFloat16>(out.data(), g.tokens, heads, shape.dim);
+    PieceRows<const float> near_lse_rows;
+    near_lse_rows.segment[Pieces::kWhole] =
+        heads_major<const float>(lse.data(), g.tokens, heads, 1);
+    cuda::merge(
+        lighthouse::Merge<BFloat16>{
+            .geometry = g,
+            .shape = {1, heads, heads, shape.dim},
+            .pieces = pieces,
+            .near_out = near_out,
+            .near_lse = near_lse_rows,
+            .gathered_out = heads_major<const BFloat16>(gathered.data(), g.rows, heads, shape.dim),
+            .gathered_lse = heads_major<const float>(gathered_lse.data(), g.rows, heads, 1),
+            .slots = all_slots.data(),
+            .out = heads_major(out.data(), g.tokens, heads, shape.dim),
+            .lse = lse.data()},
+        nullptr);
+    return out.values();
+  };
+  const auto bits_equal = [](const BFloat16* a, const BFloat16* b, int64_t count) {
+    return std::equal(a, a + count, b, [](BFloat16 x, BFloat16 y) { return x.bits == y.bits; });
+  };
+  const std::vector<BFloat16> alone =
+      merged(1, Buffer<BFloat16>(near), Buffer<float>(near_lse), Buffer<BFloat16>(far),
+             Buffer<float>(far_lse), Buffer<Slot>(slots));
+  EXPECT_FALSE(bits_equal(alone.data(), near.data(), head_size));
+  const std::vector<BFloat16> all =
+      merged(kHeads, Buffer<BFloat16>(repeated(near)), Buffer<float>(repeated(near_lse)),
+             Buffer<BFloat16>(repeated(far)), Buffer<float>(repeated(far_lse)),
+             Buffer<Slot>(repeated(slots)));
+  for (int64_t h = 0; h < kHeads; ++h) {
+    EXPECT_TRUE(bits_equal(alone.data(), all.data() + h * head_size, head_size)) << "head " << h;
+  }
+}
+
 }  // namespace
 }  // namespace lighthouse::testing

@@ -2,10 +2,26 @@
 
 #include "lighthouse/kernels/cuda/rows.cuh"
 
+/// Gather writes row s of the gathered sequence: a token's copy, a root from the score stage, or
+/// the mean of a window between. The rows are the forest of entries in post-order: children, then
+/// their parent. For L = 3, p = 2, N = 8, where root 0 and its second pair are refined:
+///
+///     tokens                 0   1   2   3   4   5   6   7
+///     level 1              |   0   |   1   |   2   |   3   |
+///     level 2              |       0       |       1       |
+///
+///     row                  0     1     2     3     4     5
+///     entry (level, index) 1,0   0,2   0,3   1,1   2,0   2,1
+///
+/// Its adjoint goes the other way: token t adds the rows of its ancestors, each over the size of
+/// its window, and its own. Tokens 2 and 3 hear of rows 4 and 3, and of rows 1 and 2 each; tokens 4
+/// to 7 of row 5 alone. The slots of the entries above level 0 say so: 0, 3, none, none; 4, 5.
 namespace lighthouse::cuda {
 namespace {
 
-constexpr int kAlone = 64;  // few rows are means of long windows
+/// Windows between the roots and the tokens that have more tokens than this are summed by a whole
+/// block: so long they are only with three levels of large p, or with more levels, and few rows.
+constexpr int kLongestPerThread = 64;
 
 template <class T, int V, bool kLong>
 __global__ void __launch_bounds__(kBlockThreads, 4)
@@ -30,75 +46,64 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
     return {tokens.at(block.batch, column.head, index * g.window[level]),
             static_cast<int>(g.present(level, index))};
   };
-  reduce_spans<T, V, kLong, /*kMean=*/true>(grid.packs, rows, kAlone, tokens.row_stride, span_of,
-                                            gathered.at(block.batch, column.head, first_row),
-                                            gathered.row_stride);
+  reduce_spans<T, V, kLong, /*kMean=*/true>(
+      grid.packs, rows, kLongestPerThread, tokens.row_stride, span_of,
+      gathered.at(block.batch, column.head, first_row), gathered.row_stride);
 }
 
-/// A row of threads takes the p tokens of one level-1 window after the other: what their ancestors
-/// add is the same. A block first looks up where the rows of its windows are.
-template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads, 4)
+/// A row of threads takes the p tokens of one node after the other.
+/// @tparam kPieces whether there are gradients of pieces to add to
+template <class T, int V, bool kPieces>
+__global__ void __launch_bounds__(kBlockThreads, kPieces ? 3 : 4)
     gather_backward_kernel(const __grid_constant__ GatherBackward<T> args, const RowGrid grid) {
-  using Acc = accumulator_t<T>;
   const Geometry& g = args.geometry;
   const RowBlock block(grid);
   const Column column(args.shape, block.column);
-  const int levels = static_cast<int>(g.levels);
-  const int64_t first_window = static_cast<int64_t>(block.chunk) * grid.rows;
+  const int64_t first_node = static_cast<int64_t>(block.chunk) * grid.rows;
   const int nodes =
-      static_cast<int>(min(int64_t{grid.rows}, ceil_div(g.tokens, g.pooling) - first_window));
-  const Slot* slots =
-      args.slots + (block.batch * args.shape.groups + column.group) * g.coarse_entries();
+      static_cast<int>(min(int64_t{grid.rows}, ceil_div(g.tokens, g.pooling) - first_node));
 
-  const LevelRows<Acc, true> rows(levels);
-  for (int i = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); i < levels * kNodes;
-       i += static_cast<int>(blockDim.x * blockDim.y)) {
-    const int level = i / kNodes, node = i % kNodes;
-    if (node >= nodes) continue;
-    const int64_t window = first_window + node;
-    if (level == 0) {
-      rows.row(0, node) = static_cast<int>(first_child(g, slots, window));
-      continue;
-    }
-    const int64_t index = window / g.window[level - 1];
-    rows.row(level, node) = static_cast<int>(row_of(g, slots, level, index));
-    rows.scale(level, node) = Acc{1} / static_cast<Acc>(g.present(level, index));
-  }
-  __syncthreads();
+  const LevelRows<accumulator_t<T>, true> rows(static_cast<int>(g.levels));
+  rows.look_up(g,
+               args.slots + (block.batch * args.shape.groups + column.group) * g.coarse_entries(),
+               nodes, [&](int level, int node) {
+                 const int64_t window = first_node + node;
+                 return level == 0 ? window : window / g.window[level - 1];
+               });
 
   const auto& gathered =
       column.choose(args.grad_gathered_q, args.grad_gathered_k, args.grad_gathered_v);
   const auto& grad = column.choose(args.grad_q, args.grad_k, args.grad_v);
+  const auto& near = column.choose(args.near.q, args.near.k, args.near.v);
   for (unsigned pack = threadIdx.x; pack < grid.packs; pack += blockDim.x) {
-    const T* from = gathered.at(block.batch, column.head, 0) + pack * V;
+    const RowRun<const T> from{gathered.at(block.batch, column.head, 0) + pack * V,
+                               gathered.row_stride};
     for (int node = static_cast<int>(threadIdx.y); node < nodes;
          node += static_cast<int>(blockDim.y)) {
-      const int64_t first = (first_window + node) * g.pooling;
+      const int64_t first = (first_node + node) * g.pooling;
       const int present = static_cast<int>(min(g.pooling, g.tokens - first));
-      const Sums<T, V> above = rows.template sum<T, V>(node, from, gathered.row_stride);
+      const Sums<T, V> above = rows.template sum<T, V>(node, from.row, from.stride);
       const int children = rows.row(0, node);
-      T* to = grad.at(block.batch, column.head, first) + pack * V;
-      if (children < 0) {
+      RowRun<T> to{grad.at(block.batch, column.head, first) + pack * V, grad.row_stride};
+      if constexpr (kPieces) {
+        // The tokens of one piece after the other.
+        for (int begin = 0, count = 0; begin < present; begin += count) {
+          const Pieces::Piece piece = args.near.pieces.of(first + begin);
+          count = static_cast<int>(
+              min(int64_t{present} - begin, piece.begin + piece.length - (first + begin)));
+          const RowRun<const T> more{
+              near.at(args.near.pieces, block.batch, column.head, first + begin) + pack * V,
+              near.segment[piece.segment].row_stride};
+          const auto child = [&](int i) { return children < 0 ? -1 : children + begin + i; };
+          store_sums<T, V, true>(above, count, from, child, more,
+                                 {to.row + begin * to.stride, to.stride});
+        }
+      } else if (children < 0) {
         const auto same = Pack<T, V>::of(above.at);
-        for (int c = 0; c < present; ++c, to += grad.row_stride) same.store(to);
-        continue;
-      }
-      const T* child = from + children * gathered.row_stride;
-      constexpr int kAtOnce = 4;
-      for (int c0 = 0; c0 < present; c0 += kAtOnce) {
-        Pack<T, V> packs[kAtOnce];
-#pragma unroll
-        for (int c = 0; c < kAtOnce; ++c, child += gathered.row_stride) {
-          if (c0 + c < present) packs[c] = Pack<T, V>::load(child);
-        }
-#pragma unroll
-        for (int c = 0; c < kAtOnce; ++c, to += grad.row_stride) {
-          if (c0 + c >= present) break;
-          Sums<T, V> sums = above;
-          sums.add(packs[c]);
-          sums.store(to);
-        }
+        for (int i = 0; i < present; ++i, to.row += to.stride) same.store(to.row);
+      } else {
+        const auto child = [&](int i) { return children + i; };
+        store_sums<T, V, false>(above, present, from, child, {}, to);
       }
     }
   }
@@ -111,15 +116,15 @@ void gather(const Gather<T>& args, Stream stream) {
   if (args.shape.batch == 0) return;
   const Geometry& g = args.geometry;
   const Shape& shape = args.shape;
-  const int64_t columns = shape.heads + 2 * shape.groups;
   const Rows<const T> roots{args.roots, 0, 0, 0};
   with_pack<T>(
       shape.dim,
       [&]<int V>() {
-        const RowGrid grid(shape.batch, columns, g.rows, shape.dim / V, kRows);
-        with_long_spans(g.levels > 2 && g.window[g.root_level() - 1] > kAlone, [&]<bool kLong>() {
-          gather_kernel<T, V, kLong><<<grid.blocks, grid.threads, 0, stream>>>(args, grid);
-        });
+        const RowGrid grid(shape.batch, shape.columns(), g.rows, shape.dim / V, kRows);
+        with_long_spans(
+            g.levels > 2 && g.window[g.root_level() - 1] > kLongestPerThread, [&]<bool kLong>() {
+              gather_kernel<T, V, kLong><<<grid.blocks, grid.threads, 0, stream>>>(args, grid);
+            });
       },
       args.q, args.k, args.v, roots, args.gathered_q, args.gathered_k, args.gathered_v);
   check_launch("gather");
@@ -130,17 +135,24 @@ void gather_backward(const GatherBackward<T>& args, Stream stream) {
   if (args.shape.batch == 0) return;
   const Geometry& g = args.geometry;
   const Shape& shape = args.shape;
-  with_pack<T>(
-      shape.dim,
-      [&]<int V>() {
-        const RowGrid grid(shape.batch, shape.heads + 2 * shape.groups,
-                           ceil_div(g.tokens, g.pooling), shape.dim / V, nodes_of_block(g));
-        gather_backward_kernel<T, V>
-            <<<grid.blocks, grid.threads, LevelRows<accumulator_t<T>, true>::bytes(g), stream>>>(
-                args, grid);
-      },
-      args.grad_gathered_q, args.grad_gathered_k, args.grad_gathered_v, args.grad_q, args.grad_k,
-      args.grad_v);
+  const auto launch = [&]<bool kPieces>(const auto&... near) {
+    with_pack<T>(
+        shape.dim,
+        [&]<int V>() {
+          const RowGrid grid(shape.batch, shape.columns(), ceil_div(g.tokens, g.pooling),
+                             shape.dim / V, nodes_of_block(g));
+          gather_backward_kernel<T, V, kPieces>
+              <<<grid.blocks, grid.threads, LevelRows<accumulator_t<T>, true>::bytes(g), stream>>>(
+                  args, grid);
+        },
+        args.grad_gathered_q, args.grad_gathered_k, args.grad_gathered_v, args.grad_q, args.grad_k,
+        args.grad_v, near...);
+  };
+  if (args.near.pieces.tokens > 0) {
+    launch.template operator()<true>(args.near.q, args.near.k, args.near.v);
+  } else {
+    launch.template operator()<false>();
+  }
   check_launch("gather_backward");
 }
 

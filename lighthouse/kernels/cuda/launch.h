@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "lighthouse/kernels/pieces.h"
 #include "lighthouse/kernels/tensor_view.h"
 
 namespace lighthouse::cuda {
@@ -19,16 +20,25 @@ LIGHTHOUSE_HOST_DEVICE inline int64_t ceil_div(int64_t a, int64_t b) { return (a
 /// Throws std::runtime_error, saying why, where the launch just made did not succeed.
 void check_launch(const char* kernel);
 
+/// Whether all rows begin at a multiple of 16 bytes.
+template <class T>
+bool packs_align(const Rows<T>& rows) {
+  constexpr int64_t kPack = 16 / sizeof(T);
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.batch_stride % kPack == 0 &&
+         rows.head_stride % kPack == 0 && rows.row_stride % kPack == 0;
+}
+template <class T>
+bool packs_align(const PieceRows<T>& rows) {
+  return packs_align(rows.segment[0]) && packs_align(rows.segment[1]) &&
+         packs_align(rows.segment[2]);
+}
+
 /// Calls f.template operator()<V>(), V elements being what a thread moves at once: 16 bytes, where
 /// all rows begin at a multiple of them and have a multiple of them; else one element.
 template <class T, class F, class... AllRows>
 void with_pack(int64_t dim, const F& f, const AllRows&... rows) {
   constexpr int kPack = 16 / sizeof(T);
-  const auto aligned = [](const auto& r) {
-    return reinterpret_cast<uintptr_t>(r.data) % 16 == 0 && r.batch_stride % kPack == 0 &&
-           r.head_stride % kPack == 0 && r.row_stride % kPack == 0;
-  };
-  if (dim % kPack == 0 && (... && aligned(rows))) {
+  if (dim % kPack == 0 && (... && packs_align(rows))) {
     f.template operator()<kPack>();
   } else {
     f.template operator()<1>();

@@ -1,12 +1,29 @@
+#include "lighthouse/kernels/score.h"
+
 #include <limits>
 
 #include "lighthouse/kernels/cuda/rows.cuh"
-#include "lighthouse/kernels/score.h"
 
+/// Score reads q, k and v once. A *team*, 8 to 32 neighbouring threads of a warp, walks the tokens
+/// of one window of one head, each thread its pack of the row: it keeps the sum, adds the squares
+/// up over the team for the tokens' norms, and pools these to the scores of all levels inside the
+/// window (L = 3, p = 2; a window of the level `top` = 2):
+///
+///     tokens, 8 at once     t0      t1      t2      t3
+///     norms                 |q0|    |q1|    |q2|    |q3|       in shared memory
+///     level 1               max(t0, t1)     max(t2, t3)        entries 2 w, 2 w + 1
+///     level 2 = top         max of both                        entry w
+///
+/// `top` is the root level where a root has up to kTeamTokens tokens; then the sum over its tokens
+/// is the root's mean. Else the teams write their sums, and kernels that read no tokens form what
+/// is above: roots_kernel the means, pool_level_kernel the scores, a level each.
+///
+/// A team walks the query heads of a group one after the other, since their scores are pooled.
 namespace lighthouse::cuda {
 namespace {
 
-constexpr int kAlone = 64;
+/// Where rows are not scored by teams, means of longer windows are formed by whole blocks.
+constexpr int kLongestPerThread = 64;
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 /// A team of threads of one warp walks the windows of the highest level that has at most this many
@@ -48,106 +65,140 @@ __device__ Acc sum_over_team(Acc (&sums)[kTokensAtOnce], unsigned lane, unsigned
   return sums[0];
 }
 
-/// A block takes several windows of one of q, k and v and one key/value head. Neighbouring blocks
-/// take neighbouring heads, which are neighbours in memory where a model's projections wrote them.
+/// Where a thread stands: in a team, which has one window of one of q, k and v and of one key/value
+/// head. Neighbouring blocks take neighbouring heads, which are neighbours in memory where a
+/// model's projections wrote them.
+struct TeamPlace {
+  Column::Kind of;
+  int64_t batch;
+  int64_t group;
+  unsigned window;
+  unsigned team;  ///< of the block
+  unsigned lane;  ///< of the team
+
+  __device__ TeamPlace(const TeamGrid& grid, unsigned groups) {
+    const unsigned column = blockIdx.x % (3 * groups);
+    const unsigned rest = blockIdx.x / (3 * groups);
+    of = static_cast<Column::Kind>(column / groups);
+    group = column % groups;
+    batch = rest / grid.chunks;
+    team = threadIdx.x / grid.lanes;
+    lane = threadIdx.x % grid.lanes;
+    window = rest % grid.chunks * (kBlockThreads / grid.lanes) + team;
+  }
+};
+
+/// The sum of the tokens of a team's window, of one head. Unless they are v's, their norms too,
+/// each or the higher one that is there already, from a head before.
+/// @param present how many tokens the window has
+/// @param row the first token's, at the pack of this thread
+/// @param norms of the window's tokens
+template <class T, int V>
+__device__ Sums<T, V> walk_window(const TeamGrid& grid, const TeamPlace& at, int count, int present,
+                                  const T* row, int64_t stride, bool is_first_head, float* norms) {
+  using Acc = accumulator_t<T>;
+  const bool has_pack = at.lane < grid.packs;
+  Sums<T, V> sums;
+  for (int t0 = 0; t0 < count; t0 += kTokensAtOnce, row += kTokensAtOnce * stride) {
+    const int here = has_pack ? present - t0 : 0;
+    Pack<T, V> packs[kTokensAtOnce];
+#pragma unroll
+    for (int t = 0; t < kTokensAtOnce; ++t) {
+      packs[t] = Pack<T, V>::zero();
+      if (t < here) packs[t] = Pack<T, V>::load(row + t * stride);
+    }
+    if (at.of == Column::kV) {
+#pragma unroll
+      for (int t = 0; t < kTokensAtOnce; ++t) sums.add(packs[t]);
+      continue;
+    }
+    Acc squares[kTokensAtOnce];
+#pragma unroll
+    for (int t = 0; t < kTokensAtOnce; ++t) {
+      squares[t] = 0;
+#pragma unroll
+      for (int d = 0; d < V; ++d) {
+        const Acc x = packs[t][d];
+        sums.at[d] += x;
+        squares[t] += x * x;
+      }
+    }
+    const Acc square = sum_over_team(squares, at.lane, grid.lanes);
+    const int t = t0 + static_cast<int>(at.lane / (grid.lanes / kTokensAtOnce));
+    if (at.lane % (grid.lanes / kTokensAtOnce) == 0 && t < count) {
+      const float norm = t < present ? static_cast<float>(sqrt(square)) : kNone;
+      norms[t] = is_first_head ? norm : fmaxf(norms[t], norm);
+    }
+  }
+  return sums;
+}
+
+/// The scores of a team's window: maxima of `count` norms, level by level up to `top`. Each level
+/// is written behind the one below it, at most half as long.
+/// @param scores of the batch and key/value head; null for a team past the end
+__device__ void pool_window(const Geometry& g, const TeamGrid& grid, const TeamPlace& at, int count,
+                            float* norms, float* scores) {
+  float* below = norms;
+  int entries_below = count;
+  for (int level = 1; level <= grid.top; ++level) {
+    __syncwarp();
+    const int entries = static_cast<int>(g.window[grid.top - level]);
+    float* const here = below + entries_below;
+    for (int e = static_cast<int>(at.lane); e < entries; e += static_cast<int>(grid.lanes)) {
+      float best = kNone;
+      for (int c = 0; c < g.pooling; ++c) best = fmaxf(best, below[e * g.pooling + c]);
+      here[e] = best;
+      if (scores != nullptr) {
+        scores[g.coarse(level, static_cast<int64_t>(at.window) * entries + e)] = best;
+      }
+    }
+    below = here;
+    entries_below = entries;
+  }
+}
+
 template <class T, int V>
 __global__ void __launch_bounds__(kBlockThreads, 3)
     score_kernel(const __grid_constant__ Score<T> args, accumulator_t<T>* partial_sums,
                  const TeamGrid grid) {
   using Acc = accumulator_t<T>;
   const Geometry& g = args.geometry;
-  const int64_t groups = args.shape.groups;
-  const int64_t dim = args.shape.dim;
-  const int64_t columns = args.shape.heads + 2 * groups;
-
-  const unsigned third = blockIdx.x % (3 * static_cast<unsigned>(groups));
-  const unsigned rest = blockIdx.x / (3 * static_cast<unsigned>(groups));
-  const unsigned chunk = rest % grid.chunks;
-  const int64_t b = rest / grid.chunks;
-  const unsigned of = third / static_cast<unsigned>(groups);  // 0: q, 1: k, 2: v
-  const int64_t group = third % static_cast<unsigned>(groups);
-  const Rows<const T>& tokens = of == 0 ? args.q : of == 1 ? args.k : args.v;
-
-  const unsigned lane = threadIdx.x % grid.lanes;
-  const unsigned team = threadIdx.x / grid.lanes;
-  const unsigned window = chunk * (kBlockThreads / grid.lanes) + team;
-  const bool exists = window < grid.windows;  // a team past the end still takes part in shuffles
+  const Shape& shape = args.shape;
+  const TeamPlace at(grid, static_cast<unsigned>(shape.groups));
+  const Rows<const T>& tokens = at.of == Column::kQ   ? args.q
+                                : at.of == Column::kK ? args.k
+                                                      : args.v;
+  const bool exists = at.window < grid.windows;  // a team past the end still takes part in shuffles
   const int count = static_cast<int>(g.window[grid.top]);
-  const int present = exists ? static_cast<int>(g.present(grid.top, window)) : 0;
-  const bool has_pack = lane < grid.packs;
+  const int present = exists ? static_cast<int>(g.present(grid.top, at.window)) : 0;
 
-  // Of each team: the highest norm of its tokens over the heads of the group, then the scores of
-  // level 1, of level 2 and so on, each at most half as many as those before.
   __shared__ float pyramids[kBlockThreads / 8][2 * kTeamTokens];
-  float* const norms = pyramids[team];
+  float* const norms = pyramids[at.team];
 
-  const int64_t heads = of == 0 ? args.shape.heads_per_group() : 1;
+  const int64_t heads = at.of == Column::kQ ? shape.heads_per_group() : 1;
   for (int64_t i = 0; i < heads; ++i) {
-    const int64_t head = group * heads + i;
-    const T* row = tokens.at(b, head, static_cast<int64_t>(window) * count) + lane * V;
-    Sums<T, V> sums;
-    for (int t0 = 0; t0 < count; t0 += kTokensAtOnce, row += kTokensAtOnce * tokens.row_stride) {
-      const int here = has_pack ? present - t0 : 0;
-      Pack<T, V> packs[kTokensAtOnce];
-#pragma unroll
-      for (int t = 0; t < kTokensAtOnce; ++t) {
-        packs[t] = Pack<T, V>::zero();
-        if (t < here) packs[t] = Pack<T, V>::load(row + t * tokens.row_stride);
-      }
-      if (of == 2) {
-#pragma unroll
-        for (int t = 0; t < kTokensAtOnce; ++t) sums.add(packs[t]);
-        continue;
-      }
-      Acc squares[kTokensAtOnce];
-#pragma unroll
-      for (int t = 0; t < kTokensAtOnce; ++t) {
-        squares[t] = 0;
-#pragma unroll
-        for (int d = 0; d < V; ++d) {
-          const Acc x = packs[t][d];
-          sums.at[d] += x;
-          squares[t] += x * x;
-        }
-      }
-      const Acc square = sum_over_team(squares, lane, grid.lanes);
-      const int t = t0 + static_cast<int>(lane / (grid.lanes / kTokensAtOnce));
-      if (lane % (grid.lanes / kTokensAtOnce) == 0 && t < count) {
-        const float norm = t < present ? static_cast<float>(sqrt(square)) : kNone;
-        norms[t] = i == 0 ? norm : fmaxf(norms[t], norm);
-      }
-    }
-
-    if (!exists || !has_pack) continue;
-    const int64_t column = (of == 0 ? 0 : args.shape.heads + (of - 1) * groups) + head;
-    const int64_t at = ((b * grid.windows + window) * columns + column) * dim + lane * V;
+    const int64_t head = at.group * heads + i;
+    const T* row = tokens.at(at.batch, head, static_cast<int64_t>(at.window) * count) + at.lane * V;
+    Sums<T, V> sums =
+        walk_window<T, V>(grid, at, count, present, row, tokens.row_stride, i == 0, norms);
+    if (!exists || at.lane >= grid.packs) continue;
+    const int64_t column =
+        (at.of == Column::kQ ? 0 : shape.heads + (at.of - Column::kK) * shape.groups) + head;
+    const int64_t place =
+        ((at.batch * grid.windows + at.window) * shape.columns() + column) * shape.dim +
+        at.lane * V;
     if (grid.top == g.root_level()) {
       sums.scale(Acc{1} / static_cast<Acc>(present));
-      sums.store(args.roots + at);
+      sums.store(args.roots + place);
     } else {
 #pragma unroll
-      for (int d = 0; d < V; ++d) partial_sums[at + d] = sums.at[d];
+      for (int d = 0; d < V; ++d) partial_sums[place + d] = sums.at[d];
     }
   }
-  if (of == 2) return;
-
-  float* const scores =
-      (of == 0 ? args.scores_q : args.scores_k) + (b * groups + group) * g.coarse_entries();
-  const float* below = norms;
-  int entries_below = count;
-  for (int level = 1; level <= grid.top; ++level) {
-    __syncwarp();
-    const int entries = static_cast<int>(g.window[grid.top - level]);
-    float* const here = norms + (below - norms) + entries_below;
-    for (int e = static_cast<int>(lane); e < entries; e += static_cast<int>(grid.lanes)) {
-      float best = kNone;
-      for (int c = 0; c < g.pooling; ++c) best = fmaxf(best, below[e * g.pooling + c]);
-      here[e] = best;
-      if (exists) scores[g.coarse(level, static_cast<int64_t>(window) * entries + e)] = best;
-    }
-    below = here;
-    entries_below = entries;
-  }
+  if (at.of == Column::kV) return;
+  float* const scores = (at.of == Column::kQ ? args.scores_q : args.scores_k) +
+                        (at.batch * shape.groups + at.group) * g.coarse_entries();
+  pool_window(g, grid, at, count, norms, exists ? scores : nullptr);
 }
 
 /// The norms of the rows of q and k, a warp each: (B, H, N), then (B, G, N).
@@ -190,8 +241,8 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
             static_cast<int>(g.present(g.root_level(), first_root + row))};
   };
   const int64_t first = (block.batch * g.roots + first_root) * grid.columns + block.column;
-  reduce_spans<T, V, kLong, /*kMean=*/true>(grid.packs, rows, kAlone, tokens.row_stride, span_of,
-                                            args.roots + first * args.shape.dim,
+  reduce_spans<T, V, kLong, /*kMean=*/true>(grid.packs, rows, kLongestPerThread, tokens.row_stride,
+                                            span_of, args.roots + first * args.shape.dim,
                                             grid.columns * args.shape.dim);
 }
 
@@ -202,7 +253,7 @@ __global__ void __launch_bounds__(kBlockThreads)
                  int top) {
   using Acc = accumulator_t<T>;
   const Geometry& g = args.geometry;
-  const int64_t root_size = (args.shape.heads + 2 * args.shape.groups) * args.shape.dim;
+  const int64_t root_size = args.shape.columns() * args.shape.dim;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= args.shape.batch * g.roots * root_size) return;
   const int64_t root = i / root_size;
@@ -262,11 +313,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   args.scores_k[at] = pool(args.tokens_k, 1);
 }
 
-}  // namespace
-
 /// Whether a team can take a window: each of its lanes one pack of a row.
 template <class T>
-static bool teams_fit(const Score<T>& args) {
+bool teams_fit(const Score<T>& args) {
   bool fits = false;
   with_pack<T>(
       args.shape.dim,
@@ -276,21 +325,6 @@ static bool teams_fit(const Score<T>& args) {
       args.q, args.k, args.v, Rows<T>{args.roots});
   return fits;
 }
-
-template <class T>
-int64_t score_workspace_bytes(const Score<T>& args) {
-  const Geometry& g = args.geometry;
-  const Shape& shape = args.shape;
-  if (!teams_fit(args)) {
-    return shape.batch * (shape.heads + shape.groups) * g.tokens *
-           static_cast<int64_t>(sizeof(float));
-  }
-  if (team_level(g) == g.root_level()) return 0;
-  return shape.batch * g.entries(team_level(g)) * (shape.heads + 2 * shape.groups) * shape.dim *
-         static_cast<int64_t>(sizeof(accumulator_t<T>));
-}
-
-namespace {
 
 template <class T>
 void score_by_teams(const Score<T>& args, accumulator_t<T>* partial_sums, Stream stream) {
@@ -308,7 +342,7 @@ void score_by_teams(const Score<T>& args, accumulator_t<T>* partial_sums, Stream
           args, partial_sums, grid);
   check_launch("score");
   if (grid.top == g.root_level()) return;
-  const int64_t elements = shape.batch * g.roots * (shape.heads + 2 * shape.groups) * shape.dim;
+  const int64_t elements = shape.batch * g.roots * shape.columns() * shape.dim;
   roots_kernel<T><<<grid_of(ceil_div(elements, kBlockThreads)), kBlockThreads, 0, stream>>>(
       args, partial_sums, grid.top);
   check_launch("roots");
@@ -329,9 +363,8 @@ void score_by_rows(const Score<T>& args, float* norms, Stream stream) {
   with_pack<T>(
       shape.dim,
       [&]<int V>() {
-        const RowGrid grid(shape.batch, shape.heads + 2 * shape.groups, g.roots, shape.dim / V,
-                           kRows);
-        with_long_spans(g.root_window() > kAlone, [&]<bool kLong>() {
+        const RowGrid grid(shape.batch, shape.columns(), g.roots, shape.dim / V, kRows);
+        with_long_spans(g.root_window() > kLongestPerThread, [&]<bool kLong>() {
           means_kernel<T, V, kLong><<<grid.blocks, grid.threads, 0, stream>>>(args, grid);
         });
       },
@@ -340,6 +373,19 @@ void score_by_rows(const Score<T>& args, float* norms, Stream stream) {
 }
 
 }  // namespace
+
+template <class T>
+int64_t score_workspace_bytes(const Score<T>& args) {
+  const Geometry& g = args.geometry;
+  const Shape& shape = args.shape;
+  if (!teams_fit(args)) {
+    return shape.batch * (shape.heads + shape.groups) * g.tokens *
+           static_cast<int64_t>(sizeof(float));
+  }
+  if (team_level(g) == g.root_level()) return 0;
+  return shape.batch * g.entries(team_level(g)) * shape.columns() * shape.dim *
+         static_cast<int64_t>(sizeof(accumulator_t<T>));
+}
 
 template <class T>
 void score(const Score<T>& args, void* workspace, Stream stream) {

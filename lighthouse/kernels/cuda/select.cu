@@ -5,6 +5,24 @@
 
 #include "lighthouse/kernels/cuda/launch.h"
 
+/// Select gives a block one tile of one key/value head: coarse to fine, the candidates of a level
+/// are the tile's roots or the children of what was refined above, and the m with the highest keys
+/// are refined. Then every entry that is in knows its row by counting (L = 3, p = 2, a tile of two
+/// roots, m = 1; * is refined):
+///
+///     level 2                  0*              1         lists: what is refined, rising
+///     level 1              0       1*                      level 2: 0
+///     level 0                    2   3                     level 1: 1
+///
+///     post-order rows      0     1   2   3   4   5       = (1,0) (0,2) (0,3) (1,1) (2,0) (2,1)
+///     slots                (1,0) 0   (1,1) 3*   (2,0) 4*   (2,1) 5   all others none
+///
+/// The row of an entry is the number of entries that end before it, or with it and are finer: of
+/// its own level its place among the candidates, of every other a binary search in the lists.
+///
+/// Keys are unsigned integers in the order of the scores. The lowest key that is taken is found by
+/// radix, a byte at a time from the top: count how many keys have each value of the byte, then find
+/// the value in which the wanted place falls.
 namespace lighthouse::cuda {
 namespace {
 
@@ -123,12 +141,11 @@ class Tile {
 
   /// Writes the list of a level.
   __device__ void refine(int level) {
-    unsigned* const refined_here = list(level);
     const unsigned count = candidates(level);
     const unsigned budget = static_cast<unsigned>(g_.tile_budget);
     if (count <= budget) {
       for (unsigned i = threadIdx.x; i < count; i += kThreads) {
-        refined_here[i] = candidate(level, i);
+        list(level)[i] = candidate(level, i);
       }
       __syncthreads();
       return;
@@ -141,57 +158,77 @@ class Tile {
     }
     __syncthreads();
 
-    if (budget / 2 > 0) {
-      take(keys_q_, count, budget / 2, [&](unsigned i, bool taken) {
-        if (taken) keys_k_[i] = kTaken;
-      });
-    }
+    if (budget / 2 > 0) take_by_q(count, budget / 2);
     __syncthreads();
-    int written = 0;
-    take(keys_k_, count, budget - budget / 2, [&](unsigned i, bool taken) {
-      taken = taken || (i < count && keys_k_[i] == kTaken);
-      int before = 0, all = 0;
-      BlockScan(scan_).ExclusiveSum(taken ? 1 : 0, before, all);
-      if (taken) refined_here[written + before] = candidate(level, i);
-      written += all;
-      __syncthreads();
-    });
+    take_by_k(level, count, budget - budget / 2);
     __syncthreads();
   }
 
-  /// Takes the `want` candidates with the highest keys, of equal ones the first. The lowest key
-  /// that is taken is found digit by digit, from the top, by counting.
-  ///
-  /// emit(i, whether candidate i is taken), called by all threads together, i rising from call to
-  /// call; i may be past the candidates.
-  template <class Emit>
-  __device__ void take(const uint32_t* keys, unsigned count, unsigned want, const Emit& emit) {
-    uint32_t lowest = 0;
-    int of_equal = static_cast<int>(want);
+  /// The keys that are taken: those above `lowest`, and the first `equal` of those equal to it.
+  struct Threshold {
+    uint32_t lowest;
+    int equal;
+  };
+
+  /// The threshold that takes `want` of `count` keys, found digit by digit, from the top, by
+  /// counting. All threads of the block work together, and wait for one another before they leave.
+  __device__ Threshold find_threshold(const uint32_t* keys, unsigned count, unsigned want) {
+    Threshold found{0, static_cast<int>(want)};
     for (int shift = 24; shift >= 0; shift -= 8) {
       if (threadIdx.x < 256) digits_.counts[threadIdx.x] = 0;
       __syncthreads();
       for (unsigned i = threadIdx.x; i < count; i += kThreads) {
         // Of the keys that agree with `lowest` in the digits above; a shift by 32 is not defined.
-        if (((keys[i] ^ lowest) >> shift) >> 8 == 0) {
+        if (((keys[i] ^ found.lowest) >> shift) >> 8 == 0) {
           atomicAdd(&digits_.counts[keys[i] >> shift & 255], 1);
         }
       }
       __syncthreads();
-      if (threadIdx.x < 32) digits_.find(of_equal);
+      if (threadIdx.x < 32) digits_.find(found.equal);
       __syncthreads();
-      lowest |= static_cast<uint32_t>(digits_.digit) << shift;
-      of_equal = digits_.left;
+      found.lowest |= static_cast<uint32_t>(digits_.digit) << shift;
+      found.equal = digits_.left;
     }
+    return found;
+  }
 
+  /// Whether candidate i is taken; the equal ones taken are no longer wanted. All threads of the
+  /// block ask together, for neighbouring candidates, which rise from call to call and may be past
+  /// the last; they wait for one another before they leave.
+  __device__ bool is_taken(const uint32_t* keys, unsigned count, unsigned i, Threshold& threshold) {
+    const bool equal = i < count && keys[i] == threshold.lowest;
+    int before = 0, all = 0;
+    BlockScan(scan_).ExclusiveSum(equal ? 1 : 0, before, all);
+    __syncthreads();
+    const bool taken =
+        (i < count && keys[i] > threshold.lowest) || (equal && before < threshold.equal);
+    threshold.equal -= all;
+    return taken;
+  }
+
+  /// Marks the `want` candidates with the highest keys by Q in their keys by K.
+  __device__ void take_by_q(unsigned count, unsigned want) {
+    Threshold threshold = find_threshold(keys_q_, count, want);
     for (unsigned base = 0; base < count; base += kThreads) {
       const unsigned i = base + threadIdx.x;
-      const bool equal = i < count && keys[i] == lowest;
+      if (is_taken(keys_q_, count, i, threshold)) keys_k_[i] = kTaken;
+    }
+  }
+
+  /// Writes the list of a level: what is marked, and the `want` others with the highest keys by K.
+  __device__ void take_by_k(int level, unsigned count, unsigned want) {
+    unsigned* const refined_here = list(level);
+    Threshold threshold = find_threshold(keys_k_, count, want);
+    int written = 0;
+    for (unsigned base = 0; base < count; base += kThreads) {
+      const unsigned i = base + threadIdx.x;
+      const bool taken =
+          is_taken(keys_k_, count, i, threshold) || (i < count && keys_k_[i] == kTaken);
       int before = 0, all = 0;
-      BlockScan(scan_).ExclusiveSum(equal ? 1 : 0, before, all);
+      BlockScan(scan_).ExclusiveSum(taken ? 1 : 0, before, all);
       __syncthreads();
-      emit(i, (i < count && keys[i] > lowest) || (equal && before < of_equal));
-      of_equal -= all;
+      if (taken) refined_here[written + before] = candidate(level, i);
+      written += all;
     }
   }
 

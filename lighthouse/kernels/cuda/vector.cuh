@@ -90,6 +90,10 @@ struct Sums {
 #pragma unroll
     for (int i = 0; i < V; ++i) at[i] += pack[i] * scale;
   }
+  __device__ void add_scaled(const Sums& other, Acc scale) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) at[i] += other.at[i] * scale;
+  }
   __device__ void scale(Acc factor) {
 #pragma unroll
     for (int i = 0; i < V; ++i) at[i] *= factor;
