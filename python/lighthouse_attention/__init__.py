@@ -16,30 +16,30 @@ from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.operators import Selection, TokenScores, attention, gla_scores, select
 
 if TYPE_CHECKING:
-    from lighthouse_attention.benchmarking import benchmark as benchmark
-    from lighthouse_attention.training import TwoStageCallback as TwoStageCallback
-    from lighthouse_attention.training import dense_loss as dense_loss
+    from lighthouse_attention.benchmark import benchmark as benchmark
+    from lighthouse_attention.hugging_face.module import LighthouseWrapper as LighthouseWrapper
+    from lighthouse_attention.hugging_face.stages import TwoStageCallback as TwoStageCallback
+    from lighthouse_attention.hugging_face.stages import dense_loss as dense_loss
+    from lighthouse_attention.hugging_face.unsupported import UnsupportedError as UnsupportedError
+    from lighthouse_attention.hugging_face.wrap import Wrapping as Wrapping
+    from lighthouse_attention.hugging_face.wrap import set_mode as set_mode
+    from lighthouse_attention.hugging_face.wrap import unwrap as unwrap
+    from lighthouse_attention.hugging_face.wrap import wrap as wrap
     from lighthouse_attention.tuning import tune as tune
-    from lighthouse_attention.wrapper import LighthouseWrapper as LighthouseWrapper
-    from lighthouse_attention.wrapping import UnsupportedError as UnsupportedError
-    from lighthouse_attention.wrapping import Wrapping as Wrapping
-    from lighthouse_attention.wrapping import set_mode as set_mode
-    from lighthouse_attention.wrapping import unwrap as unwrap
-    from lighthouse_attention.wrapping import wrap as wrap
 
 _LATE = {
-    "benchmark": "benchmarking",
-    "TwoStageCallback": "training",
-    "dense_loss": "training",
+    "benchmark": "benchmark",
     "tune": "tuning",
-    "LighthouseWrapper": "wrapper",
-    "UnsupportedError": "wrapping",
-    "Wrapping": "wrapping",
-    "set_mode": "wrapping",
-    "unwrap": "wrapping",
-    "wrap": "wrapping",
+    "LighthouseWrapper": "hugging_face.module",
+    "TwoStageCallback": "hugging_face.stages",
+    "dense_loss": "hugging_face.stages",
+    "UnsupportedError": "hugging_face.unsupported",
+    "Wrapping": "hugging_face.wrap",
+    "set_mode": "hugging_face.wrap",
+    "unwrap": "hugging_face.wrap",
+    "wrap": "hugging_face.wrap",
 }
-"""Names of modules that are loaded when they are asked for: most of them need transformers, the operators do not."""
+"""Modules of names that are loaded when they are asked for: most of them need transformers, the operators do not."""
 
 __all__ = ["LighthouseConfig", "Selection", "TokenScores", "attention", "gla_scores", "select", *_LATE]
 
@@ -47,4 +47,6 @@ __all__ = ["LighthouseConfig", "Selection", "TokenScores", "attention", "gla_sco
 def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    globals()[name] = value  # in place of the module of this name, of which the import has made an attribute
+    return value

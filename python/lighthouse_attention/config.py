@@ -1,7 +1,7 @@
 """The settings of Lighthouse Attention."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -49,7 +49,11 @@ class LighthouseConfig:
             elif not isinstance(value, str):
                 *others, last = map(repr, words)
                 raise ValueError(f"{name} is {value!r}; it must be {', '.join(others)} or {last}")
-        torch.ops.lighthouse.check_config(**dataclasses.asdict(self))
+        torch.ops.lighthouse.check_config(**self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """The fields by their names, as torch.ops.lighthouse.* takes them."""
+        return {name: getattr(self, name) for name in _NAMES}  # torch.compile cannot trace dataclasses.asdict
 
     def gathered_rows(self, tokens: int) -> int:
         """S, the length of the gathered sequence over so many tokens.
@@ -57,7 +61,7 @@ class LighthouseConfig:
         Raises ValueError where the budget has more tiles than there are roots.
         """
         _check.integer("tokens", tokens)
-        rows: int = torch.ops.lighthouse.gathered_rows(tokens, **dataclasses.asdict(self))
+        rows: int = torch.ops.lighthouse.gathered_rows(tokens, **self.settings())
         return rows
 
     def describe(self) -> str:
@@ -68,3 +72,6 @@ class LighthouseConfig:
         if self.selection != "published":
             text += f" {self.selection}"
         return text + (f" W={self.local}" if self.local else "")
+
+
+_NAMES = tuple(field.name for field in dataclasses.fields(LighthouseConfig))

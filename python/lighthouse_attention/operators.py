@@ -1,6 +1,5 @@
 """Lighthouse Attention as functions of tensors."""
 
-from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -58,7 +57,7 @@ def attention(
     rows, slots = (None, None) if selection is None else _two_tensors("selection", selection)
     scores_q, scores_k = (None, None) if scores is None else _two_tensors("scores", scores)
     given = {"rows": rows, "slots": slots, "scores_q": scores_q, "scores_k": scores_k}
-    out: Tensor = torch.ops.lighthouse.attention(q, k, v, **asdict(config), **given)
+    out: Tensor = torch.ops.lighthouse.attention(q, k, v, **config.settings(), **given)
     return out
 
 
@@ -79,7 +78,7 @@ def select(
     """
     config = _check_types(q, k, v, config)
     scores_q, scores_k = (None, None) if scores is None else _two_tensors("scores", scores)
-    selected = torch.ops.lighthouse.select_rows(q, k, v, **asdict(config), scores_q=scores_q, scores_k=scores_k)
+    selected = torch.ops.lighthouse.select_rows(q, k, v, **config.settings(), scores_q=scores_q, scores_k=scores_k)
     return Selection(*selected)
 
 

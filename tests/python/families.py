@@ -78,6 +78,19 @@ def make_model(family: str, **changes: Any) -> PreTrainedModel:
     return model.to(DEVICE).train()
 
 
+GPT2: dict[str, Any] = dict(
+    vocab_size=VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2
+)
+MIXTURE: dict[str, Any] = dict(num_local_experts=2, num_experts_per_tok=1, moe_intermediate_size=16)
+
+
+def make_other(name: str, **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    model: PreTrainedModel = getattr(transformers, f"{name}ForCausalLM")(config(**SHAPE | changes))
+    return model.to(DEVICE).train()
+
+
 def make_tokens(batch: int = 2, tokens: int = TOKENS) -> Tensor:
     return torch.randint(3, VOCABULARY, (batch, tokens), generator=torch.Generator().manual_seed(2)).to(DEVICE)
 

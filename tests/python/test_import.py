@@ -1,8 +1,9 @@
+import importlib.metadata
 import subprocess
 import sys
 
 import lighthouse_attention
-from lighthouse_attention import _build
+from lighthouse_attention import _build, hugging_face
 
 
 def test_version() -> None:
@@ -15,3 +16,27 @@ def test_another_minor_version_of_pytorch_is_refused() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert f"built for PyTorch {_build.TORCH}, and PyTorch here is 2.99.1" in result.stderr
+
+
+def test_transformers_must_be_there_and_new_enough() -> None:
+    code = """
+import sys, lighthouse_attention
+for found, expected in ((None, "needs transformers 5.17 or later: pip install"), ("5.16.1", "transformers here is 5.16.1")):
+    if found:
+        sys.modules["transformers"] = type(sys)("transformers")
+        sys.modules["transformers"].__version__ = found
+    else:
+        sys.modules["transformers"] = None
+    try:
+        lighthouse_attention.wrap
+    except ImportError as error:
+        assert expected in str(error), error
+    else:
+        raise AssertionError(found)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_oldest_transformers_is_the_one_of_the_range() -> None:
+    (requirement,) = [text for text in importlib.metadata.requires("lighthouse-attn") or [] if "transformers>=" in text]
+    assert requirement.startswith(f"transformers>={'.'.join(map(str, hugging_face._OLDEST))};"), requirement

@@ -196,9 +196,9 @@ def test_checkpointing_recomputes_the_same_bits(selective: bool, local: int) -> 
 
 def test_an_operator_says_where_lighthouse_does_not_pay() -> None:
     dense_because = torch.ops.lighthouse.dense_because
-    assert dense_because(98304, **dataclasses.asdict(LighthouseConfig())) == ""
-    assert "rows for 2048 tokens" in dense_because(2048, **dataclasses.asdict(LighthouseConfig(budget=512)))
-    assert "more tiles" in dense_because(16, **dataclasses.asdict(LighthouseConfig()))
+    assert dense_because(98304, **LighthouseConfig().settings()) == ""
+    assert "rows for 2048 tokens" in dense_because(2048, **LighthouseConfig(budget=512).settings())
+    assert "more tiles" in dense_because(16, **LighthouseConfig().settings())
 
 
 @pytest.mark.parametrize("name", ["levels", "pooling_factor", "budget", "tile_budget", "dilation"])

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from conftest import SMALL
 from families import make_model, make_tokens
 from lighthouse_attention import set_mode, wrap
-from lighthouse_attention.wrapping import wrapped
+from lighthouse_attention.hugging_face.wrap import wrapped
 
 STEPS = 4
 WORLD = 2

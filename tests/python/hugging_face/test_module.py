@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from families import TOKENS, loss_and_gradients, make_model, make_tokens
 from lighthouse_attention import LighthouseConfig, LighthouseWrapper, wrap
-from lighthouse_attention.wrapper import config_of_length
+from lighthouse_attention.hugging_face.module import config_of_length
 
 RATIOS = [0.5, 0.25]
 LENGTH = 64 + 2 * 2 * 16  # S over 256 tokens, with a budget of 16

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
-from lighthouse_attention.wrapping import unwrap, wrap
+from lighthouse_attention.hugging_face.wrap import unwrap, wrap
 
 _PREFIX = "module."
 

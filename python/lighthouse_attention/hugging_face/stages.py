@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lighthouse_attention.wrapping import set_mode, wrapped
+from lighthouse_attention.hugging_face.wrap import set_mode, wrapped
 
 
 class DenseLoss(NamedTuple):

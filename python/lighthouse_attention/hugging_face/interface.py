@@ -1,0 +1,88 @@
+"""What transformers calls in a wrapped model: the attention function and the mask function."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lighthouse_attention.hugging_face import scores
+from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, note_traced, under_way
+from lighthouse_attention.hugging_face.unsupported import refuse_options
+from lighthouse_attention.operators import select
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    lighthouse: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function. q (B, H, N, D), k and v (B, G, N, D) -> (B, N, H, D)"""
+    layer: Layer | None = getattr(module, ATTRIBUTE, None)
+    if layer is None or not lighthouse or not _is_lighthouse(module, layer, query, key, value):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    refuse_options(module, attention_mask, dropout, kwargs)
+    taken = scores.take(module, layer, query, key, value)
+    rows, slots = (None, None) if taken is None else select(query, key, value, layer.config, taken)
+    settings = {**layer.config.settings(), "scale": scaling}
+    out = torch.ops.lighthouse.attention(query, key, value, **settings, rows=rows, slots=slots)
+    return out.transpose(1, 2), None
+
+
+def _is_lighthouse(module: nn.Module, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether a layer that was told to compute Lighthouse can: its keys and values must be those of the queries."""
+    if torch.compiler.is_compiling():
+        note_traced()
+    else:
+        under_way.awaits_lighthouse = False
+    if query.shape[2] == key.shape[2] == value.shape[2]:
+        return True
+    layer.notices.give(
+        f"dense attention in layer {module.layer_idx}: it has {query.shape[2]} queries and {key.shape[2]} keys"
+    )
+    return False
+
+
+def mask(
+    *,
+    mask_function: Any,
+    q_length: int,
+    kv_length: int,
+    config: object = None,
+    use_vmap: bool = False,
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> Any:
+    """The mask function: transformers' own mask, but where it is traced and it is known beforehand that none is needed.
+
+    Tracing, transformers cannot see that, and would form all N x N of it: of the causal mask and, since it cannot see
+    that the positions are of one document either, of an "and" of it with one of documents.
+    """
+    plain = mask_function.__name__ in ("causal_mask_function", "and_mask") and not use_vmap and local_size is None
+    if plain and q_length == kv_length and config is not None and config is under_way.without_mask:
+        return None
+    return sdpa_mask(
+        mask_function=mask_function,
+        q_length=q_length,
+        kv_length=kv_length,
+        config=config,
+        use_vmap=use_vmap,
+        local_size=local_size,
+        **kwargs,
+    )
+
+
+def register() -> None:
+    """Has transformers find both by their name."""
+    AttentionInterface.register(LIGHTHOUSE, attention)
+    AttentionMaskInterface.register(LIGHTHOUSE, mask)

@@ -1,0 +1,69 @@
+"""What is known of a wrapped model: of each Lighthouse layer, and of the forward pass under way."""
+
+import dataclasses
+import threading
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from lighthouse_attention.config import LighthouseConfig
+
+LIGHTHOUSE = "lighthouse"
+"""The attention implementation's name, and the keyword argument that tells a layer to compute it."""
+ATTRIBUTE = "_lighthouse"
+"""Where a wrapped decoder keeps its `Wrapping`, and each attention module that trains with Lighthouse its `Layer`."""
+
+
+class Notices:
+    """Warnings of a wrapped model, each given once."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def give(self, text: str) -> None:
+        """Compiled code is silent."""
+        if not torch.compiler.is_compiling() and text not in self._given:
+            self._given.add(text)
+            warnings.warn(text, stacklevel=2)
+
+
+@dataclasses.dataclass
+class Layer:
+    """What an attention module that trains with Lighthouse knows of it."""
+
+    config: LighthouseConfig
+    notices: Notices
+    norms: list[str]
+    """Names of its submodules that normalize q, k, or first q and then k."""
+    handles: list[Any] = dataclasses.field(default_factory=list)
+    """Of its hooks."""
+    vetted: bool = False
+    """Whether norms of q and k were seen to differ."""
+
+    def normalizations(self, attention: nn.Module) -> list[nn.Module]:
+        """Of the attention module that is running, which may be a replica."""
+        return [attention.get_submodule(name) for name in self.norms]
+
+
+class Pass(threading.local):
+    """The forward pass under way in this thread. The mask function learns of it by this alone."""
+
+    def __init__(self) -> None:  # defaults of the class would be what torch.compile reads
+        self.without_mask: object = None
+        """The model configuration of a traced training forward pass of which plain causal attention is right."""
+        self.awaits_lighthouse = False
+        """Whether a layer should compute Lighthouse and none has yet."""
+
+
+under_way = Pass()
+
+traced: list[bool] = []
+"""Not empty once a layer with Lighthouse was compiled: in this process it is not seen any more whether one ran."""
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def note_traced() -> bool:
+    traced.append(True)
+    return True

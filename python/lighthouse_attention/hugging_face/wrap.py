@@ -1,0 +1,258 @@
+"""Lighthouse Attention in a Hugging Face decoder, in place: wrap, set_mode, unwrap.
+
+The decoder's forward pre-hook decides for each forward pass whether Lighthouse applies, holds the inputs to what the
+method covers, and tells the layers by a keyword argument, which transformers hands down to the attention function (and
+which activation checkpointing repeats). Everything else goes to PyTorch's attention as if the model were not wrapped.
+"""
+
+import inspect
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.utils.import_utils import is_tracing
+
+from lighthouse_attention import _check
+from lighthouse_attention.config import LighthouseConfig
+from lighthouse_attention.hugging_face import interface, scores
+from lighthouse_attention.hugging_face.decoder import DENSE_LAYERS, check_decoder, find_decoder, lighthouse_layers
+from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Notices, traced, under_way
+from lighthouse_attention.hugging_face.unsupported import DOCUMENT_BOUNDS, UnsupportedError, refuse_masks
+
+Mode = Literal["lighthouse", "dense"]
+
+interface.register()  # at import: a wrapped model that was pickled is one again where it is loaded
+
+
+def wrap(
+    model: nn.Module,
+    config: LighthouseConfig | None = None,
+    dense_layers: Iterable[int] = DENSE_LAYERS,
+    *,
+    crossover: int = 0,
+) -> "Wrapping":
+    """Has a Hugging Face decoder train with Lighthouse Attention, in place.
+
+    Training forward passes use it in every layer with full causal attention but the dense ones. Evaluation, generation,
+    and sequences over which it cannot pay run the model's own attention. No parameter, buffer or state-dict key is added.
+
+    Args:
+        model: A `PreTrainedModel`, or a module that holds one (DistributedDataParallel, a PEFT model), with the "sdpa"
+            attention implementation. Wrap before `torch.compile` and before distributing it.
+        config: The settings; the paper's, if not given. Its scale stays None: the model has its own.
+        dense_layers: Layers that stay dense, by their index, negative ones counted from the last; the first and last two
+            in the paper.
+        crossover: Below so many tokens the model stays dense.
+
+    Returns:
+        What was wrapped; as a context manager it unwraps at the end.
+
+    Raises:
+        TypeError: The model is not a Hugging Face one, or its attention does not go through AttentionInterface.
+        ValueError: Naming the argument, its value and what it must be.
+    """
+    _check.instance("model", model, nn.Module)
+    config = LighthouseConfig() if config is None else config
+    _check.instance("config", config, LighthouseConfig)
+    if config.scale is not None:
+        raise ValueError(f"config.scale is {config.scale}; it must be None: the model has a scale of its own")
+    _check.integer("crossover", crossover, least=0)
+    if wrapped(model):
+        raise ValueError("the model is wrapped already; unwrap it first")
+    decoder, attentions = find_decoder(model)
+    check_decoder(decoder, attentions)
+    layers = lighthouse_layers(attentions, decoder.config.num_hidden_layers, dense_layers)
+    if config.scorer == "norm":
+        scores.check_norms({i: attentions[i] for i in layers})
+    decoder.set_attn_implementation(LIGHTHOUSE)
+    if decoder.config._attn_implementation != LIGHTHOUSE:
+        raise TypeError(f"{type(decoder).__name__} does not take its attention from transformers' AttentionInterface")
+    return Wrapping(decoder, {i: attentions[i] for i in layers}, config, crossover)
+
+
+def unwrap(model: nn.Module) -> None:
+    """Undoes `wrap`: the model is what it was, its weights aside.
+
+    Warns where it was trained with Lighthouse and with nothing else since.
+
+    Raises:
+        ValueError: The model is not wrapped.
+    """
+    _wrapping(model).unwrap()
+
+
+def wrapped(model: nn.Module) -> bool:
+    """Whether the model, or one within it, is wrapped."""
+    return _find_wrapping(model) is not None
+
+
+def set_mode(model: nn.Module, mode: Mode) -> None:
+    """Switches a wrapped model between stage 1, "lighthouse", and stage 2, "dense", at any step.
+
+    Raises:
+        ValueError: The model is not wrapped, or there is no such mode.
+    """
+    _wrapping(model).set_mode(mode)
+
+
+class Wrapping:
+    """A wrapped model's decoder, its Lighthouse layers and their mode; `wrap` makes it."""
+
+    def __init__(
+        self, decoder: PreTrainedModel, layers: dict[int, nn.Module], config: LighthouseConfig, crossover: int
+    ) -> None:
+        self.decoder = decoder
+        self.layers = layers
+        """The attention modules that train with Lighthouse, by the index of their layer."""
+        self.config = config
+        self.crossover = crossover
+        self.mode: Mode = "lighthouse"
+        self._parameters = list(inspect.signature(decoder.forward).parameters)
+        self._trained_lighthouse = self._trained_dense = self._warned = False
+        self._notices = Notices()
+        self._handles = [
+            decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            decoder.register_forward_hook(_after_forward, always_call=True),
+            decoder.register_state_dict_pre_hook(_before_saving),  # type: ignore[no-untyped-call]
+        ]
+        setattr(decoder, ATTRIBUTE, self)
+        for module in layers.values():
+            norms = scores.qk_norms(module) if config.scorer == "norm" else []
+            layer = Layer(config, self._notices, norms)
+            setattr(module, ATTRIBUTE, layer)
+            layer.handles = scores.watch(module, layer)
+
+    def __enter__(self) -> "Wrapping":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.unwrap()
+
+    def __repr__(self) -> str:
+        return f"Wrapping({type(self.decoder).__name__}, layers={list(self.layers)}, mode={self.mode!r}, {self.config})"
+
+    def set_mode(self, mode: Mode) -> None:
+        """As the function of this name."""
+        if mode not in ("lighthouse", "dense"):
+            raise ValueError(f"mode is {mode!r}; it must be 'lighthouse' or 'dense'")
+        self.mode = mode
+
+    def uses_lighthouse(self, tokens: int) -> bool:
+        """Whether a training forward pass over so many tokens would compute Lighthouse now."""
+        return self.mode == "lighthouse" and not self._dense_because(tokens)
+
+    def unwrap(self) -> None:
+        """As the function of this name; nothing where it is undone already."""
+        if getattr(self.decoder, ATTRIBUTE, None) is not self:
+            return
+        self.warn_without_dense_stage("unwrapped")
+        for module in self.layers.values():
+            layer: Layer = getattr(module, ATTRIBUTE)
+            for handle in layer.handles:
+                handle.remove()
+            scores.forget(module, layer)
+            delattr(module, ATTRIBUTE)
+        delattr(self.decoder, ATTRIBUTE)
+        for handle in self._handles:
+            handle.remove()
+        self.decoder.set_attn_implementation("sdpa")
+
+    def warn_without_dense_stage(self, done: str) -> None:
+        """Warns, once, where the model was trained with Lighthouse and with nothing else since."""
+        if self._trained_lighthouse and not self._trained_dense and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the model is {done} after training with Lighthouse alone: its dense loss is better after a second "
+                "stage, set_mode(model, 'dense') and some more steps, which is part of the method",
+                stacklevel=2,
+            )
+
+    def _before_forward(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not decoder.training:
+            return None
+        if self.decoder.config._attn_implementation != LIGHTHOUSE:
+            raise UnsupportedError(
+                f"the attention implementation was changed to {self.decoder.config._attn_implementation!r} while the "
+                "model is wrapped: unwrap it first"
+            )
+        given = dict(zip(self._parameters, args)) | kwargs
+        inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        if inputs is None:
+            return None
+        cached = any(_is_cache(value) for value in given.values())
+        lighthouse = self.mode == "lighthouse" and not self._stays_dense(inputs, cached)
+        if torch.is_grad_enabled():
+            self._trained_lighthouse |= lighthouse
+            self._trained_dense = not lighthouse
+        if lighthouse:
+            refuse_masks(given)
+            under_way.awaits_lighthouse = True
+        bounds = ("attention_mask", "position_ids", *DOCUMENT_BOUNDS)
+        plain = lighthouse or (not cached and all(given.get(name) is None for name in bounds))
+        if plain and is_tracing(inputs):
+            under_way.without_mask = self.decoder.config
+        return (args, {**kwargs, LIGHTHOUSE: True}) if lighthouse else None
+
+    def _stays_dense(self, inputs: Tensor, cached: bool) -> bool:
+        """Whether the model's own attention runs though the mode is "lighthouse"; warns once of it in training."""
+        if cached:
+            reason = ": a cache of keys and values was passed in"
+        else:
+            tokens = len(range(inputs.shape[1]))  # so that the compiler guards it: compiled code is for one length
+            because = self._dense_because(tokens)
+            reason = f" over {tokens} tokens: {because}" if because else ""
+        if reason and torch.is_grad_enabled():
+            self._notices.give(f"dense attention{reason}")
+        return reason != ""
+
+    def _dense_because(self, tokens: int) -> str:
+        reason: str = _dense_because(tokens, self.crossover, **self.config.settings())
+        return reason
+
+
+def _after_forward(decoder: nn.Module, args: object, out: object) -> None:
+    missed, under_way.awaits_lighthouse = under_way.awaits_lighthouse, False
+    under_way.without_mask = None
+    if missed and out is not None and not traced and not torch.compiler.is_compiling():
+        raise UnsupportedError(
+            f"no layer of {type(decoder).__name__} computed Lighthouse Attention: its layers do not hand keyword "
+            "arguments down to attention, so that the model cannot be trained with it; unwrap it"
+        )
+
+
+def _before_saving(decoder: nn.Module, *_: object) -> None:
+    getattr(decoder, ATTRIBUTE).warn_without_dense_stage("saved")
+
+
+def _is_cache(value: object) -> bool:
+    """Whether it holds keys and values of earlier tokens; one of transformers', or what behaves like one."""
+    return isinstance(value, Cache) or (hasattr(value, "update") and hasattr(value, "get_seq_length"))
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def _dense_because(tokens: int, crossover: int, **settings: Any) -> str:
+    """Why Lighthouse cannot pay over so many tokens; empty where it can."""
+    if tokens < crossover:
+        return f"below the crossover of {crossover}"
+    reason: str = torch.ops.lighthouse.dense_because(tokens, **settings)
+    return reason
+
+
+def _find_wrapping(model: nn.Module) -> Wrapping | None:
+    for module in model.modules():
+        state = getattr(module, ATTRIBUTE, None)
+        if isinstance(state, Wrapping):
+            return state
+    return None
+
+
+def _wrapping(model: nn.Module) -> Wrapping:
+    state = _find_wrapping(model)
+    if state is None:
+        raise ValueError(f"{type(model).__name__} is not wrapped")
+    return state
