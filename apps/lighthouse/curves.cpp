@@ -77,10 +77,9 @@ RunMetrics read_run(const fs::path& folder) {
   const train::RunFolder run(folder);
   check_argument(fs::exists(run.metrics()), "RUN is '", folder.string(),
                  "'; it must be the folder of a run, with a metrics.jsonl");
-  const fs::path path = fs::absolute(folder / "").lexically_normal().parent_path();
-  RunMetrics metrics{path.filename(), train::read_metrics(run.metrics())};
-  check_argument(!metrics.history.steps.empty() || !metrics.history.evals.empty(),
-                 run.metrics().string(), " has no steps yet");
+  RunMetrics metrics{run.name(), train::read_metrics(run.metrics())};
+  check_argument(!metrics.history.steps.empty() || !metrics.history.evals.empty(), "'",
+                 run.metrics().string(), "' has no steps yet");
   return metrics;
 }
 

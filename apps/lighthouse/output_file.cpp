@@ -1,30 +1,36 @@
 #include "apps/lighthouse/output_file.h"
 
-#include <unistd.h>
-
 #include <filesystem>
-
-#include "lighthouse/core/check.h"
+#include <iostream>
+#include <stdexcept>
 
 namespace lighthouse::app {
 
-namespace fs = std::filesystem;
-
 CLI::Validator output_file() {
   const auto check = [](const std::string& name) -> std::string {
-    if (name.empty()) return "is ''; it must be a file";
-    std::error_code ignored;  // what cannot be looked at is no folder to write in
-    const fs::path folder = fs::absolute(name).parent_path();
-    if (fs::is_directory(name, ignored)) {
-      return message("is '", name, "', a folder; it must be a file");
+    try {
+      const io::OutputFile file(name);
+      return "";
+    } catch (const std::invalid_argument& error) {
+      return error.what();
     }
-    if (!fs::is_directory(folder, ignored) || access(folder.c_str(), W_OK) != 0) {
-      return message("is '", name, "', which cannot be written: '", folder.string(),
-                     "' is not a folder that can be written in");
-    }
-    return "";
   };
   return {check, "FILE"};
+}
+
+Output::Output(const std::string& path) {
+  if (path.empty()) return;
+  file_.emplace(path);
+  if (file_->is_standard_output()) standard_output_ = std::cout.rdbuf(std::cerr.rdbuf());
+}
+
+std::string Output::name() const {
+  return file_->is_standard_output() ? "standard output"
+                                     : std::filesystem::absolute(file_->path()).string();
+}
+
+Output::~Output() {
+  if (standard_output_ != nullptr) std::cout.rdbuf(standard_output_);
 }
 
 }  // namespace lighthouse::app

@@ -1,4 +1,5 @@
 #include "apps/lighthouse/run.h"
+#include "apps/lighthouse/checks.h"
 
 #include <iostream>
 
@@ -15,15 +16,16 @@ namespace fs = std::filesystem;
 fs::path newest_checkpoint(const train::RunFolder& folder) {
   const auto all = train::Checkpoints(folder.checkpoints()).list();
   check_argument(!all.empty(), "there is no checkpoint in '", folder.checkpoints().string(),
-                 "'; RUN must be the folder of a run that has made one");
+                 "'; RUN must be the folder of a run that has saved one");
   return all.back();
 }
 
 }  // namespace
 
 void RunOptions::add_to(CLI::App& verb) {
-  verb.add_option("RUN", run, "folder of the run")->required();
-  verb.add_option("--checkpoint", checkpoint, "in place of the run's newest");
+  verb.add_option("RUN", run, "run folder")->check(not_empty())->required();
+  verb.add_option("--checkpoint", checkpoint, "checkpoint folder; default: the run's newest")
+      ->check(not_empty());
 }
 
 Run open_run(const RunOptions& options) {
@@ -39,10 +41,8 @@ Run open_run(const RunOptions& options) {
     const bool own = fs::exists(folder.checkpoints()) && equivalent(place, folder.checkpoints());
     check_argument(own, "--checkpoint is '", path.string(), "', which is of another run than '",
                    options.run, "': ", train::joined(changes));
-    std::cerr
-        << "note: recipe.toml is not as it was when this checkpoint was made, whose own recipe "
-           "is taken: "
-        << train::joined(changes) << '\n';
+    std::cerr << "note: recipe.toml has changed since this checkpoint, whose own recipe is used: "
+              << train::joined(changes) << '\n';
   }
   return {folder, train::recipe_of(checkpoint, recipe), path, checkpoint};
 }

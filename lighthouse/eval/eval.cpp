@@ -40,7 +40,7 @@ class Sample {
 }  // namespace
 
 HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches,
-                          bool as_trained) {
+                          bool as_trained, const std::function<void()>& before_batch) {
   check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
   const Evaluating evaluating(model, as_trained);
   const int64_t context = batches[0].tokens.size(1);
@@ -51,8 +51,9 @@ HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& b
   Sample all;
   std::vector<Sample> of_bins(bins.size());
   for (const data::Batch& batch : batches) {
+    if (before_batch) before_batch();
     check_argument(batch.tokens.size(1) == context, "held-out sequences have ", context, " and ",
-                   batch.tokens.size(1), " tokens; they must have as many each");
+                   batch.tokens.size(1), " tokens; all must have the same length");
     const at::Tensor losses =
         model->token_losses(batch.tokens, batch.targets).to(at::kCPU, at::kDouble);
     for (int64_t b = 0; b < losses.size(0); ++b) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "lighthouse/data/loader.h"
@@ -29,9 +30,10 @@ struct HeldOutLoss {
 /// Measures held-out batches of one context, without gradients, in eval mode (the model is put back
 /// into the mode it was in).
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
+/// @param before_batch is called before each batch, and may throw to end the measurement
 /// @throws std::invalid_argument where there are no batches
 HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches,
-                          bool as_trained);
+                          bool as_trained, const std::function<void()>& before_batch = {});
 
 /// The loss of token frequencies alone: the cross entropy of `held_out` under the frequencies of
 /// `train` (add-one smoothed), nats per token. The reference that any model has to beat. Of more

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -7,6 +9,8 @@
 #include <string_view>
 
 namespace lighthouse::io {
+
+class Descriptor;
 
 /// Replaces the file at `path` with `parts`, one after the other: whenever the process dies, or the
 /// machine, the path holds the whole old file or the whole new one, and once this has returned the
@@ -35,22 +39,50 @@ class Appender {
   void sync();
 
  private:
-  struct File;
-  std::unique_ptr<File> file_;
+  std::filesystem::path path_;
+  std::unique_ptr<Descriptor> file_;
 };
 
-/// Keeps other processes from a path: while one holds it, others get std::runtime_error naming it.
-/// The file that it needs stays; the hold ends with the process, however that ends.
+/// A file that a user asked for, such as --json FILE. A regular file, or one that does not exist
+/// yet, is replaced as by write_atomically and keeps its permissions; behind a symbolic link, the
+/// file that it points to. Anything else, such as a pipe or a device, is written to directly, and
+/// so is standard output, whose name is "-" too.
+class OutputFile {
+ public:
+  /// Throws std::invalid_argument, naming the path and the reason, if it cannot be written.
+  explicit OutputFile(std::filesystem::path path);
+
+  const std::filesystem::path& path() const { return path_; }
+  /// Also for /dev/stdout, and for the file that standard output is redirected to.
+  bool is_standard_output() const;
+
+  /// Throws std::runtime_error naming the path.
+  void write(std::string_view bytes) const;
+
+ private:
+  std::filesystem::path path_;
+  std::filesystem::path target_;  ///< the regular file to replace; empty if there is none
+  mode_t permissions_ = 0;        ///< of that file; 0 if it does not exist yet
+  int descriptor_ = -1;           ///< standard output or error, if that is where `path_` leads
+};
+
+/// Keeps other processes from a path while it exists, however the process ends. The file stays, and
+/// says who holds it.
 class Lock {
  public:
-  explicit Lock(const std::filesystem::path& path);
+  /// Throws std::runtime_error: "`what` is in use by process 123 on HOST".
+  Lock(const std::filesystem::path& path, const std::string& what);
   ~Lock();
   Lock(const Lock&) = delete;
   Lock& operator=(const Lock&) = delete;
 
  private:
-  int fd_;
+  std::unique_ptr<Descriptor> file_;
 };
+
+/// The absolute path, without ".", ".." and a slash at the end: as a name for the reader, and to
+/// take its last part.
+std::filesystem::path normal_path(const std::filesystem::path& path);
 
 /// The bytes of a file. Throws std::runtime_error naming the path.
 std::string read_file(const std::filesystem::path& path);

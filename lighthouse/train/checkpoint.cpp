@@ -83,15 +83,15 @@ void verify(const fs::path& path) {
     if (!rest.starts_with(line)) {
       const std::string name = line.substr(line.find("  ") + 2);
       throw std::runtime_error(message("'", (path / name.substr(0, name.size() - 1)).string(),
-                                       "' is not what was written: its checksum is ",
-                                       line.substr(0, 16), ", ", kChecksums, " has '",
+                                       "' is damaged: its checksum is ", line.substr(0, 16),
+                                       ", and ", kChecksums, " has '",
                                        rest.substr(0, std::min<size_t>(16, rest.size())), "'"));
     }
     rest.remove_prefix(line.size());
   }
   if (!rest.empty()) {
     throw std::runtime_error(
-        message("'", (path / kChecksums).string(), "' is not what was written: it has more lines"));
+        message("'", (path / kChecksums).string(), "' is damaged: it has too many lines"));
   }
 }
 
@@ -100,8 +100,8 @@ Checkpoint read_verified(const fs::path& path) {
   const auto state = nlohmann::json::parse(io::read_file(path / kState));
   const auto format = state.at("format").get<int64_t>();
   if (format < kOldest || format > kFormat) {
-    throw std::runtime_error(message("'", (path / kState).string(), "' has the format ", format,
-                                     "; this program reads ", kOldest, " to ", kFormat));
+    throw std::runtime_error(message("'", (path / kState).string(), "' has format ", format,
+                                     "; this version reads formats ", kOldest, " to ", kFormat));
   }
   Checkpoint checkpoint;
   state.at("step").get_to(checkpoint.step);
@@ -145,8 +145,8 @@ std::string remedy(const fs::path& path) {
   for (const fs::path& other : Checkpoints(path.parent_path()).list()) {
     if (step_of(other.filename()) < step_of(path.filename())) before = other;
   }
-  if (before.empty()) return "there is no checkpoint before it";
-  return "the checkpoint before it is still there: --resume-from " + before.string();
+  if (before.empty()) return "there is no earlier checkpoint";
+  return "the one before it is '" + before.string() + "' (train --resume-from, or --checkpoint)";
 }
 
 }  // namespace
@@ -201,11 +201,11 @@ void Checkpoints::remove(const fs::path& path) const {
 }
 
 Checkpoint read_checkpoint(const fs::path& folder) {
-  const fs::path path = (folder / "").parent_path();  // without a slash at its end
+  const fs::path path = io::normal_path(folder);
   try {
     return read_verified(path);
   } catch (const std::exception& error) {
-    throw std::runtime_error(message("cannot go on from the checkpoint '", path.string(),
+    throw std::runtime_error(message("cannot read the checkpoint '", path.string(),
                                      "': ", error.what(), "; ", remedy(path)));
   }
 }
@@ -224,7 +224,7 @@ void restore(const std::map<std::string, at::Tensor>& from,
     if (!condition) throw std::runtime_error(message(source, ": the tensor '", parts...));
   };
   for (const auto& [name, tensor] : from) {
-    require(into.contains(name), name, "' is none of the run's");
+    require(into.contains(name), name, "' is not one of the model's");
   }
   for (const auto& [name, tensor] : into) {
     const auto found = from.find(name);

@@ -25,13 +25,13 @@ c10::Device find_device(const std::string& name, const std::string& what) {
   check_argument(known, what, " is '", name, "'; it must be cpu, cuda or cuda:N");
 #ifdef LIGHTHOUSE_CUDA
   const int cards = at::hasCUDA() ? at::detail::getCUDAHooks().getNumGPUs() : 0;
-  check_argument(cards > 0, what, " is '", name, "', and PyTorch sees no GPU here");
+  check_argument(cards > 0, what, " is '", name, "', but PyTorch sees no GPU on this machine");
   check_argument(index < cards, what, " is '", name, "'; there are ", cards,
-                 " GPUs here, cuda:0 to cuda:", cards - 1);
+                 " GPUs, cuda:0 to cuda:", cards - 1);
   at::globalContext().lazyInitDevice(at::kCUDA);
   return {at::kCUDA, static_cast<at::DeviceIndex>(index)};
 #else
-  check_argument(false, what, " is '", name, "', and this build has no CUDA kernels");
+  check_argument(false, what, " is '", name, "', but this build has no CUDA kernels");
   return at::kCPU;
 #endif
 }

@@ -38,7 +38,7 @@ std::string Progress::left(const StepMetrics& m) const {
     end += stage.steps;
     if (end < m.step || (end == m.step && &stage != &stages_.back())) continue;
     const bool begun = stage.name == m.stage;
-    const auto tokens = static_cast<double>((end - m.step) * stage.batch * stage.context);
+    const auto tokens = static_cast<double>((end - m.step) * stage.tokens_per_step());
     text += (text.empty() ? "" : ", ") + stage.name + ' ' + (begun ? clock(tokens * pace_) : "?");
   }
   return text;

@@ -1,13 +1,13 @@
 #include "lighthouse/train/recipe.h"
 
 #include <algorithm>
-#include <iomanip>
 #include <ostream>
 #include <set>
 #include <sstream>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
+#include "lighthouse/io/table.h"
 #include "lighthouse/train/recipe_fields.h"
 #include "lighthouse/train/stage.h"
 
@@ -22,7 +22,7 @@ void validate_stage(const StageRecipe& stage, int64_t layers) {
            c == '_';
   };
   check_argument(!stage.name.empty() && std::ranges::all_of(stage.name, is_letter), "name is '",
-                 stage.name, "'; it must be of letters, digits, - and _");
+                 stage.name, "'; it must consist of letters, digits, - and _");
   check_argument(stage.micro_batch == 0 || stage.batch % stage.micro_batch == 0, "micro_batch is ",
                  stage.micro_batch, "; it must divide batch, which is ", stage.batch);
   const double tokens = static_cast<double>(stage.steps) * static_cast<double>(stage.batch) *
@@ -55,7 +55,7 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
       notes.push_back(message("stage '", stage.name, "' ", parts...));
     };
     if (stage.attention == nn::Mode::kDense && stage.config != Config{}) {
-      add("is dense, and its settings of Lighthouse have no effect");
+      add("is dense: its Lighthouse settings have no effect");
     }
     if (const std::string why = dense_because(stage); !why.empty()) add("will be dense: ", why);
   }
@@ -91,15 +91,15 @@ void Recipe::validate() const {
                  "data.path is empty; it must be a file or folder of text");
   check_argument(!run.out.empty(), "run.out is empty; it must be a folder");
   check_argument(!run.cuda_graphs || run.device.starts_with("cuda"),
-                 "run.cuda_graphs is true, and run.device is '", run.device,
-                 "'; it must be a GPU for that");
-  check_argument(!stages.empty(), "there are 0 stages; there must be at least one [[stage]]");
+                 "run.cuda_graphs is true and run.device is '", run.device,
+                 "'; CUDA graphs need a GPU");
+  check_argument(!stages.empty(), "the recipe has no stages; it must have at least one [[stage]]");
   std::set<std::string> names;
   for (const StageRecipe& stage : stages) {
     check_part("stage '" + stage.name + "'",
                [&] { validate_stage(stage, model.num_hidden_layers); });
-    check_argument(names.insert(stage.name).second, "two stages have the name '", stage.name,
-                   "'; every stage must have its own");
+    check_argument(names.insert(stage.name).second, "two stages are named '", stage.name,
+                   "'; names of stages must differ");
   }
 }
 
@@ -114,54 +114,51 @@ std::string Recipe::to_toml() const { return fields_as_toml(*this, /*all=*/true)
 std::string Recipe::deciding_toml() const { return fields_as_toml(*this, /*all=*/false); }
 
 void print(std::ostream& out, const Recipe& recipe) {
-  constexpr int kKey = 26;
   Recipe copy = recipe;
-  const auto line = [&](const std::string& key, const std::string& text, const char* help) {
-    out << "  " << std::left << std::setw(kKey) << key << std::setw(kKey) << text << " " << help
-        << '\n';
-  };
+  io::Table fields;
   for (const Section& section : sections(copy)) {
-    out << section.name << '\n';
+    fields.push_back({section.name});
     for (const Field& field : section.fields) {
       if (field.about == Decides::kLighthouse && section.stage->attention == nn::Mode::kDense) {
         continue;
       }
-      line(field.key, to_text(field.value), field.help);
+      fields.push_back({"  " + field.key, to_text(field.value), field.help});
     }
   }
+  io::print_table(out, fields, 3);
   out << "\nparameters: " << recipe.model.num_parameters() << ", steps: " << recipe.total_steps()
-      << "\n\n"
-      << std::right << std::setw(16) << "stage" << std::setw(12) << "attention" << std::setw(9)
-      << "steps" << std::setw(9) << "context" << std::setw(7) << "batch" << std::setw(15)
-      << "tokens" << std::setw(9) << "rows S" << std::setw(7) << "S/N" << '\n';
+      << "\n\n";
+  io::Table stages{{"stage", "attention", "steps", "context", "batch", "tokens", "rows S", "S/N"}};
   for (const StageRecipe& stage : recipe.stages) {
     const nn::Mode attention = computed_attention(stage);
-    out << std::setw(16) << stage.name << std::setw(12) << to_string(attention) << std::setw(9)
-        << stage.steps << std::setw(9) << stage.context << std::setw(7) << stage.batch
-        << std::setw(15) << stage.steps * stage.batch * stage.context;
-    if (attention == nn::Mode::kLighthouse) {
-      const int64_t rows = Geometry(stage.context, stage.config).rows;
-      out << std::setw(9) << rows << std::setw(7) << std::fixed << std::setprecision(3)
-          << static_cast<double>(rows) / static_cast<double>(stage.context);
-    }
-    out << '\n';
+    stages.push_back({stage.name, std::string(to_string(attention)), std::to_string(stage.steps),
+                      std::to_string(stage.context), std::to_string(stage.batch),
+                      std::to_string(stage.tokens())});
+    if (attention != nn::Mode::kLighthouse) continue;
+    const int64_t rows = Geometry(stage.context, stage.config).rows;
+    stages.back().push_back(std::to_string(rows));
+    stages.back().push_back(
+        io::fixed(static_cast<double>(rows) / static_cast<double>(stage.context), 3));
   }
+  io::print_table(out, stages, 2);
   for (const std::string& note : notes_of(recipe)) out << "note: " << note << '\n';
 }
 
 std::string describe_fields() {
   Recipe defaults;
   defaults.stages.resize(1);
-  std::ostringstream out;
+  io::Table fields;
   for (const Section& section : sections(defaults)) {
     for (const Field& field : section.fields) {
-      const std::string key = message(section.name, ".", field.key);
-      out << "  " << std::left << std::setw(32) << key << ' ' << std::setw(16)
-          << to_text(field.value) << ' ' << field.help;
-      if (std::holds_alternative<Word>(field.value)) out << " (" << type_name(field.value) << ')';
-      out << '\n';
+      std::string help = field.help;
+      if (std::holds_alternative<Word>(field.value)) {
+        help += message(" (", type_name(field.value), ')');
+      }
+      fields.push_back({message(section.name, ".", field.key), to_text(field.value), help});
     }
   }
+  std::ostringstream out;
+  io::print_table(out, fields, 3, "  ");
   return out.str();
 }
 

@@ -64,7 +64,7 @@ struct RunRecipe {
   bool deterministic = false;  ///< the same bits on a GPU too, slower
   bool recompute_mlp = false;  ///< model::LlamaImpl::set_recompute_mlp
   bool cuda_graphs = false;    ///< of the passes of a step (StepGraphs)
-  uint64_t seed = 0;
+  int64_t seed = 0;
   int64_t eval_sequences = 4;    ///< held-out sequences of the stage's context, each evaluation
   int64_t eval_every_steps = 0;  ///< besides before and after each stage; 0: not
   int64_t checkpoint_every_steps = 100;
@@ -88,6 +88,8 @@ struct StageRecipe {
   int64_t dense_context = 0;  ///< the step's tokens stay the same: it must divide context
 
   int64_t sequences_at_once() const { return micro_batch == 0 ? batch : micro_batch; }
+  int64_t tokens_per_step() const { return batch * context; }
+  int64_t tokens() const { return steps * tokens_per_step(); }
 };
 
 /// One file describes a whole run.
@@ -103,6 +105,9 @@ struct Recipe {
   /// Reads a TOML file: [model] (or [model] with preset = "models/tiny.toml", relative to the
   /// recipe, or with init_from, whose keys the others override), [data], [optimizer], [run] and
   /// [[stage]]...
+  ///
+  /// A run's own recipe.toml is that of the run in its folder, wherever that was moved or copied:
+  /// run.out is the folder, and nothing is read from init_from.
   ///
   /// @param overrides "key=value", as in a file: "optimizer.lr=1e-3", "stage.0.steps=10", or with
   ///        the stage's name, "stage.lighthouse.steps=10"

@@ -66,12 +66,11 @@ std::vector<std::string> branch_changes(const Recipe& recipe, const Checkpoint& 
            begins + recipe.stages[change.stage].steps < checkpoint.step;
   };
   for (const Change& change : changes(checkpoint.recipe, recipe)) {
-    check_argument(!is_fixed(change), change.text,
-                   " would change what was trained already at step ", checkpoint.step,
-                   "; a branch may change what comes later");
+    check_argument(!is_fixed(change), change.text, " would change what was trained up to step ",
+                   checkpoint.step, "; a branch can only change what comes later");
   }
   check_argument(recipe.total_steps() >= checkpoint.step, "the recipe has ", recipe.total_steps(),
-                 " steps; the checkpoint to branch from has done ", checkpoint.step);
+                 " steps, and the checkpoint to branch from is already at step ", checkpoint.step);
   return recipe_changes(recipe, checkpoint);
 }
 

@@ -40,8 +40,9 @@ std::vector<Field> model_fields(Recipe& recipe) {
       {"intermediate_size", &m.intermediate_size, at_least(1), "width of SwiGLU"},
       {"num_hidden_layers", &m.num_hidden_layers, at_least(1), "layers"},
       {"num_attention_heads", &m.num_attention_heads, at_least(1), "query heads"},
-      {"num_key_value_heads", &m.num_key_value_heads, at_least(1), "divides the query heads"},
-      {"head_dim", &m.head_dim, at_least(2), "of queries, keys and values; even"},
+      {"num_key_value_heads", &m.num_key_value_heads, at_least(1),
+       "key/value heads; divides num_attention_heads"},
+      {"head_dim", &m.head_dim, at_least(2), "dimension of a head; even"},
       {"rope_theta", &m.rope_theta, above(0), "base of the rotary embedding"},
       {"rope_type", word_of("rope_type", scaling.type), kAny, "how it is stretched"},
       {"rope_scaling_factor", &scaling.factor, above(0), "by which it is stretched"},
@@ -86,43 +87,52 @@ std::vector<Field> fields(data::Source& d) {
 std::vector<Field> fields(OptimizerRecipe& o) {
   return {
       {"lr", &o.lr, above(0), "peak learning rate"},
-      {"beta1", &o.beta1, {0, 1, false, true}, "decay of the mean gradient"},
-      {"beta2", &o.beta2, {0, 1, false, true}, "decay of the mean squared gradient"},
-      {"eps", &o.eps, above(0), "added to its root"},
-      {"weight_decay", &o.weight_decay, at_least(0), "of matrices, times the learning rate"},
-      {"max_grad_norm", &o.max_grad_norm, above(0), "gradients are clipped to it"},
-      {"warmup_steps", &o.warmup_steps, at_least(0), "of linear warm-up, from the first step on"},
-      {"decay", word_of("decay", o.decay), kAny, "of the learning rate after the warm-up"},
-      {"decay_share", &o.decay_share, {0, 1, true}, "of all steps, at the end, where it is stable"},
-      {"final_lr_share", &o.final_lr_share, {0, 1}, "of lr, reached at the last step"},
-      {"z_loss", &o.z_loss, at_least(0), "times (log Z)^2 of the logits, in the gradient alone"},
-      {"skip_grad_norm", &o.skip_grad_norm, at_least(0), "larger ones skip their step; 0: none"},
+      {"beta1", &o.beta1, {0, 1, false, true}, "decay rate of the mean gradient"},
+      {"beta2", &o.beta2, {0, 1, false, true}, "decay rate of the mean squared gradient"},
+      {"eps", &o.eps, above(0), "added to the root of that"},
+      {"weight_decay", &o.weight_decay, at_least(0), "of matrices only, times the learning rate"},
+      {"max_grad_norm", &o.max_grad_norm, above(0), "gradients are clipped to this norm"},
+      {"warmup_steps", &o.warmup_steps, at_least(0), "steps of linear warm-up"},
+      {"decay", word_of("decay", o.decay), kAny, "shape of the learning rate after the warm-up"},
+      {"decay_share",
+       &o.decay_share,
+       {0, 1, true},
+       "stable: the share of all steps in the final decay"},
+      {"final_lr_share",
+       &o.final_lr_share,
+       {0, 1},
+       "learning rate of the last step, as a share of lr"},
+      {"z_loss", &o.z_loss, at_least(0), "weight of (log Z)^2 of the logits, in gradients only"},
+      {"skip_grad_norm", &o.skip_grad_norm, at_least(0),
+       "skip steps with a larger gradient norm; 0: never"},
       {"max_skipped_steps", &o.max_skipped_steps, at_least(0),
-       "by that or by a loss that is not finite; then the run stops"},
+       "skipped steps, for that or a loss that is not finite, before the run ends"},
   };
 }
 
 std::vector<Field> fields(RunRecipe& r) {
   return {
-      {"out", &r.out, kAny, "the run's folder", kNothing},
+      {"out", &r.out, kAny, "run folder", kNothing},
       {"device", &r.device, kAny, "cpu, cuda or cuda:N"},
-      {"dtype", word_of("dtype", r.dtype), kAny,
-       "that the model computes in; weights are kept in float32"},
-      {"deterministic", &r.deterministic, kAny, "the same bits on a GPU too, slower"},
-      {"recompute_mlp", &r.recompute_mlp, kAny, "less memory, for a product more a layer"},
-      {"cuda_graphs", &r.cuda_graphs, kAny, "faster where kernels are small, for more memory",
-       kNothing},
-      {"seed", &r.seed, at_least(0), "of the initial model and the order of the data"},
-      {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences of an evaluation",
+      {"dtype", word_of("dtype", r.dtype), kAny, "type of computation; weights stay float32"},
+      {"deterministic", &r.deterministic, kAny, "same bits from run to run on a GPU too; slower"},
+      {"recompute_mlp", &r.recompute_mlp, kAny,
+       "recompute MLPs in the backward pass: less memory, slower"},
+      {"cuda_graphs", &r.cuda_graphs, kAny,
+       "replay steps as CUDA graphs: faster for small models, more memory", kNothing},
+      {"seed", &r.seed, at_least(0), "seed of the initial weights and the order of the data"},
+      {"eval_sequences", &r.eval_sequences, at_least(1), "held-out sequences per evaluation",
        kNothing},
       {"eval_every_steps", &r.eval_every_steps, at_least(0),
-       "besides before and after each stage; 0: not", kNothing},
-      {"checkpoint_every_steps", &r.checkpoint_every_steps, at_least(1), "besides after each stage",
+       "steps between evaluations within a stage; 0: none", kNothing},
+      {"checkpoint_every_steps", &r.checkpoint_every_steps, at_least(1),
+       "steps between checkpoints; each stage ends with one too", kNothing},
+      {"keep_checkpoints", &r.keep_checkpoints, at_least(2), "newest checkpoints to keep",
        kNothing},
-      {"keep_checkpoints", &r.keep_checkpoints, at_least(2), "the newest that are kept", kNothing},
       {"keep_every_steps", &r.keep_every_steps, at_least(0),
-       "checkpoints of its multiples are kept for good; 0: none", kNothing},
-      {"log_every_steps", &r.log_every_steps, at_least(1), "lines in metrics.jsonl", kNothing},
+       "keep the checkpoints of its multiples for good; 0: none", kNothing},
+      {"log_every_steps", &r.log_every_steps, at_least(1), "steps between lines in metrics.jsonl",
+       kNothing},
   };
 }
 
@@ -138,11 +148,12 @@ Field field_of(const Setting& setting, Enum& value) {
 std::vector<Field> fields(StageRecipe& s) {
   std::vector<Field> all{
       {"name", &s.name, kAny, "letters, digits, - and _"},
-      {"steps", &s.steps, at_least(1), "steps of the optimizer"},
-      {"context", &s.context, at_least(1), "tokens of a sequence"},
-      {"batch", &s.batch, at_least(1), "sequences of a step"},
-      {"micro_batch", &s.micro_batch, at_least(0), "sequences at a time; divides batch; 0: all"},
-      {"attention", word_of("attention", s.attention), kAny, "of the stage's steps"},
+      {"steps", &s.steps, at_least(1), "optimizer steps"},
+      {"context", &s.context, at_least(1), "tokens per sequence"},
+      {"batch", &s.batch, at_least(1), "sequences per step"},
+      {"micro_batch", &s.micro_batch, at_least(0),
+       "sequences per forward and backward pass; divides batch; 0: all"},
+      {"attention", word_of("attention", s.attention), kAny, "attention of the stage"},
   };
   for_each_setting(s.config, [&](const Setting& setting, auto& value) {
     if constexpr (!std::is_same_v<decltype(value), std::optional<double>&>) {
@@ -152,8 +163,11 @@ std::vector<Field> fields(StageRecipe& s) {
   const Field others[]{
       {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last",
        kLighthouse},
-      {"dense_share", &s.dense_share, {0, 1}, "of the steps, dense and on shorter pieces"},
-      {"dense_context", &s.dense_context, at_least(0), "tokens of such a piece; divides context"},
+      {"dense_share",
+       &s.dense_share,
+       {0, 1},
+       "share of the steps that are dense, on shorter pieces"},
+      {"dense_context", &s.dense_context, at_least(0), "tokens per such piece; divides context"},
   };
   all.insert(all.end(), std::begin(others), std::end(others));
   return all;
@@ -182,16 +196,14 @@ std::string digits(double value) {
   return shortest.find_first_of(".en") == std::string::npos ? shortest + ".0" : shortest;
 }
 
-bool in_range(const Field& field) {
-  using Number = std::optional<double>;
-  const auto number =
-      std::visit(Overloaded{[](const int64_t* v) -> Number { return static_cast<double>(*v); },
-                            [](const uint64_t* v) -> Number { return static_cast<double>(*v); },
-                            [](const double* v) -> Number { return *v; },
-                            [](const void*) -> Number { return {}; },
-                            [](const Word&) -> Number { return {}; }},
-                 field.value);
-  return !number || field.range.holds(*number);
+using Number = std::optional<double>;
+
+Number number_of(const Value& value) {
+  return std::visit(Overloaded{[](const int64_t* v) -> Number { return static_cast<double>(*v); },
+                               [](const double* v) -> Number { return *v; },
+                               [](const void*) -> Number { return {}; },
+                               [](const Word&) -> Number { return {}; }},
+                    value);
 }
 
 }  // namespace
@@ -221,7 +233,6 @@ std::string type_name(const Value& value) {
   return std::visit(
       Overloaded{[](const bool*) -> Text { return "true or false"; },
                  [](const int64_t*) -> Text { return "an integer"; },
-                 [](const uint64_t*) -> Text { return "an integer"; },
                  [](const double*) -> Text { return "a number"; },
                  [](const std::string*) -> Text { return "a string"; },
                  [](const std::vector<int64_t>*) -> Text { return "a list of integers"; },
@@ -239,7 +250,6 @@ void copy_value(const Value& from, const Value& to) {
 std::string to_text(const Value& value) {
   return std::visit(Overloaded{[](const bool* v) -> std::string { return *v ? "true" : "false"; },
                                [](const int64_t* v) { return std::to_string(*v); },
-                               [](const uint64_t* v) { return std::to_string(*v); },
                                [](const double* v) { return digits(*v); },
                                [](const std::string* v) { return quoted(*v); },
                                [](const std::vector<int64_t>* v) {
@@ -262,8 +272,13 @@ std::string to_text(const Value& value) {
 }
 
 void check_range(const Field& field, const std::string& section, const std::string& where) {
-  check_argument(in_range(field), where, section, ".", field.key, " is ", to_text(field.value),
-                 "; it must be ", field.range);
+  const Number number = number_of(field.value);
+  if (!number) return;
+  const bool only_infinite = !std::isfinite(*number) && !std::isfinite(field.range.most) &&
+                             std::isfinite(field.range.least);
+  check_argument(field.range.holds(*number), where, section, ".", field.key, " is ",
+                 to_text(field.value), "; it must be ", field.range,
+                 only_infinite ? " and finite" : "");
 }
 
 }  // namespace lighthouse::train

@@ -43,8 +43,8 @@ struct Word {
 /// One string of a file, or a list of them.
 using Paths = std::vector<std::string>;
 
-using Value = std::variant<bool*, int64_t*, uint64_t*, double*, std::string*, std::vector<int64_t>*,
-                           Paths*, Word>;
+using Value =
+    std::variant<bool*, int64_t*, double*, std::string*, std::vector<int64_t>*, Paths*, Word>;
 
 /// What of a run a field decides about.
 enum class Decides {

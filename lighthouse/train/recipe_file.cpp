@@ -7,6 +7,7 @@
 #include "lighthouse/io/file.h"
 #include "lighthouse/model/hugging_face.h"
 #include "lighthouse/train/recipe_fields.h"
+#include "lighthouse/train/run_folder.h"
 
 namespace lighthouse::train {
 namespace {
@@ -20,10 +21,6 @@ bool assign(const Value& value, const toml::node& node) {
   return std::visit(
       Overloaded{[&](bool* v) { return take(node.value_exact<bool>(), *v); },
                  [&](int64_t* v) { return take(node.value_exact<int64_t>(), *v); },
-                 [&](uint64_t* v) {
-                   const auto found = node.value_exact<int64_t>();
-                   return found.value_or(-1) >= 0 && take(found, *v);
-                 },
                  [&](double* v) { return node.is_number() && take(node.value<double>(), *v); },
                  [&](std::string* v) { return take(node.value_exact<std::string>(), *v); },
                  [&](std::vector<int64_t>* v) {
@@ -88,7 +85,7 @@ toml::table parse_toml(const std::string& text, const std::string& name) {
 }
 
 const toml::table& as_table(const toml::node& node, std::string_view name) {
-  check_argument(node.is_table(), place(node.source()), name, " is a ", message(node.type()),
+  check_argument(node.is_table(), place(node.source()), name, " is of type ", message(node.type()),
                  "; it must be a table, [", name, "]");
   return *node.as_table();
 }
@@ -115,8 +112,8 @@ void set_field(const Section& section, std::string_view key, const toml::node& n
                  " has the key 'scale'; it must have none: attention is scaled by head_dim^(-1/2) "
                  "in every stage, in evaluations and in the exported model");
   if (section.name == "model") known.emplace_back(kPreset);
-  check_argument(false, where_key, section.name, " has no key '", key, "'; the nearest is '",
-                 nearest(key, known), "'");
+  check_argument(false, where_key, section.name, " has no key '", key, "'; did you mean '",
+                 nearest(key, known), "'?");
 }
 
 void set_fields(const Section& section, const toml::table& table) {
@@ -169,7 +166,7 @@ const Section& find_section(const Override& given, const std::vector<Section>& a
     if (given.section == section.name || given.section == known.back()) return section;
   }
   throw std::invalid_argument(message(given.where(), "there is no section '", given.section,
-                                      "'; the nearest is '", nearest(given.section, known), "'"));
+                                      "'; did you mean '", nearest(given.section, known), "'?"));
 }
 
 /// Reads the model's preset, where one is named.
@@ -195,7 +192,7 @@ void read_preset(Recipe& recipe, const toml::table& root, const std::filesystem:
   const toml::table preset = parse_toml(text, path.string());
   for (const auto& [key, value] : preset) {
     check_argument(key.str() == "model", place(key.source()), "a preset has no section '",
-                   key.str(), "'; it must have [model] alone");
+                   key.str(), "'; it can only have [model]");
     set_fields(model_section(recipe), as_table(value, "model"));
   }
 }
@@ -208,12 +205,7 @@ void read_init_from(Recipe& recipe, const toml::table& root,
   for (const Override& given : overrides) {
     if (given.section == "model" && given.key == "init_from") folder = *given.bare;
   }
-  // A run's own recipe has every size: it goes on without the folder.
-  const toml::table* model = root["model"].as_table();
-  if (folder.empty() ||
-      (model != nullptr && model->size() >= model_section(recipe).fields.size())) {
-    return;
-  }
+  if (folder.empty()) return;
   try {
     recipe.model = model::read_config(folder);
   } catch (const std::exception& error) {
@@ -226,14 +218,14 @@ Recipe new_recipe(const toml::table& root) {
   const std::vector<std::string> known{"model", "data", "optimizer", "run", "stage"};
   for (const auto& [key, node] : root) {
     check_argument(std::ranges::count(known, key.str()) > 0, place(key.source()),
-                   "there is no section '", key.str(), "'; the nearest is '",
-                   nearest(key.str(), known), "'");
+                   "there is no section '", key.str(), "'; did you mean '",
+                   nearest(key.str(), known), "'?");
     if (key.str() != "stage") as_table(node, key.str());
   }
 
   Recipe recipe;
   if (const toml::node* stages = root.get("stage")) {
-    check_argument(stages->is_array_of_tables(), place(stages->source()), "stage is a ",
+    check_argument(stages->is_array_of_tables(), place(stages->source()), "stage is of type ",
                    message(stages->type()), "; it must be a list of tables, [[stage]]");
     recipe.stages.resize(stages->as_array()->size());
   }
@@ -268,11 +260,15 @@ Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::st
   const toml::table root = parse_toml(io::read_file(file), file.string());
   const std::vector<Override> given(overrides.begin(), overrides.end());
   Recipe recipe = new_recipe(root);
+  const RunFolder run(file.has_parent_path() ? file.parent_path() : ".");
+  const bool is_of_run = file.filename() == run.recipe().filename() && run.exists();
   read_preset(recipe, root, file, given);
-  read_init_from(recipe, root, given);
+  // A run's own recipe has every size: it needs the folder no more.
+  if (!is_of_run) read_init_from(recipe, root, given);
   const std::vector<Section> all = sections(recipe);
   set_sections(all, root);
   set_rope_type(recipe.model.rope_scaling, root);
+  if (is_of_run) recipe.run.out = run.path().string();  // a run is where it lies
   for (const Override& one : given) {
     if (one.section == "model" && one.key == kPreset) continue;
     const Section& section = find_section(one, all);

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 #include <utility>
+
+#include "lighthouse/io/file.h"
 
 namespace lighthouse::train {
 
@@ -11,6 +14,11 @@ class RunFolder {
   explicit RunFolder(std::filesystem::path path) : path_(std::move(path)) {}
 
   const std::filesystem::path& path() const { return path_; }
+  /// The last part of its absolute path.
+  std::string name() const { return io::normal_path(path_).filename(); }
+  /// Whether a run has begun there.
+  bool exists() const { return is_regular_file(recipe()) && is_directory(checkpoints()); }
+
   std::filesystem::path recipe() const { return path_ / "recipe.toml"; }
   std::filesystem::path data() const { return path_ / "data.txt"; }
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }

@@ -1,8 +1,5 @@
 #include "lighthouse/train/stop_signals.h"
 
-#include <csignal>
-#include <initializer_list>
-
 namespace lighthouse::train {
 namespace {
 
@@ -10,21 +7,23 @@ volatile std::sig_atomic_t received_signal = 0;
 
 void keep(int signal) { received_signal = signal; }
 
-void handle(void (*handler)(int)) {
-  struct sigaction action {};
-  action.sa_handler = handler;
-  action.sa_flags = static_cast<int>(SA_RESETHAND) | SA_RESTART;
-  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
-}
-
 }  // namespace
 
 StopSignals::StopSignals() {
   received_signal = 0;
-  handle(keep);
+  for (size_t i = 0; i < kSignals.size(); ++i) {
+    struct sigaction action {};
+    action.sa_handler = keep;
+    action.sa_flags = SA_RESTART;
+    if (kSignals[i] != SIGPIPE) action.sa_flags |= static_cast<int>(SA_RESETHAND);
+    sigaction(kSignals[i], nullptr, &before_[i]);
+    if (before_[i].sa_handler != SIG_IGN) sigaction(kSignals[i], &action, nullptr);
+  }
 }
 
-StopSignals::~StopSignals() { handle(SIG_DFL); }
+StopSignals::~StopSignals() {
+  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &before_[i], nullptr);
+}
 
 int StopSignals::received() { return received_signal; }
 

@@ -1,16 +1,15 @@
 #include "lighthouse/train/summary.h"
 
 #include <algorithm>
-#include <iomanip>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <ostream>
-#include <sstream>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
+#include "lighthouse/io/table.h"
 #include "lighthouse/train/stage.h"
 
 namespace lighthouse::train {
@@ -55,7 +54,7 @@ Summary summarize(const Recipe& recipe, const MetricsHistory& history,
     s.name = stage.name;
     s.attention = to_string(computed_attention(stage));
     s.steps = stage.steps;
-    s.tokens = stage.steps * stage.batch * stage.context;
+    s.tokens = stage.tokens();
     s.seconds = after.seconds - before.seconds;
     s.tokens_per_second = static_cast<double>(s.tokens) / s.seconds;
     s.train_loss = final_train_loss(history, first, last);
@@ -107,7 +106,7 @@ Summary read_summary(const std::filesystem::path& file) {
     throw std::runtime_error(
         message("'", file.string(), "' is not the summary of a run: ", error.what()));
   }
-  throw std::runtime_error(message("'", file.string(), "' is a summary of no stage"));
+  throw std::runtime_error(message("'", file.string(), "' is the summary of a run without stages"));
 }
 
 double Summary::seconds() const {
@@ -122,28 +121,18 @@ double Summary::tokens() const {
 }
 
 void print(std::ostream& out, const Summary& summary) {
-  std::ostringstream table;
-  size_t width = 5;
-  for (const StageSummary& s : summary.stages) width = std::max(width, s.name.size());
-  const auto name = static_cast<int>(width);
-  table << std::fixed << std::setw(name + 70) << "held out, dense" << std::setw(23) << "as trained"
-        << '\n'
-        << std::left << std::setw(name) << "stage"
-        << "  " << std::setw(10) << "attention" << std::right << std::setw(8) << "steps"
-        << std::setw(10) << "seconds" << std::setw(11) << "tokens/s" << std::setw(12)
-        << "train loss" << std::setw(11) << "before" << std::setw(9) << "after" << std::setw(13)
-        << "before" << std::setw(9) << "after" << '\n';
+  using io::fixed;
+  io::Table table{{"stage", "attention", "steps", "seconds", "tokens/s", "train loss",
+                   "dense before", "dense after", "as trained before", "as trained after"}};
   for (const StageSummary& s : summary.stages) {
-    table << std::left << std::setw(name) << s.name << "  " << std::setw(10) << s.attention
-          << std::right << std::setw(8) << s.steps << std::setprecision(1) << std::setw(10)
-          << s.seconds << std::setprecision(0) << std::setw(11) << s.tokens_per_second
-          << std::setprecision(4) << std::setw(12) << s.train_loss << std::setw(11)
-          << s.dense_loss_before << std::setw(9) << s.dense_loss_after << std::setw(13)
-          << s.trained_loss_before << std::setw(9) << s.trained_loss_after << '\n';
+    table.push_back({s.name, s.attention, std::to_string(s.steps), fixed(s.seconds, 1),
+                     fixed(s.tokens_per_second, 0), fixed(s.train_loss, 4),
+                     fixed(s.dense_loss_before, 4), fixed(s.dense_loss_after, 4),
+                     fixed(s.trained_loss_before, 4), fixed(s.trained_loss_after, 4)});
   }
-  table << "Losses are nats per token; token frequencies alone reach "
-        << summary.token_frequency_loss << " on the held-out text.\n";
-  out << table.str();
+  io::print_table(out, table, 2);
+  out << "Losses are nats per token; before and after are held-out. Token frequencies alone reach "
+      << fixed(summary.token_frequency_loss, 4) << " on the held-out text.\n";
 }
 
 }  // namespace lighthouse::train

@@ -20,6 +20,7 @@
 #include "lighthouse/model/base_model.h"
 #include "lighthouse/model/hugging_face.h"
 #include "lighthouse/train/checkpoint.h"
+#include "lighthouse/train/checkpoint_space.h"
 #include "lighthouse/train/checkpoint_writer.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/metrics.h"
@@ -58,7 +59,7 @@ model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
 
 /// The run that a checkpoint is of.
 RunFolder run_of(const fs::path& checkpoint) {
-  return RunFolder(fs::absolute(checkpoint / "").parent_path().parent_path().parent_path());
+  return RunFolder(io::normal_path(checkpoint).parent_path().parent_path());
 }
 
 /// Reads the data, says what it is, and holds it against the model.
@@ -73,26 +74,34 @@ data::Corpus read_data(const Recipe& recipe, const data::FileList& list, Progres
   return corpus;
 }
 
-/// The folder's checkpoint to start from; an empty path for the first step.
+/// Throws unless a run has begun in the folder, if only to make it.
+void check_run(const RunFolder& folder) {
+  check_argument(fs::is_directory(folder.path()) &&
+                     (fs::is_directory(folder.checkpoints()) || fs::is_empty(folder.path())),
+                 "there is no run to resume in '", folder.path().string(),
+                 "'; run.out (--out) must be the folder of a run");
+}
+
+/// The checkpoint to resume from; an empty path if there is none yet.
 fs::path starting_point(const RunFolder& folder, const Start& start) {
-  if (start.from) {
-    fs::path path = fs::absolute(*start.from / "").parent_path().lexically_normal();
-    check_argument(fs::is_directory(path) && fs::exists(folder.checkpoints()) &&
-                       fs::equivalent(path.parent_path(), folder.checkpoints()),
-                   "--resume-from is '", start.from->string(),
-                   "'; it must be one of the folders in '", folder.checkpoints().string(), "'");
-    return path;
-  }
-  if (start.resume) {
-    check_argument(fs::is_directory(folder.path()), "there is no run in '", folder.path().string(),
-                   "' to resume; run.out must be the folder of one");
+  if (!start.from) {
     const auto all = Checkpoints(folder.checkpoints()).list();
     return all.empty() ? fs::path() : all.back();
   }
-  check_argument(!fs::exists(folder.path()) || fs::is_empty(folder.path()), "the run's folder '",
-                 folder.path().string(),
-                 "' is there already; go on with it (--resume), or choose another (--out)");
-  return {};
+  fs::path path = io::normal_path(*start.from);
+  check_argument(fs::is_directory(path) && fs::equivalent(path.parent_path(), folder.checkpoints()),
+                 "--resume-from is '", start.from->string(),
+                 "'; it must be one of the folders in '", folder.checkpoints().string(), "'");
+  return path;
+}
+
+/// Thrown where a signal asks the run to end.
+struct Stopped {
+  int signal;
+};
+
+void stop_if_asked() {
+  if (const int signal = StopSignals::received(); signal != 0) throw Stopped{signal};
 }
 
 /// Keeps what an export will hand on of the model that the run begins with, since folders go.
@@ -161,8 +170,8 @@ class Trainer {
     }
   };
 
-  int run_stages();
-  int run(const Stage& stage, Metrics& metrics);
+  void run_stages();
+  void run(const Stage& stage, Metrics& metrics);
   void restore_from(const Checkpoint& checkpoint);
   void use(const StageRecipe& stage, nn::Mode attention);
   EvalMetrics evaluate(const Stage& stage, const char* when);
@@ -188,6 +197,7 @@ class Trainer {
   std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< by context
   const StageRecipe* attention_of_ = nullptr;             ///< of the model now; none: dense
   int64_t step_ = 0;                                      ///< steps done
+  int64_t saved_ = -1;                                    ///< the newest checkpoint's
   int64_t skipped_ = 0;                                   ///< of them
   double seconds_ = 0;
 };
@@ -196,22 +206,24 @@ void Trainer::resume(const fs::path& path, bool force) {
   const Checkpoint checkpoint = read_checkpoint(path);
   const std::vector<std::string> changed = recipe_changes(recipe_, checkpoint);
   check_argument(changed.empty() || force,
-                 "the recipe is not that of the checkpoint: ", joined(changed),
-                 "; a run goes on with the recipe that it began with, recipe.toml in its folder, "
-                 "unless it is forced to (--force)");
+                 "the recipe differs from that of the checkpoint: ", joined(changed),
+                 "; resume with the recipe.toml in the run's folder, or accept the changes "
+                 "(--force)");
   check_argument(recipe_.total_steps() >= checkpoint.step, "the recipe has ", recipe_.total_steps(),
-                 " steps; the checkpoint has done ", checkpoint.step);
+                 " steps, and the checkpoint is already at step ", checkpoint.step);
   restore_from(checkpoint);
+  saved_ = step_;
   if (!changed.empty()) {
     const nlohmann::ordered_json record{{"step", step_}, {"changed", changed}};
     io::Appender(folder_.forced()).append(record.dump() + '\n');
-    progress_.say("forced to go on with another recipe: " + joined(changed));
+    progress_.say("resumed with a changed recipe (--force): " + joined(changed));
   }
   checkpoints_.remove_after(step_);
   progress_.say(message("resumed after step ", step_));
   if (checkpoint.threads != at::get_num_threads()) {
-    progress_.say(message("the checkpoint was made with ", checkpoint.threads, " threads, not ",
-                          at::get_num_threads(), ": the last bits will differ"));
+    progress_.say(message("the checkpoint was made with ", checkpoint.threads,
+                          " threads, this run has ", at::get_num_threads(),
+                          ": results will differ in the last bits"));
   }
 }
 
@@ -226,7 +238,7 @@ void Trainer::branch(const fs::path& path, const Checkpoint& checkpoint) {
     TensorBoard(folder_.tensorboard(), 0).write(read_metrics(folder_.metrics()));
   }
   const nlohmann::ordered_json record{
-      {"from", fs::absolute(path).string()}, {"step", step_}, {"changed", changed}};
+      {"from", io::normal_path(path).string()}, {"step", step_}, {"changed", changed}};
   io::write_atomically(folder_.branch(), record.dump(2) + '\n');
   save();
   finish_saving();
@@ -251,23 +263,32 @@ void Trainer::restore_from(const Checkpoint& checkpoint) {
 
 int Trainer::run() {
   try {
-    return run_stages();
+    run_stages();
+    return 0;
+  } catch (const Stopped& stopped) {
+    return stopped.signal;
   } catch (...) {
     report(writer_.wait());  // or it would go unsaid
     throw;
   }
 }
 
-int Trainer::run_stages() {
+void Trainer::run_stages() {
   checkpoints_.remove_partial();
   fs::remove(folder_.summary());
   Metrics metrics{{folder_.metrics(), step_}, {folder_.tensorboard(), step_}};
   int64_t first = 0;
-  for (const StageRecipe& recipe : recipe_.stages) {
-    const Stage stage{recipe, first};
-    first = stage.last();
-    if (step_ > stage.last()) continue;
-    if (const int signal = run(stage, metrics); signal != 0) return signal;
+  try {
+    for (const StageRecipe& recipe : recipe_.stages) {
+      const Stage stage{recipe, first};
+      first = stage.last();
+      if (step_ <= stage.last()) run(stage, metrics);
+    }
+  } catch (const Stopped&) {
+    metrics.file.sync();
+    if (saved_ != step_) save();
+    finish_saving();
+    throw;
   }
   finish_saving();
   const MetricsHistory history = read_metrics(folder_.metrics());
@@ -284,12 +305,12 @@ int Trainer::run_stages() {
   }
   io::write_atomically(folder_.summary(), to_json(summary));
   print(out_, summary);
-  return 0;
 }
 
 /// A checkpoint is made right after its step, and evaluations come before the next one, so that a
-/// run that goes on from a checkpoint makes the evaluations after its step again.
-int Trainer::run(const Stage& stage, Metrics& metrics) {
+/// run that is resumed from a checkpoint repeats the evaluations after its step. Evaluations change
+/// nothing, and may be cut short.
+void Trainer::run(const Stage& stage, Metrics& metrics) {
   const RunRecipe& every = recipe_.run;
   const auto divides = [](int64_t period, int64_t step) {
     return period > 0 && step % period == 0;
@@ -319,22 +340,17 @@ int Trainer::run(const Stage& stage, Metrics& metrics) {
       progress_.step(trained, edge);
     }
 
-    const int signal = step_ == recipe_.total_steps() ? 0 : StopSignals::received();
     // Where steps are skipped the weights may be bad: good checkpoints do not make room for them.
     const bool due = skip == nullptr && divides(every.checkpoint_every_steps, step_);
-    if (signal != 0 || step_ == stage.last() || due) {
+    if (step_ == stage.last() || due) {
       metrics.file.sync();
       save();
     } else {
       report(writer_.poll());
     }
-    if (signal != 0) {
-      finish_saving();
-      return signal;
-    }
+    stop_if_asked();
   }
   evaluate_now("after");
-  return 0;
 }
 
 void Trainer::use(const StageRecipe& stage, nn::Mode attention) {
@@ -348,10 +364,11 @@ EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
   const nn::Mode attention = computed_attention(stage.recipe);
   use(stage.recipe, attention);
   const auto& batches = held_out_.at(stage.recipe.context);
-  const double dense = eval::held_out_loss(model_, batches, /*as_trained=*/false).all.mean;
-  const double trained = attention == nn::Mode::kDense
-                             ? dense
-                             : eval::held_out_loss(model_, batches, /*as_trained=*/true).all.mean;
+  const auto loss = [&](bool as_trained) {
+    return eval::held_out_loss(model_, batches, as_trained, stop_if_asked).all.mean;
+  };
+  const double dense = loss(/*as_trained=*/false);
+  const double trained = attention == nn::Mode::kDense ? dense : loss(/*as_trained=*/true);
   return {step_, stage.recipe.name, when, dense, trained, tokens(), seconds_};
 }
 
@@ -402,6 +419,7 @@ void Trainer::finish_saving() {
 
 void Trainer::save() {
   report(writer_.wait());
+  saved_ = step_;
   Checkpoint checkpoint;
   checkpoint.step = step_;
   checkpoint.position = loader_.position();
@@ -421,33 +439,51 @@ void Trainer::save() {
 int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal) {
   recipe.validate();
   const RunFolder folder(recipe.run.out);
-  const bool resume = !starting_point(folder, start).empty() || start.branch;
+  const bool resumes = start.resume || start.from;
+  const auto check_new = [&](bool is_new) {
+    check_argument(is_new, "the run's folder '", folder.path().string(),
+                   "' already exists; resume the run (--resume), or choose another folder (--out)");
+  };
+  if (!resumes) check_new(!fs::exists(folder.path()) || fs::is_empty(folder.path()));
+  std::optional<io::Lock> lock;  // outlives the trainer, whose end waits for the checkpoint
+  const auto take_folder = [&] {
+    fs::create_directories(folder.checkpoints());
+    lock.emplace(folder.lock(), message("the run's folder '", folder.path().string(), "'"));
+  };
+  fs::path from;
+  if (resumes) {
+    check_run(folder);
+    take_folder();
+    from = starting_point(folder, start);
+  }
+  if (const std::string warning = check_checkpoint_space(recipe, folder); !warning.empty()) {
+    out << "WARNING: " << warning << '\n';
+  }
   std::optional<Checkpoint> begin;
   if (start.branch) {
     begin = read_checkpoint(*start.branch);
     branch_changes(recipe, *begin);  // what cannot be branched from leaves no folder behind
   }
-  std::optional<io::Lock> lock;  // outlives the trainer, whose end waits for the checkpoint
   const RunFolder first = start.branch ? run_of(*start.branch) : folder;
-  Trainer trainer(recipe, folder, data::read_file_list(first.data()), resume, out, terminal);
+  Trainer trainer(recipe, folder, data::read_file_list(first.data()),
+                  /*resume=*/!from.empty() || begin, out, terminal);
 
-  fs::create_directories(folder.checkpoints());
-  lock.emplace(folder.lock());
-  if (start.resume || start.from) {
-    // Another process may have gone on with the run until the folder was locked.
-    if (const fs::path from = starting_point(folder, start); !from.empty()) {
-      trainer.resume(from, start.force);
-    } else {
-      check_argument(!fs::exists(folder.branch()), "the run in '", folder.path().string(),
-                     "' was to branch from another and has no checkpoint; remove it, and branch "
-                     "again");
-      out << "there is no checkpoint yet: the run begins again\n";
-    }
+  if (!resumes) {
+    take_folder();
+    check_new(!folder.exists());  // another process may have begun there meanwhile
+  }
+  if (!from.empty()) {
+    trainer.resume(from, start.force);
+  } else if (resumes) {
+    check_argument(!fs::exists(folder.branch()), "the run in '", folder.path().string(),
+                   "' was to branch from another run and has no checkpoint; remove its folder, and "
+                   "branch again");
+    out << "there is no checkpoint yet: the run starts from the first step\n";
   }
   if (begin) {
     keep_base(folder, fs::exists(first.base()) ? first.base() : fs::path(recipe.init_from));
     trainer.branch(*start.branch, *begin);
-  } else if (!resume) {
+  } else if (from.empty()) {
     keep_base(folder, recipe.init_from);
   }
   begin.reset();  // a whole model and its optimizer

@@ -25,7 +25,8 @@ struct Start {
 /// alone, and not on how often the run was resumed. Resuming at a checkpoint removes what was made
 /// after it.
 ///
-/// SIGINT and SIGTERM end the run after the step, with a checkpoint.
+/// StopSignals end the run after the step, or between two sequences of an evaluation, with a
+/// checkpoint.
 ///
 /// @param out gets the progress and the table at the end; a line is redrawn where it is a terminal
 /// @return the signal that ended the run; 0 where it is complete

@@ -1,4 +1,4 @@
-#include "apps/lighthouse/verify.h"
+#include "apps/lighthouse/verbs/verify.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/zeros_like.h>

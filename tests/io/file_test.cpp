@@ -3,9 +3,14 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <array>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <thread>
 
 #include "tests/support/folder.h"
 #include "tests/support/throws.h"
@@ -118,14 +123,87 @@ TEST(Appender, AddsToWhatIsThere) {
       throws<std::runtime_error>([&] { Appender("/does/not/exist"); }, {"/does/not/exist"}));
 }
 
-TEST(Lock, IsHeldByOneAtATime) {
+namespace fs = std::filesystem;
+
+TEST(OutputFile, ReplacesAFileAndKeepsItsPermissions) {
+  const Folder folder;
+  OutputFile(folder / "file").write("one");
+  EXPECT_EQ(read_file(folder / "file"), "one");
+  constexpr auto kPermissions = fs::perms::owner_read | fs::perms::owner_write;
+  fs::permissions(folder / "file", kPermissions);
+  const std::ifstream old(folder / "file");
+  OutputFile(folder / "file").write("two");
+  EXPECT_EQ(read_file(folder / "file"), "two");
+  EXPECT_EQ(fs::status(folder / "file").permissions(), kPermissions);
+  std::ostringstream kept;
+  kept << old.rdbuf();
+  EXPECT_EQ(kept.str(), "one");  // replaced as a whole, not written over
+  EXPECT_EQ(files_in(folder), 1U);
+}
+
+TEST(OutputFile, FollowsSymbolicLinks) {
+  const Folder folder;
+  fs::create_directory(folder / "to");
+  fs::create_symlink("to/first", folder / "link");
+  fs::create_symlink("second", folder / "to/first");
+  for (const char* text : {"new", "again"}) {  // the target is not there at first
+    OutputFile(folder / "link").write(text);
+    EXPECT_TRUE(fs::is_symlink(folder / "link"));
+    EXPECT_TRUE(fs::is_symlink(folder / "to/first"));
+    EXPECT_EQ(read_file(folder / "to/second"), text);
+  }
+  fs::create_symlink("loop", folder / "loop");
+  EXPECT_TRUE(throws<std::invalid_argument>([&] { OutputFile(folder / "loop"); },
+                                            {"/loop'", "symbolic link to itself"}));
+}
+
+TEST(OutputFile, WritesThroughAPipe) {
+  const Folder folder;
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  fs::create_symlink("pipe", folder / "link");
+  for (const char* name : {"pipe", "link"}) {
+    std::string text;
+    std::thread reader([&] { text = read_file(folder / "pipe"); });
+    OutputFile(folder / name).write("through");
+    reader.join();
+    EXPECT_EQ(text, "through") << name;
+  }
+  EXPECT_TRUE(fs::is_fifo(folder / "pipe"));
+}
+
+TEST(OutputFile, RefusesWhatItCannotWrite) {
+  const Folder folder;
+  write_atomically(folder / "file", "kept");
+  fs::permissions(folder / "file", fs::perms::owner_read);
+  const auto refuses = [](const fs::path& path, const std::string& why) {
+    return throws<std::invalid_argument>([&] { OutputFile{path}; }, {path.string() + "'", why});
+  };
+  EXPECT_TRUE(refuses(folder / "file", "is read-only"));  // to root too
+  EXPECT_TRUE(refuses(folder.path(), "is a folder; it must be a file"));
+  EXPECT_TRUE(refuses(folder / "none/file", "no folder '" + (folder / "none").string()));
+  EXPECT_TRUE(refuses(folder / "new/", "no folder '" + (folder / "new").string()));
+  EXPECT_TRUE(refuses("", "not the name of a file"));
+  EXPECT_EQ(read_file(folder / "file"), "kept");
+}
+
+TEST(OutputFile, KnowsStandardOutputByItsNames) {
+  EXPECT_TRUE(OutputFile("-").is_standard_output());
+  EXPECT_TRUE(OutputFile("/dev/stdout").is_standard_output());
+  const Folder folder;
+  EXPECT_FALSE(OutputFile(folder / "file").is_standard_output());
+}
+
+TEST(Lock, IsHeldByOneAtATimeAndNamesItsHolder) {
   const Folder folder;
   {
-    const Lock lock(folder / "lock");
-    EXPECT_TRUE(throws<std::runtime_error>([&] { Lock other(folder / "lock"); },
-                                           {(folder / "lock").string()}));
+    const Lock lock(folder / "lock", "the folder");
+    std::array<char, 256> host{};
+    ASSERT_EQ(::gethostname(host.data(), host.size()), 0);
+    EXPECT_TRUE(throws<std::runtime_error>(
+        [&] { Lock other(folder / "lock", "the folder"); },
+        {"the folder is in use by process " + std::to_string(::getpid()) + " on " + host.data()}));
   }
-  const Lock again(folder / "lock");
+  const Lock again(folder / "lock", "the folder");
 }
 
 }  // namespace

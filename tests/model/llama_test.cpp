@@ -12,23 +12,14 @@
 #include <vector>
 
 #include "lighthouse/io/safetensors.h"
+#include "tests/support/small_model.h"
 
 namespace lighthouse::model {
 namespace {
 
 using at::Tensor;
 
-LlamaConfig small_config() {
-  LlamaConfig config;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 3;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
-  config.initializer_range = 0.1;
-  return config;
-}
+LlamaConfig small_config() { return testing::small_model(3); }
 
 /// 512 tokens gather 32 roots and 2 * 4 * 16 children: 160 rows.
 AttentionPlan lighthouse_plan() {

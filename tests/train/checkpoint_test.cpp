@@ -138,7 +138,7 @@ class DamagedCheckpoint : public ::testing::TestWithParam<const char*> {
     std::ofstream(path, std::ios::binary) << damaged;
     EXPECT_TRUE(throws<std::runtime_error>(
         [&] { read_checkpoint(newest); },
-        {"step-00000002", "--resume-from " + (folder / "step-00000001").string()}));
+        {"step-00000002", "the one before it is '" + (folder / "step-00000001").string()}));
   }
 
   const Folder folder;
@@ -178,7 +178,7 @@ TEST(DamagedCheckpointAlone, SaysThatThereIsNoOther) {
   checkpoints.write(checkpoint(1), 2);
   fs::remove(folder / "step-00000001/state.json");
   EXPECT_TRUE(throws<std::runtime_error>([&] { read_checkpoint(folder / "step-00000001"); },
-                                         {"state.json", "no checkpoint before it"}));
+                                         {"state.json", "no earlier checkpoint"}));
 }
 
 TEST(Restore, RefusesOtherTensors) {

@@ -6,19 +6,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/support/small_model.h"
+
 namespace lighthouse::train {
 namespace {
 
-model::LlamaConfig tiny() {
-  model::LlamaConfig config;
-  config.hidden_size = 8;
-  config.intermediate_size = 8;
-  config.num_hidden_layers = 1;
-  config.num_attention_heads = 1;
-  config.num_key_value_heads = 1;
-  config.head_dim = 4;
-  return config;
-}
+model::LlamaConfig tiny() { return testing::small_model(1); }
 
 void set_gradients(model::Llama& model, double value) {
   for (at::Tensor& parameter : model->parameters()) {
@@ -144,7 +137,7 @@ TEST(AdamW, GivesItsStateItself) {
   optimizer.collect_gradients();
   optimizer.step(0.1);
   const at::Tensor moment = state.at("exp_avg.model.norm.weight");
-  EXPECT_EQ(moment.sizes(), at::IntArrayRef({8}));
+  EXPECT_EQ(moment.sizes(), at::IntArrayRef({32}));
   EXPECT_NEAR(moment[0].item<double>(), 0.1, 1e-6);
 }
 

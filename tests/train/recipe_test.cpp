@@ -132,7 +132,7 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
   EXPECT_EQ(after.data.folder_depth, 3);
   EXPECT_EQ(after.model, before.model);
   EXPECT_EQ(after.model.rope_theta, 500000);
-  EXPECT_EQ(after.run.seed, 9223372036854775807u);
+  EXPECT_EQ(after.run.seed, 9223372036854775807);
   EXPECT_EQ(after.stages[1].config, before.stages[1].config);
   EXPECT_EQ(after.stages[1].config.scorer, Scorer::kDilated);
   EXPECT_EQ(after.stages[1].config.selection, SelectionRule::kCausal);
@@ -143,15 +143,15 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
 TEST_F(RecipeTest, NamesUnknownKeysWithTheirPlaceAndTheNearestKnownOne) {
   EXPECT_TRUE(throws<invalid_argument>(
       [&] { read_with("hidden_size", "hiden_size"); },
-      {"run.toml:2:1: ", "model has no key 'hiden_size'", "nearest is 'hidden_size'"}));
+      {"run.toml:2:1: ", "model has no key 'hiden_size'", "did you mean 'hidden_size'?"}));
   EXPECT_TRUE(throws<invalid_argument>([&] { read_with("hidden_size", "preste"); },
-                                       {"run.toml:2:1: ", "nearest is 'preset'"}));
+                                       {"run.toml:2:1: ", "did you mean 'preset'?"}));
   EXPECT_TRUE(throws<invalid_argument>(
       [&] { read_with("[optimizer]", "[optimiser]"); },
-      {"run.toml:7:2: ", "no section 'optimiser'", "nearest is 'optimizer'"}));
+      {"run.toml:7:2: ", "no section 'optimiser'", "did you mean 'optimizer'?"}));
   EXPECT_TRUE(throws<invalid_argument>(
       [&] { read_with("batch = 2", "  bach = 2"); },
-      {"run.toml:19:3: ", "stage.1 has no key 'bach'", "nearest is 'batch'"}));
+      {"run.toml:19:3: ", "stage.1 has no key 'bach'", "did you mean 'batch'?"}));
 }
 
 /// What every stage, evaluations and an exported model must share is no setting of one stage.
@@ -186,9 +186,9 @@ TEST_F(RecipeTest, NamesWrongTypesWithTheirPlace) {
       [&] { read_with("\"lighthouse\"", "\"light\""); },
       {"run.toml:20:13: ", "attention is 'light'", "'dense' or 'lighthouse'"}));
   EXPECT_TRUE(throws<invalid_argument>([&] { read("data = 3\n"); },
-                                       {"run.toml:1:8: ", "data is a", "[data]"}));
+                                       {"run.toml:1:8: ", "data is of type integer", "[data]"}));
   EXPECT_TRUE(throws<invalid_argument>([&] { read("[stage]\nsteps = 1\n"); },
-                                       {"run.toml:1:", "stage is a table", "[[stage]]"}));
+                                       {"run.toml:1:", "stage is of type table", "[[stage]]"}));
 }
 
 TEST_F(RecipeTest, NamesValuesOutOfRangeWithTheirPlace) {
@@ -198,8 +198,11 @@ TEST_F(RecipeTest, NamesValuesOutOfRangeWithTheirPlace) {
   EXPECT_TRUE(throws<invalid_argument>(
       [&] { read_with("lr = 1e-3", "beta2 = 1.0"); },
       {"run.toml:8:9: ", "optimizer.beta2 is 1.0", "at least 0 and below 1"}));
-  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("1e-3", "inf"); },
-                                       {"run.toml:8:6: ", "optimizer.lr is inf"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("1e-3", "inf"); },
+      {"run.toml:8:6: ", "optimizer.lr is inf", "must be above 0 and finite"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"run.seed=-1"}); },
+                                       {"--set run.seed=-1: ", "run.seed is -1", "at least 0"}));
   EXPECT_TRUE(throws<invalid_argument>([&] { read_with("steps = 10", "steps = 0"); },
                                        {"run.toml:12:9: ", "stage.0.steps is 0", "at least 1"}));
   // Not given, so it has no place of its own.
@@ -230,14 +233,32 @@ TEST_F(RecipeTest, TakesOverridesOfEveryKind) {
   EXPECT_EQ(recipe.run.out, "2026");  // bare, and a string all the same
 }
 
+TEST_F(RecipeTest, ARunsOwnRecipeIsOfTheRunInItsFolder) {
+  Recipe recipe = read(kRecipe, {"run.out=runs/original"});
+  recipe.init_from = "model/that/is/gone";
+  for (const char* name : {"copy", "project"}) fs::create_directories(folder_ / name);
+  fs::create_directory(folder_ / "copy/checkpoints");
+  const fs::path own = write("copy/recipe.toml", recipe.to_toml());
+  EXPECT_EQ(Recipe::read(own).run.out, folder_ / "copy");
+  EXPECT_EQ(Recipe::read(own, {"run.out=other"}).run.out, "other");
+  const auto before = fs::current_path();
+  fs::current_path(folder_ / "copy");
+  EXPECT_EQ(Recipe::read("recipe.toml").run.out, ".");
+  fs::current_path(before);
+  // Of no run, it says where one is to be.
+  recipe.init_from.clear();
+  EXPECT_EQ(Recipe::read(write("project/recipe.toml", recipe.to_toml())).run.out, "runs/original");
+  EXPECT_EQ(Recipe::read(write("copy/other.toml", recipe.to_toml())).run.out, "runs/original");
+}
+
 TEST_F(RecipeTest, NamesOverridesThatAreWrong) {
   const auto with = [&](const std::string& given) { return [=, this] { read(kRecipe, {given}); }; };
   EXPECT_TRUE(throws<invalid_argument>(
-      with("optimizer.rl=1"), {"--set optimizer.rl=1: ", "no key 'rl'", "nearest is 'lr'"}));
+      with("optimizer.rl=1"), {"--set optimizer.rl=1: ", "no key 'rl'", "did you mean 'lr'?"}));
   EXPECT_TRUE(throws<invalid_argument>(
-      with("optimzer.lr=1"), {"--set optimzer.lr=1: ", "'optimzer'", "nearest is 'optimizer'"}));
-  EXPECT_TRUE(throws<invalid_argument>(with("stage.lnog.steps=1"),
-                                       {"--set stage.lnog.steps=1: ", "nearest is 'stage.long'"}));
+      with("optimzer.lr=1"), {"--set optimzer.lr=1: ", "'optimzer'", "did you mean 'optimizer'?"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      with("stage.lnog.steps=1"), {"--set stage.lnog.steps=1: ", "did you mean 'stage.long'?"}));
   EXPECT_TRUE(throws<invalid_argument>(with("stage.2.steps=1"), {"no section 'stage.2'"}));
   EXPECT_TRUE(throws<invalid_argument>(
       with("optimizer.lr=fast"), {"--set optimizer.lr=fast: ", "string", "must be a number"}));
@@ -272,7 +293,7 @@ TEST_F(RecipeTest, TakesTheModelFromAPresetAndOverridesIt) {
                                        {"preset", "must be a string"}));
   write("models/b.toml", "[model]\nhiden_size = 16\n");
   EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"model.preset=models/b.toml"}); },
-                                       {"models/b.toml:2:1: ", "nearest is 'hidden_size'"}));
+                                       {"models/b.toml:2:1: ", "did you mean 'hidden_size'?"}));
   write("models/b.toml", "[model]\n[data]\n");
   EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"model.preset=models/b.toml"}); },
                                        {"models/b.toml:2:", "no section 'data'"}));
@@ -297,7 +318,7 @@ TEST_F(RecipeTest, RefusesRunsThatCannotBeRun) {
   EXPECT_TRUE(throws<invalid_argument>(with("run.out=\"\""), {file, "run.out is empty"}));
   EXPECT_TRUE(throws<invalid_argument>(with("run.keep_checkpoints=1"), {"keep_checkpoints is 1"}));
   EXPECT_TRUE(throws<invalid_argument>(with("stage.0.name=a b"), {file, "name is 'a b'"}));
-  EXPECT_TRUE(throws<invalid_argument>(with("stage.0.name=long"), {file, "the name 'long'"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("stage.0.name=long"), {file, "are named 'long'"}));
   EXPECT_TRUE(throws<invalid_argument>(with("stage.1.micro_batch=3"),
                                        {file, "stage 'long'", "micro_batch is 3", "batch", "2"}));
   EXPECT_TRUE(throws<invalid_argument>(
@@ -315,7 +336,8 @@ TEST_F(RecipeTest, RefusesRunsThatCannotBeRun) {
         read(kRecipe, {"stage.1.levels=40", "stage.1.budget=128"});
       },
       {file, "stage 'long'", "levels is 40"}));
-  EXPECT_TRUE(throws<invalid_argument>([&] { read("[data]\npath = \"x\"\n"); }, {"0 stages"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read("[data]\npath = \"x\"\n"); },
+                                       {"the recipe has no stages"}));
 }
 
 /// Where every layer is dense, "lighthouse" would not be what the user asked for.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
@@ -180,8 +181,12 @@ TEST_F(TrainerTest, RefusesToOverwriteARun) {
       },
       {(folder / "none").string()}));
   EXPECT_FALSE(fs::exists(folder / "none"));
-  const io::Lock lock(RunFolder(folder / "run").lock());
-  EXPECT_TRUE(throws<std::runtime_error>([&] { train(r, {true, {}}); }, {"lock"}));
+  const io::Lock lock(RunFolder(folder / "run").lock(), "this test");
+  EXPECT_TRUE(throws<std::runtime_error>(
+      [&] {
+        train(r, {true, {}});
+      },
+      {(folder / "run").string() + "' is in use by process "}));
 }
 
 TEST_F(TrainerTest, GoesOnFromAnEarlierCheckpoint) {
@@ -197,7 +202,7 @@ TEST_F(TrainerTest, GoesOnFromAnEarlierCheckpoint) {
       [&] {
         train(r, {true, {}});
       },
-      {"model.safetensors", "--resume-from", "step-00000015"}));
+      {"model.safetensors", "is damaged", "the one before it is", "step-00000015"}));
   // The middle of the second stage, then of the first; the end of the first is where they meet.
   for (const int64_t step : {13, 10, 7}) {
     train(r, {false, checkpoint(step)});
@@ -216,6 +221,66 @@ TEST_F(TrainerTest, GoesOnFromAnEarlierCheckpoint) {
         train(r, {false, last});
       },
       {"--resume-from", last.string()}));
+}
+
+/// Raises SIGTERM when a line is printed that has these words.
+class RaisesAt : public std::stringbuf {
+ public:
+  explicit RaisesAt(std::string words) : words_(std::move(words)) {}
+
+ protected:
+  std::streamsize xsputn(const char* text, std::streamsize count) override {
+    const std::streamsize put = std::stringbuf::xsputn(text, count);
+    if (!words_.empty() && str().find(words_) != std::string::npos) {
+      words_.clear();
+      std::raise(SIGTERM);
+    }
+    return put;
+  }
+
+ private:
+  std::string words_;
+};
+
+/// What is stopped in an evaluation makes a checkpoint of the step before it, and the evaluation
+/// comes again.
+TEST_F(TrainerTest, StopsWithinAnEvaluationAndResumesToTheSameBits) {
+  const auto stages = kLighthouseStage + dense_stage("dense", 6);
+  Recipe whole = recipe(stages, "whole");
+  train(whole);
+  Recipe stopped = recipe(stages, "stopped");
+  const auto stop_after = [&](const std::string& words, bool resume) {
+    RaisesAt buffer(words);
+    std::ostream out(&buffer);
+    Start start;
+    start.resume = resume;
+    EXPECT_EQ(train::train(stopped, start, out, false), SIGTERM) << words;
+    return read_checkpoint(Checkpoints(RunFolder(folder / "stopped").checkpoints()).list().back());
+  };
+  // The first evaluation of all comes after the words about the text, that of the second stage
+  // after the last words about the first.
+  EXPECT_EQ(stop_after("held out", false).step, 0);
+  EXPECT_TRUE(metrics("stopped").evals.empty());
+  EXPECT_EQ(stop_after("after stage lighthouse", true).step, 10);
+  EXPECT_EQ(metrics("stopped").evals.back().when, "after");
+  stopped.run.checkpoint_every_steps = 100;  // so that the run has no checkpoint of this step
+  EXPECT_EQ(stop_after("step 13/16", true).step, 13);
+  train(stopped, {true, {}});
+  EXPECT_TRUE(same_tensors(checkpoint(16, "whole"), checkpoint(16, "stopped")));
+  const auto a = metrics("whole"), b = metrics("stopped");
+  ASSERT_EQ(a.steps.size(), b.steps.size());
+  ASSERT_EQ(a.evals.size(), b.evals.size());
+  for (size_t i = 0; i < a.steps.size(); ++i) EXPECT_EQ(a.steps[i].loss, b.steps[i].loss);
+  for (size_t i = 0; i < a.evals.size(); ++i) {
+    EXPECT_EQ(a.evals[i].dense_loss, b.evals[i].dense_loss);
+  }
+}
+
+TEST_F(TrainerTest, ChecksTheDiskBeforeItTrains) {
+  Recipe r = recipe(dense_stage("s", 4));
+  r.model.vocab_size = int64_t{1} << 40;
+  EXPECT_TRUE(throws<std::invalid_argument>([&] { train(r); }, {"no room for a checkpoint"}));
+  EXPECT_FALSE(fs::exists(folder / "run"));
 }
 
 TEST_F(TrainerTest, RefusesToGoOnWithAnotherRecipeOrText) {
@@ -311,7 +376,7 @@ TEST_F(TrainerTest, GoesOnWithAnotherRecipeWhereItIsForcedTo) {
   Start forced{true, {}};
   forced.force = true;
   const std::string change = "stage.0.steps: 4 -> 6";
-  EXPECT_NE(train(other, forced).find("forced to go on with another recipe: " + change),
+  EXPECT_NE(train(other, forced).find("resumed with a changed recipe (--force): " + change),
             std::string::npos);
   EXPECT_EQ(read_checkpoint(checkpoint(6)).step, 6);
   EXPECT_EQ(Recipe::read(RunFolder(folder / "run").recipe()).to_toml(), other.to_toml());
@@ -329,7 +394,7 @@ TEST_F(TrainerTest, GoesOnWithAnotherRecipeWhereItIsForcedTo) {
   EXPECT_TRUE(stages[1].at("dense_loss_after").is_number());
   renamed.stages.pop_back();
   EXPECT_TRUE(throws<std::invalid_argument>([&] { train(renamed, forced); },
-                                            {"has 5 steps", "has done 7"}));
+                                            {"has 5 steps", "already at step 7"}));
 }
 
 TEST_F(TrainerTest, TheZLossMovesTheWeightsAndNotTheReportedLoss) {
@@ -388,12 +453,12 @@ TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
     return throws<std::invalid_argument>([&] { train(bad, {false, {}, at}); }, words);
   };
   EXPECT_TRUE(refused("a", [](Recipe& r) { r.stages[0].config.budget = 4; }, from,
-                      {"stage.0.budget: 8 -> 4 would change", "trained already at step 10"}));
+                      {"stage.0.budget: 8 -> 4 would change what was trained up to step 10"}));
   EXPECT_TRUE(refused("b", [](Recipe& r) { r.stages[0].steps = 9; }, from, {"steps: 10 -> 9"}));
   EXPECT_TRUE(refused("c", [](Recipe& r) { r.model.hidden_size = 32; }, from,
                       {"model.hidden_size: 16 -> 32 would change"}));
   EXPECT_TRUE(refused("d", [](Recipe& r) { r.stages[0].steps = 12; }, checkpoint(13, "whole"),
-                      {"steps: 10 -> 12", "trained already at step 13"}));
+                      {"steps: 10 -> 12", "trained up to step 13"}));
   EXPECT_TRUE(refused("e",
                       [](Recipe& r) {
                         r.stages.erase(r.stages.begin() + 1);
@@ -405,7 +470,7 @@ TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
   done.run.out = (folder / "done").string();
   done.stages[1].steps = 3;
   train(done, {false, {}, checkpoint(13, "whole")});
-  EXPECT_TRUE(refused("same", [](Recipe&) {}, from, {"is there already"}));
+  EXPECT_TRUE(refused("same", [](Recipe&) {}, from, {"already exists"}));
 }
 
 TEST_F(TrainerTest, SkipsStepsThatAreNotFiniteAndThenStops) {

@@ -8,16 +8,20 @@
 #include <numeric>
 #include <vector>
 
+#include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/svg.h"
-#include "apps/lighthouse/table.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
-#include "lighthouse/io/file.h"
+#include "lighthouse/io/table.h"
 
 namespace lighthouse::app {
 namespace {
+
+using io::fixed;
+using io::print_table;
+using io::Table;
 
 struct Options {
   RunOptions run;
@@ -43,6 +47,7 @@ std::vector<int64_t> default_contexts(const train::Recipe& recipe) {
 }
 
 void passkey(const Options& options) {
+  const Output json(options.json), picture(options.picture);
   const Run run = open_run(options.run);
   model::Llama model = load_model(run, options.device);
   const std::vector<int64_t> contexts =
@@ -87,44 +92,47 @@ void passkey(const Options& options) {
             << fixed(100 * std::sqrt(share * (1 - share) / all), 1) << " % of " << fixed(all, 0)
             << '\n';
 
-  if (!options.picture.empty()) {
-    io::write_atomically(options.picture, svg("Passkeys found, %", map));
-  }
-  if (!options.json.empty()) {
-    const nlohmann::ordered_json json{{"as_trained", options.as_trained},
-                                      {"seed", options.seed},
-                                      {"trials", options.trials},
-                                      {"share", share},
-                                      {"cells", cells}};
-    io::write_atomically(options.json, json.dump(2) + '\n');
-  }
+  if (picture) picture.write(svg("Passkeys found, %", map));
+  if (!json) return;
+  const nlohmann::ordered_json figures{{"as_trained", options.as_trained},
+                                       {"seed", options.seed},
+                                       {"trials", options.trials},
+                                       {"share", share},
+                                       {"cells", cells}};
+  json.write(figures.dump(2) + '\n');
 }
 
 }  // namespace
 
 void add_passkey(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
-      "passkey", "Hides a digit in long prompts and asks a run's model of bytes for it");
+      "passkey", "Hide a digit in long prompts and ask a run's byte-level model for it");
   const auto options = std::make_shared<Options>();
   options->run.add_to(*verb);
   verb->add_option("--contexts", options->contexts,
-                   "tokens of the prompts; 1/8, 1/4, 1/2 and all of the run's longest context")
+                   "prompt lengths in tokens; default: 1/8, 1/4, 1/2 and all of the run's longest "
+                   "context")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
-  verb->add_option("--depths", options->depths, "where the digit is hidden, in per cent")
+      ->check(integer(1));
+  verb->add_option("--depths", options->depths,
+                   "where in the prompt the digit is hidden, in per cent")
       ->delimiter(',')
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
-  verb->add_option("--trials", options->trials, "prompts of each context and depth")
-      ->check(CLI::PositiveNumber)
+  verb->add_option("--trials", options->trials, "prompts per context and depth")
+      ->check(integer(1))
       ->capture_default_str();
-  verb->add_option("--seed", options->seed, "of the prompts")->capture_default_str();
+  verb->add_option("--seed", options->seed, "seed of the prompts")
+      ->check(integer(0))
+      ->capture_default_str();
   verb->add_flag("--as-trained", options->as_trained,
-                 "with the attention of the last stage with Lighthouse, not dense");
-  verb->add_option("--device", options->device, "cpu, cuda or cuda:N, in place of the recipe's");
-  verb->add_option("--svg", options->picture, "write a heat map to this file")
+                 "use the attention of the last Lighthouse stage instead of dense attention");
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:N; overrides run.device")
+      ->check(not_empty());
+  verb->add_option("--svg", options->picture, "write a heat map to this file; - is standard output")
       ->check(output_file());
-  verb->add_option("--json", options->json, "also write all figures to this file")
+  verb->add_option("--json", options->json,
+                   "also write all figures to this file; - is standard output")
       ->check(output_file());
   verb->callback([options] { passkey(*options); });
 }

@@ -7,16 +7,16 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "apps/lighthouse/bench.h"
+#include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/device.h"
 #include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/recipe_options.h"
-#include "apps/lighthouse/table.h"
 #include "apps/lighthouse/trial.h"
+#include "apps/lighthouse/verbs/bench.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
-#include "lighthouse/io/file.h"
+#include "lighthouse/io/table.h"
 #include "lighthouse/model/llama.h"
 #include "lighthouse/model/token_loss.h"
 #include "lighthouse/ops/attention.h"
@@ -27,6 +27,9 @@ namespace lighthouse::app {
 namespace {
 
 using at::Tensor;
+using io::fixed;
+using io::print_table;
+using io::Table;
 
 struct Options {
   RecipeOptions recipe;
@@ -45,7 +48,7 @@ struct Row {
   double flops = 0;      ///< of the model, a step
   int64_t peak_bytes = 0;
 
-  double tokens() const { return static_cast<double>(stage->batch * stage->context); }
+  double tokens() const { return static_cast<double>(stage->tokens_per_step()); }
   double rest() const { return step.median() - attention - products; }
 };
 
@@ -171,17 +174,18 @@ void print(const std::vector<Row>& rows) {
   }
   print_table(std::cout, table, 1);
   std::cout
-      << "\nMilliseconds: median (lowest-highest). Attention and products are timed alone, "
-         "forward and backward, of all\nlayers; the rest is what the step takes beyond them. "
-         "FLOP of the model: 6 a weight of a matrix and token, and\n12 H D a pair of rows that "
-         "causal attention compares, of which there are N^2/2 or S^2/2.\n";
+      << "\nMilliseconds: median (lowest-highest). Attention and matrix products of all layers are "
+         "timed alone, forward and\nbackward; rest is the remainder of the step. FLOP of the "
+         "model: 6 per weight of a matrix and token, and 12 H D per\npair of rows that causal "
+         "attention compares, of which there are N^2/2 or S^2/2.\n";
   if (std::ranges::any_of(rows, [](const Row& row) { return row.rest() < 0; })) {
-    std::cout << "A rest below 0: alone the parts ran slower than in the step (small kernels wait "
-                 "for the CPU; a card holds other clocks).\n";
+    std::cout << "A negative rest means that the parts ran slower alone than in the step (small "
+                 "kernels wait for the CPU; the GPU runs at other clocks).\n";
   }
 }
 
 void bench_train(const Options& options) {
+  const Output json(options.json);
   const train::Recipe recipe = options.recipe.read();
   const at::Device device = train::find_device(recipe.run.device, "run.device");
   train::use_deterministic_algorithms(recipe.run.deterministic);
@@ -198,7 +202,7 @@ void bench_train(const Options& options) {
     rows.push_back(measure(recipe, stage, device, options.steps));
   }
   print(rows);
-  if (options.json.empty()) return;
+  if (!json) return;
   nlohmann::ordered_json all{{"title", title}, {"rows", nlohmann::ordered_json::array()}};
   for (const Row& row : rows) {
     all["rows"].push_back({{"stage", row.stage->name},
@@ -211,7 +215,7 @@ void bench_train(const Options& options) {
                            {"attention_ms", row.attention},
                            {"products_ms", row.products}});
   }
-  io::write_atomically(options.json, all.dump(2) + '\n');
+  json.write(all.dump(2) + '\n');
 }
 
 }  // namespace
@@ -219,13 +223,14 @@ void bench_train(const Options& options) {
 void add_bench_train(CLI::App& bench) {
   CLI::App* verb = bench.add_subcommand(
       "train",
-      "Training steps of each stage of a recipe, on random tokens, and what they are made of");
+      "Time training steps of each stage of a recipe on random tokens, as a whole and by part");
   const auto options = std::make_shared<Options>();
   options->recipe.add_to(*verb);
-  verb->add_option("--steps", options->steps, "timed steps of each stage")
-      ->check(CLI::Range(1, 1 << 20))
+  verb->add_option("--steps", options->steps, "timed steps per stage")
+      ->check(integer(1))
       ->capture_default_str();
-  verb->add_option("--json", options->json, "also write all figures to this file")
+  verb->add_option("--json", options->json,
+                   "also write all figures to this file; - is standard output")
       ->check(output_file());
   verb->callback([options] { bench_train(*options); });
 }

@@ -10,6 +10,7 @@
 #include <sstream>
 #include <string>
 
+#include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
@@ -61,7 +62,7 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
                        const train::MetricsHistory& history, const std::vector<Done>& done) {
   std::ostringstream out;
   out << "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# "
-      << fs::path(recipe.run.out).filename().string() << "\n\n";
+      << train::RunFolder(recipe.run.out).name() << "\n\n";
   if (const std::string warning = warning_of(done); !warning.empty()) {
     out << "**Warning.** " << warning << "\n\n";
   }
@@ -81,7 +82,7 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
     const nn::Mode attention = train::computed_attention(*stage);
     out << "| " << stage->name << " | " << to_string(attention) << " | " << steps
         << (steps < stage->steps ? message(" of ", stage->steps) : "") << " | " << stage->context
-        << " | " << stage->batch * stage->context << " | ";
+        << " | " << stage->tokens_per_step() << " | ";
     if (attention != nn::Mode::kDense) out << describe(stage->config);
     out << " |\n";
   }
@@ -177,10 +178,12 @@ void export_run(const Options& options) {
 
 void add_export(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
-      "export", "Writes a run's model as a folder that Hugging Face's from_pretrained loads");
+      "export", "Write a run's model as a folder that Hugging Face's from_pretrained loads");
   const auto options = std::make_shared<Options>();
   options->run.add_to(*verb);
-  verb->add_option("DIR", options->folder, "folder to write, new or empty")->required();
+  verb->add_option("DIR", options->folder, "folder to write, new or empty")
+      ->check(not_empty())
+      ->required();
   verb->add_option("--dtype", options->dtype,
                    "type that weights are stored in: " + all_words<train::Dtype>())
       ->capture_default_str();

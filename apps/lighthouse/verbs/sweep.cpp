@@ -1,5 +1,4 @@
 #include <c10/util/Exception.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -14,11 +13,13 @@
 #include <utility>
 #include <vector>
 
+#include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/recipe_options.h"
-#include "apps/lighthouse/table.h"
+#include "apps/lighthouse/terminal.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/io/table.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/stop_signals.h"
 #include "lighthouse/train/summary.h"
@@ -26,6 +27,10 @@
 
 namespace lighthouse::app {
 namespace {
+
+using io::fixed;
+using io::print_table;
+using io::Table;
 
 namespace fs = std::filesystem;
 
@@ -44,7 +49,8 @@ struct Axis {
   explicit Axis(const std::string& text) : key(text.substr(0, text.find('='))) {
     check_argument(key.size() < text.size(), "--vary is '", text,
                    "'; it must be KEY=A,B,..., like optimizer.lr=1e-3,2e-3");
-    check_argument(key != "run.out", "--vary is '", text, "'; the runs' folders are in --out");
+    check_argument(key != "run.out", "--vary is '", text,
+                   "'; run.out cannot be varied, every run has its own folder in --out");
     values.emplace_back();
     int depth = 0;  // a comma within [] is one of a list
     for (const char c : text.substr(key.size() + 1)) {
@@ -109,11 +115,12 @@ std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
     point.name = folder_name(axes, point.values);
     point.recipe = recipe.read();
     point.recipe.run.out = (fs::path(options.out) / point.name).string();
-    check_argument(names.insert(point.name).second, "two runs of the grid have the folder '",
-                   point.name, "'; every one must have its own");
+    check_argument(names.insert(point.name).second,
+                   "two runs of the grid would have the same folder, '", point.name,
+                   "'; values must not repeat");
     const auto [same, is_new] = recipes.emplace(without_folder(point.recipe), point.name);
     check_argument(is_new, "the runs '", same->second, "' and '", point.name,
-                   "' have the same recipe; each must have its own");
+                   "' have the same recipe; they must differ");
   }
   return points;
 }
@@ -125,7 +132,7 @@ std::optional<train::Summary> summary_of(const Point& point) {
   const train::Recipe trained = train::Recipe::read(folder.recipe());
   check_argument(without_folder(trained) == without_folder(point.recipe), "the run in '",
                  folder.path().string(),
-                 "' was of another recipe; take another --out, or remove it");
+                 "' has another recipe; choose another --out, or remove that run");
   return train::read_summary(folder.summary());
 }
 
@@ -138,17 +145,17 @@ std::string train_point(const Point& point) {
   std::string failure;
   int signal = 0;
   try {
-    signal = train::train(point.recipe, start, std::cout, isatty(STDOUT_FILENO) == 1);
+    signal = train::train(point.recipe, start, std::cout, is_terminal());
   } catch (const c10::Error& error) {
     failure = error.what_without_backtrace();
   } catch (const std::exception& error) {
     failure = error.what();
   }
-  // One that came when the run was all but done has let it end, or fail.
+  // One that came after the last evaluation has let the run end, or fail.
   if (signal == 0) signal = train::StopSignals::received();
   if (signal != 0) {
     if (!failure.empty()) std::cout << "FAILED: " << failure << '\n';
-    std::cout << "stopped; the same command goes on\n";
+    std::cout << "stopped; the same command resumes\n";
     throw CLI::RuntimeError(128 + signal);
   }
   return failure;
@@ -158,8 +165,8 @@ void sweep(const Options& options) {
   const std::vector<Axis> axes(options.vary.begin(), options.vary.end());
   std::set<std::string> keys;
   for (const Axis& axis : axes) {
-    check_argument(keys.insert(axis.key).second, "--vary has ", axis.key,
-                   " twice; a key has one list of values");
+    check_argument(keys.insert(axis.key).second, "--vary is given twice for ", axis.key,
+                   "; it must be given once, with all values");
   }
   const std::vector<Point> points = grid(options, axes);
   Table table{{"run"}};
@@ -208,7 +215,7 @@ void sweep(const Options& options) {
   io::write_atomically(all, runs.dump(2) + '\n');
   std::cout << '\n';
   print_table(std::cout, table, left);
-  std::cout << "\nall of it: " << all.string() << "; curves: lighthouse plot "
+  std::cout << "\nall figures: " << all.string() << "; curves: lighthouse plot "
             << (fs::path(options.out) / "*/").string() << '\n';
   if (failed > 0) {
     std::cerr << "lighthouse: " << failed << " of " << points.size() << " runs failed\n";
@@ -220,18 +227,19 @@ void sweep(const Options& options) {
 
 void add_sweep(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
-      "sweep", "Trains a recipe over a grid of settings, and says what each costs and reaches");
+      "sweep", "Train a recipe over a grid of settings, and compare time and held-out loss");
   const auto options = std::make_shared<Options>();
   options->recipe.add_to(*verb);
   verb->add_option("--vary", options->vary,
-                   "KEY=A,B,... of the recipe, like stage.lighthouse.budget=256,512; more than one "
-                   "make a grid")
+                   "KEY=A,B,...: values of a key of the recipe, like "
+                   "stage.lighthouse.budget=256,512; repeated, it makes a grid")
       ->required()
       ->allow_extra_args(false);
   verb->add_option("--out", options->out,
-                   "folder of the runs, one each; runs that are there are not run again")
+                   "folder for the runs, a subfolder each; finished runs are not repeated")
+      ->check(not_empty())
       ->required();
-  verb->add_flag("--dry-run", options->dry_run, "only say what would run");
+  verb->add_flag("--dry-run", options->dry_run, "print what would run, without running it");
   verb->callback([options] { sweep(*options); });
 }
 

@@ -11,16 +11,16 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "apps/lighthouse/bench.h"
+#include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/device.h"
 #include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/peak_memory.h"
-#include "apps/lighthouse/table.h"
+#include "apps/lighthouse/verbs/bench.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/core/settings.h"
-#include "lighthouse/io/file.h"
+#include "lighthouse/io/table.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/pieces.h"
 #include "lighthouse/ops/stages.h"
@@ -30,6 +30,9 @@ namespace lighthouse::app {
 namespace {
 
 using at::Tensor;
+using io::fixed;
+using io::print_table;
+using io::Table;
 using nlohmann::ordered_json;
 
 struct Settings {
@@ -417,10 +420,9 @@ void print_whole(const std::vector<Row>& rows) {
   }
   print_table(std::cout, table);
   std::cout
-      << "\nMilliseconds: median (lowest-highest). Inner: stock attention over as many rows as "
-         "are gathered, alone; near: inside the pieces, alone; overhead: all the rest. MiB: the "
-         "most that was allocated at "
-         "once beyond q, k, v and the incoming gradient.\n";
+      << "\nMilliseconds: median (lowest-highest). Inner: stock attention alone, over as many rows "
+         "as are gathered; near: stock attention inside the pieces, alone; overhead: everything "
+         "else. MiB: peak memory besides q, k, v and the incoming gradient.\n";
 }
 
 void print_stages(const std::vector<Row>& rows, double copy) {
@@ -448,9 +450,8 @@ void print_stages(const std::vector<Row>& rows, double copy) {
   std::cout << "\nThe stages (' is the backward pass), each alone, and its share of their sum:\n";
   print_table(std::cout, times_table);
   std::cout
-      << "\nWhat each stage must move, and how fast it moves it beside a copy, which reads and "
-         "writes "
-      << fixed(copy / 1e12, 3, " TB/s") << " here:\n";
+      << "\nBytes that each stage must move, and its bandwidth as a share of a copy's, which is "
+      << fixed(copy / 1e12, 3, " TB/s") << " on this machine:\n";
   print_table(std::cout, bandwidths);
 }
 
@@ -474,6 +475,7 @@ void print(const std::vector<Row>& rows, double copy) {
 }
 
 void bench_attention(Settings settings) {
+  const Output json(settings.json);
   check_argument(kTypes.contains(settings.dtype), "--dtype is '", settings.dtype,
                  "'; it must be float32, float64, bfloat16 or float16");
   const at::Device device = train::find_device(settings.device, "--device");
@@ -515,11 +517,11 @@ void bench_attention(Settings settings) {
   }
   const double copy = copy_bandwidth(device);
   print(rows, copy);
-  if (settings.json.empty()) return;
+  if (!json) return;
   ordered_json all{
       {"title", title}, {"copy_bytes_per_second", copy}, {"rows", ordered_json::array()}};
   for (const Row& row : rows) all["rows"].push_back(row.json());
-  io::write_atomically(settings.json, all.dump(2) + '\n');
+  json.write(all.dump(2) + '\n');
 }
 
 template <class Number>
@@ -539,15 +541,16 @@ void add_option(CLI::App& app, const std::string& name, const Setting& setting, 
 
 void add_bench_attention(CLI::App& bench) {
   CLI::App* attention = bench.add_subcommand(
-      "attention", "Dense and Lighthouse attention over a list of contexts, and every stage");
+      "attention",
+      "Time dense and Lighthouse attention at several contexts, as a whole and stage by stage");
   const auto settings = std::make_shared<Settings>();
   Settings& s = *settings;
   const auto option = [&](const char* name, auto& value, const char* help) {
     return attention->add_option(name, value, help)->capture_default_str();
   };
-  const CLI::Range positive(1, 1 << 30);
-  option("--context", s.contexts, "tokens, one or more")->delimiter(',');
-  option("--budget", s.budgets, "entries refined a level: one, or one for each context")
+  const CLI::Validator positive = integer(1);
+  option("--context", s.contexts, "context lengths in tokens")->delimiter(',');
+  option("--budget", s.budgets, "entries refined per level: one value, or one per context")
       ->delimiter(',');
   option("--batch", s.batch, "sequences")->check(positive);
   option("--heads", s.heads, "query heads")->check(positive);
@@ -556,8 +559,8 @@ void add_bench_attention(CLI::App& bench) {
   option("--dtype", s.dtype, "float32, float64, bfloat16 or float16");
   option("--device", s.device, "cpu, cuda or cuda:N");
   option("--attention-kernel", s.attention_kernel,
-         "of PyTorch's attention, dense and inner: auto, cudnn, flash, efficient or math");
-  attention->add_flag("--deterministic", s.deterministic, "PyTorch's deterministic algorithms");
+         "kernel of PyTorch's attention: auto, cudnn, flash, efficient or math");
+  attention->add_flag("--deterministic", s.deterministic, "use PyTorch's deterministic algorithms");
   for_each_option(s.config, [&](const Setting& setting, auto& value) {
     std::string name = message("--", setting.name);
     std::ranges::replace(name, '_', '-');
@@ -565,10 +568,11 @@ void add_bench_attention(CLI::App& bench) {
   });
   option("--repeats", s.repeats, "timed runs of Lighthouse")->check(positive);
   option("--dense-repeats", s.dense_repeats, "timed runs of dense attention")->check(positive);
-  attention->add_flag("!--no-dense", s.dense, "leave dense attention out");
-  option("--threads", s.threads, "threads")->check(positive);
-  option("--seed", s.seed, "of the inputs");
-  option("--json", s.json, "also write all figures to this file")->check(output_file());
+  attention->add_flag("!--no-dense", s.dense, "skip dense attention");
+  option("--threads", s.threads, "CPU threads")->check(integer(1, 1024));
+  option("--seed", s.seed, "seed of the inputs")->check(integer(0));
+  option("--json", s.json, "also write all figures to this file; - is standard output")
+      ->check(output_file());
   attention->callback([settings] { bench_attention(*settings); });
 }
 

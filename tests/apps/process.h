@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -18,10 +19,18 @@
 #include "lighthouse/train/run_folder.h"
 #include "tests/train/support.h"
 
-namespace lighthouse::train {
+namespace lighthouse::app {
 
 namespace fs = std::filesystem;
 using std::chrono::microseconds;
+using testing::Folder;
+using train::Checkpoints;
+using train::dense_stage;
+using train::kLighthouseStage;
+using train::read_checkpoint;
+using train::recipe_head;
+using train::RunFolder;
+using train::write_text;
 
 /// The program as a process of its own; what it says goes to a file.
 class Program {
@@ -37,6 +46,8 @@ class Program {
     argv.push_back(nullptr);
     pid_ = ::fork();
     if (pid_ == 0) {
+      // What a shell lets its background jobs ignore stays ignored in the program.
+      for (const int stop : {SIGINT, SIGHUP, SIGTERM}) ::signal(stop, SIG_DFL);
       const int fd = ::open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
       ::dup2(fd, STDOUT_FILENO);
       ::dup2(fd, STDERR_FILENO);
@@ -56,6 +67,7 @@ class Program {
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
+  pid_t id() const { return pid_; }
   void kill(int signal) const {
     if (running_) ::kill(pid_, signal);
   }
@@ -97,6 +109,22 @@ class ProcessTest : public ::testing::Test {
   void finish(const std::string& out, bool resume) {
     Program training(arguments(out, resume), folder / "output");
     ASSERT_EQ(training.wait(), 0) << io::read_file(folder / "output");
+  }
+
+  /// What a shell's command prints, and its status; `lighthouse` in it is the program.
+  struct Said {
+    int status;
+    std::string text;
+  };
+  static Said shell(const std::string& command) {
+    FILE* pipe =
+        ::popen(("lighthouse() { " LIGHTHOUSE_PROGRAM " \"$@\"; }; " + command).c_str(), "r");
+    Said said{-1, ""};
+    for (char part[4096]; const size_t count = std::fread(part, 1, sizeof part, pipe);) {
+      said.text.append(part, count);
+    }
+    said.status = WEXITSTATUS(::pclose(pipe));
+    return said;
   }
 
   /// Waits until the run has written that many lines of metrics, or has ended.
@@ -150,4 +178,4 @@ class ProcessTest : public ::testing::Test {
   const Folder folder;
 };
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::app

@@ -5,16 +5,21 @@
 
 #include "apps/lighthouse/device.h"
 #include "apps/lighthouse/recipe_options.h"
-#include "apps/lighthouse/table.h"
 #include "apps/lighthouse/trial.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
+#include "lighthouse/io/table.h"
 #include "lighthouse/ops/attention.h"
+#include "lighthouse/train/checkpoint_space.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
 namespace {
+
+using io::fixed;
+using io::print_table;
+using io::Table;
 
 /// Milliseconds and bytes of a step.
 struct Cost {
@@ -79,7 +84,8 @@ void plan(const RecipeOptions& options) {
             << gib(4 * parameters) << ", moments " << gib(8 * parameters);
   const bool copies = recipe.run.dtype != train::Dtype::kFloat32;
   if (copies) std::cout << ", copies in bfloat16 " << gib(2 * parameters);
-  std::cout << ", gradients " << gib((copies ? 6 : 4) * parameters) << "\n\n";
+  std::cout << ", gradients " << gib((copies ? 6 : 4) * parameters) << "; a checkpoint on the disk "
+            << gib(train::checkpoint_bytes(recipe)) << "\n\n";
 
   Table table{{"stage", "attention", "context", "S", "S/N", "steps", "ms a step", "ktok/s", "time",
                "activations GiB", "all GiB", "fits"}};
@@ -105,16 +111,16 @@ void plan(const RecipeOptions& options) {
   print_table(std::cout, table, 2);
   std::cout
       << "\nAll stages: " << duration(seconds)
-      << ". Expected from steps of models of one layer and of two, measured here; activations "
-         "are all that a step\nallocates at once beyond weights, copies and moments. "
-         "Evaluations and checkpoints are not in it.\n";
+      << ". Estimated from training steps of models of one and of two layers on this machine. "
+         "Activations: all that a step\nallocates at once besides weights, copies and moments. "
+         "Evaluations and checkpoints are not included.\n";
 }
 
 }  // namespace
 
 void add_plan(CLI::App& app) {
   CLI::App* verb =
-      app.add_subcommand("plan", "Says what a run will need, memory and time, before it begins");
+      app.add_subcommand("plan", "Estimate the memory, disk and time that a run will need");
   const auto options = std::make_shared<RecipeOptions>();
   options->add_to(*verb);
   verb->callback([options] { plan(*options); });

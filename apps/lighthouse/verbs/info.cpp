@@ -36,7 +36,7 @@ void print_info() {
   print_attention_kernels(at::kCPU, at::kFloat, "float32");
 #ifdef LIGHTHOUSE_CUDA
   const int cards = at::hasCUDA() ? at::detail::getCUDAHooks().getNumGPUs() : 0;
-  if (cards == 0) std::cout << "cuda: PyTorch sees no GPU here\n";
+  if (cards == 0) std::cout << "cuda: PyTorch sees no GPU on this machine\n";
   for (int i = 0; i < cards; ++i) {
     const at::Device device = train::find_device("cuda:" + std::to_string(i), "the GPU");
     std::cout << "cuda:" << i << ": " << describe(device) << '\n';
@@ -50,7 +50,7 @@ void print_info() {
 
 void add_info(CLI::App& app) {
   app.add_subcommand("info",
-                     "Prints versions, devices, architectures, and which stock attention is used")
+                     "Print versions, devices, and which attention kernels of PyTorch are used")
       ->callback(print_info);
 }
 

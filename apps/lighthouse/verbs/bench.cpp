@@ -1,4 +1,4 @@
-#include "apps/lighthouse/bench.h"
+#include "apps/lighthouse/verbs/bench.h"
 
 #include "apps/lighthouse/verbs.h"
 
@@ -6,7 +6,7 @@ namespace lighthouse::app {
 
 void add_bench(CLI::App& app) {
   CLI::App* bench =
-      app.add_subcommand("bench", "Times attention, or whole training steps, dense and Lighthouse");
+      app.add_subcommand("bench", "Time attention, or whole training steps, dense and Lighthouse");
   bench->require_subcommand(1);
   add_bench_attention(*bench);
   add_bench_train(*bench);

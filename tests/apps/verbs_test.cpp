@@ -1,8 +1,8 @@
 // What is done with runs, by the program's verbs.
 
-#include "tests/train/process.h"
+#include "tests/apps/process.h"
 
-namespace lighthouse::train {
+namespace lighthouse::app {
 namespace {
 
 using VerbsTest = ProcessTest;
@@ -14,7 +14,9 @@ TEST_F(VerbsTest, EvalMeasuresARun) {
     all.insert(all.end(), more.begin(), more.end());
     return Program(all, folder / "output").wait();
   };
-  ASSERT_EQ(eval({"--sequences", "1", "--json", folder / "eval.json"}), 0)
+  const fs::path moved = folder / "moved";
+  fs::rename(folder / "text", moved);
+  ASSERT_EQ(eval({"--sequences", "1", "--json", folder / "eval.json", "--data", moved}), 0)
       << io::read_file(folder / "output");
   const auto json = nlohmann::json::parse(io::read_file(folder / "eval.json"));
   // The context of the Lighthouse stage: longer than that of the last stage.
@@ -30,7 +32,14 @@ TEST_F(VerbsTest, EvalMeasuresARun) {
   EXPECT_EQ(json.at("leak_as_trained")[1].at("first"), 2);
   EXPECT_EQ(json.at("leak_as_trained")[1].at("last"), 4);
 
-  EXPECT_EQ(eval({"--checkpoint", folder / "text"}), 2);
+  EXPECT_EQ(eval({"--checkpoint", moved}), 2);
+  EXPECT_EQ(eval({"--data", ""}), 2);  // as of a variable that is not set
+  EXPECT_NE(io::read_file(folder / "output").find("--data: it is empty"), std::string::npos);
+  EXPECT_EQ(eval({"--sequences", "0"}), 2);
+  EXPECT_NE(
+      io::read_file(folder / "output").find("--sequences: '0' is not an integer of at least 1\n"),
+      std::string::npos)
+      << io::read_file(folder / "output");
   write_text(folder / "text", 2);
   EXPECT_EQ(eval({}), 2);
   EXPECT_NE(io::read_file(folder / "output").find("text' is not what the run began with"),
@@ -80,6 +89,37 @@ TEST_F(VerbsTest, ACheckpointHasItsOwnModelAndRun) {
   EXPECT_FALSE(fs::exists(folder / "foreign"));
 }
 
+/// Tables do not mix with what is piped.
+TEST_F(VerbsTest, FiguresArePipedAlone) {
+  finish("run", false);
+  const std::string run = folder / "run";
+  const Said eval =
+      shell("lighthouse eval " + run + " --sequences 1 --json - 2>" + (folder / "tables").string());
+  EXPECT_EQ(eval.status, 0) << io::read_file(folder / "tables");
+  EXPECT_TRUE(nlohmann::json::parse(eval.text).contains("held_out_dense"));
+  EXPECT_NE(io::read_file(folder / "tables").find("loss on held-out text"), std::string::npos);
+  // Where standard output is a file, that is not replaced.
+  const std::string file = folder / "file";
+  const Said plot =
+      shell("{ echo first; lighthouse plot " + run + " --svg /dev/stdout; } >" + file);
+  EXPECT_EQ(plot.status, 0);
+  EXPECT_TRUE(io::read_file(file).starts_with("first\n<svg")) << io::read_file(file);
+}
+
+TEST_F(VerbsTest, WhatCannotBePrintedIsAFailure) {
+  finish("run", false);
+  const std::string run = folder / "run";
+  const Said full = shell("lighthouse compare " + run + " 2>&1 >/dev/full");
+  EXPECT_EQ(full.status, 2);
+  EXPECT_EQ(full.text, "lighthouse: cannot write to standard output: No space left on device\n");
+  // What is opened next does not take the number of a descriptor that is closed.
+  const std::string picture = folder / "runs.svg";
+  const Said closed = shell("lighthouse plot " + run + " --svg " + picture + " 2>&1 >&-");
+  EXPECT_EQ(closed.status, 2);
+  EXPECT_EQ(closed.text, "lighthouse: cannot write to standard output: Bad file descriptor\n");
+  EXPECT_TRUE(io::read_file(picture).ends_with("</svg>\n"));
+}
+
 TEST_F(VerbsTest, PlansAndTimesARunWithoutItsText) {
   fs::remove(folder / "text");
   const auto said_by = [&](std::vector<std::string> words) {
@@ -118,13 +158,13 @@ TEST_F(VerbsTest, PasskeyMakesATableAndAHeatMap) {
   EXPECT_NE(io::read_file(folder / "output").find("context is 20 tokens"), std::string::npos);
   EXPECT_EQ(io::read_file(folder / "output").find("context 64"), std::string::npos);
   const std::vector<std::pair<fs::path, std::string>> bad{
-      {folder / "none/p.json", "which cannot be written: '" + (folder / "none").string()},
-      {folder / "run", "a folder; it must be a file"},
-      {"", "it must be a file"}};
+      {folder / "none/p.json", "no folder '" + (folder / "none").string()},
+      {folder / "run", "is a folder; it must be a file"},
+      {"", "is not the name of a file"}};
   for (const auto& [file, why] : bad) {
     EXPECT_EQ(passkey({"--json", file}), 2);
     const std::string said = io::read_file(folder / "output");
-    EXPECT_NE(said.find("--json: is '" + file.string()), std::string::npos) << said;
+    EXPECT_NE(said.find("--json: '" + file.string()), std::string::npos) << said;
     EXPECT_NE(said.find(why), std::string::npos) << said;
     EXPECT_EQ(said.find("context"), std::string::npos) << said;
   }
@@ -175,7 +215,8 @@ TEST_F(VerbsTest, SweepsAGridAndGoesOnWhereItStopped) {
   EXPECT_NE(said().find("FAILED: step "), std::string::npos) << said();
   EXPECT_NE(said().find("of 2 runs failed"), std::string::npos) << said();
   EXPECT_EQ(sweep({"--vary", "run.seed=3,3"}), 2);
-  EXPECT_NE(said().find("two runs of the grid have the folder 'run.seed=3'"), std::string::npos);
+  EXPECT_NE(said().find("two runs of the grid would have the same folder, 'run.seed=3'"),
+            std::string::npos);
   auto elsewhere = axes;
   elsewhere.insert(elsewhere.end(), {"--set", "run.eval_sequences=2"});
   EXPECT_EQ(sweep(elsewhere), 2);
@@ -183,9 +224,9 @@ TEST_F(VerbsTest, SweepsAGridAndGoesOnWhereItStopped) {
   EXPECT_EQ(sweep({"--vary", "optimizer.lr"}), 2);
   EXPECT_NE(said().find("--vary is 'optimizer.lr'; it must be KEY=A,B"), std::string::npos);
   EXPECT_EQ(sweep({"--vary", "run.out=a,b"}), 2);
-  EXPECT_NE(said().find("the runs' folders are in --out"), std::string::npos) << said();
+  EXPECT_NE(said().find("run.out cannot be varied"), std::string::npos) << said();
   EXPECT_EQ(sweep({"--vary", "run.seed=1", "--vary", "run.seed=2"}), 2);
-  EXPECT_NE(said().find("--vary has run.seed twice"), std::string::npos) << said();
+  EXPECT_NE(said().find("--vary is given twice for run.seed"), std::string::npos) << said();
   EXPECT_EQ(sweep({"--vary", "stage.0.steps=1,2", "--vary", "stage.lighthouse.steps=3"}), 2);
   EXPECT_NE(said().find("the runs 'stage.0.steps=1_stage.lighthouse.steps=3' and 'stage.0.steps=2"),
             std::string::npos)
@@ -302,4 +343,4 @@ TEST_F(VerbsTest, ComparesRunsThatHaveEnded) {
 }
 
 }  // namespace
-}  // namespace lighthouse::train
+}  // namespace lighthouse::app

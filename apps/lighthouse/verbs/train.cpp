@@ -1,13 +1,13 @@
 #include "lighthouse/train/trainer.h"
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
 #include <string>
 
+#include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/recipe_options.h"
+#include "apps/lighthouse/terminal.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/train/run_folder.h"
@@ -32,18 +32,17 @@ void run(const Options& options) {
   if (options.dry_run) return;
 
   check_argument(!options.force || options.resume || !options.resume_from.empty(),
-                 "--force is given; it goes with --resume or --resume-from");
+                 "--force needs --resume or --resume-from");
   train::Start start;
   start.resume = options.resume;
   start.force = options.force;
   if (!options.resume_from.empty()) start.from = options.resume_from;
   if (!options.branch_from.empty()) start.branch = options.branch_from;
-  const int signal = train::train(recipe, start, std::cout, isatty(STDOUT_FILENO) == 1);
+  const int signal = train::train(recipe, start, std::cout, is_terminal());
   const train::RunFolder folder(recipe.run.out);
   if (signal != 0) {
     std::cout << "stopped, with a checkpoint in " << folder.checkpoints().string()
-              << "; to go on:\n  lighthouse train " << folder.recipe().string()
-              << " --resume --out " << recipe.run.out << '\n';
+              << "; to resume:\n  lighthouse train " << folder.recipe().string() << " --resume\n";
     throw CLI::RuntimeError(128 + signal);
   }
   std::cout << "metrics:     " << folder.metrics().string() << '\n'
@@ -55,25 +54,28 @@ void run(const Options& options) {
 
 void add_train(CLI::App& app) {
   CLI::App* verb =
-      app.add_subcommand("train", "Trains a model as a recipe says, stage after stage");
+      app.add_subcommand("train", "Train a model as a recipe describes, stage by stage");
   const auto options = std::make_shared<Options>();
   options->recipe.add_to(*verb);
-  verb->add_option("--out", options->out, "the run's folder, in place of run.out");
-  CLI::Option* branch = verb->add_option(
-      "--branch-from", options->branch_from,
-      "begin a new run at this checkpoint of another, whose later stages may be others");
+  verb->add_option("--out", options->out, "run folder; overrides run.out")->check(not_empty());
+  CLI::Option* branch =
+      verb->add_option(
+              "--branch-from", options->branch_from,
+              "start a new run from this checkpoint of another run; its later stages may differ")
+          ->check(not_empty());
   CLI::Option* resume = verb->add_flag("--resume", options->resume,
-                                       "go on from the run's newest checkpoint, or begin again "
-                                       "where it has none yet");
+                                       "resume from the run's newest checkpoint, or from the first "
+                                       "step if there is none");
   verb->add_option("--resume-from", options->resume_from,
-                   "go on from this one of the run's checkpoints; removes what came after it")
+                   "resume from this checkpoint of the run; what came after it is removed")
+      ->check(not_empty())
       ->excludes(resume)
       ->excludes(branch);
   branch->excludes(resume);
   verb->add_flag("--force", options->force,
-                 "resume with another recipe too; RUN/forced.jsonl says what changed");
-  verb->add_flag("--dry-run", options->dry_run, "only say what would run");
-  verb->footer("A recipe has these keys:\n" + train::describe_fields());
+                 "resume even if the recipe has changed; RUN/forced.jsonl records the changes");
+  verb->add_flag("--dry-run", options->dry_run, "print what would run, without running it");
+  verb->footer("Keys of a recipe, their defaults and meaning:\n" + train::describe_fields());
   verb->callback([options] { run(*options); });
 }
 

@@ -1,24 +1,27 @@
-#include "apps/lighthouse/table.h"
+#include "lighthouse/io/table.h"
 
 #include <algorithm>
 #include <cmath>
 #include <iomanip>
+#include <ostream>
 #include <sstream>
 
-namespace lighthouse::app {
+namespace lighthouse::io {
 
-void print_table(std::ostream& out, const Table& table, size_t left) {
+void print_table(std::ostream& out, const Table& table, size_t left, const std::string& indent) {
   std::vector<size_t> widths;
   for (const auto& row : table) {
     widths.resize(std::max(widths.size(), row.size()));
     for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
   }
   for (const auto& row : table) {
+    std::ostringstream line;
+    line << indent;
     for (size_t i = 0; i < row.size(); ++i) {
-      out << (i > 0 ? "  " : "") << (i < left ? std::left : std::right)
-          << std::setw(static_cast<int>(widths[i])) << row[i];
+      line << (i > 0 ? "  " : "") << (i < left ? std::left : std::right)
+           << std::setw(static_cast<int>(widths[i])) << row[i];
     }
-    out << '\n';
+    out << line.str().substr(0, line.str().find_last_not_of(' ') + 1) << '\n';
   }
 }
 
@@ -29,4 +32,4 @@ std::string fixed(double value, int digits, const std::string& unit) {
   return out.str();
 }
 
-}  // namespace lighthouse::app
+}  // namespace lighthouse::io

@@ -3,10 +3,15 @@
 #include <random>
 
 #include "lighthouse/train/metrics.h"
-#include "tests/train/process.h"
+#include "tests/apps/process.h"
 
-namespace lighthouse::train {
+namespace lighthouse::app {
 namespace {
+
+using train::MetricsHistory;
+using train::read_metrics;
+using train::Recipe;
+using train::StepMetrics;
 
 TEST_F(ProcessTest, KilledAtAnyMomentAndResumedItGivesTheSameBits) {
   finish("whole", false);
@@ -97,7 +102,7 @@ TEST_F(ProcessTest, AFileThatVanishedIsNamed) {
   EXPECT_EQ(resume(), 2);
   const std::string said = io::read_file(folder / "output");
   EXPECT_NE(said.find((newest / "optimizer.safetensors").string()), std::string::npos) << said;
-  EXPECT_NE(said.find("--resume-from"), std::string::npos) << said;
+  EXPECT_NE(said.find("the one before it is '"), std::string::npos) << said;
   fs::rename(folder / "optimizer.safetensors", newest / "optimizer.safetensors");
   fs::remove(folder / "text");
   EXPECT_EQ(resume(), 2);
@@ -109,17 +114,27 @@ TEST_F(ProcessTest, AFileThatVanishedIsNamed) {
 TEST_F(ProcessTest, ASignalEndsTheRunAfterTheStepWithACheckpoint) {
   // So long that it cannot end before the signal comes, nor make a checkpoint for another reason.
   int64_t lines = 0;
-  for (const int signal : {SIGTERM, SIGINT}) {
+  for (const int signal : {SIGTERM, SIGUSR1}) {
     auto all = arguments("run", lines > 0);
     all.insert(all.end(), {"--set", "stage.1.steps=1000000", "--set", "stage.0.steps=100000",
                            "--set", "run.checkpoint_every_steps=1000000"});
     Program training(all, folder / "output");
     wait_for_lines(training, "run", lines + 3);
+    if (lines == 0) {  // meanwhile no other process gets the run
+      EXPECT_EQ(Program(arguments("run", true), folder / "second").wait(), 2);
+      const std::string said = io::read_file(folder / "second");
+      EXPECT_NE(said.find("lighthouse: the run's folder '" + (folder / "run").string() +
+                          "' is in use by process " + std::to_string(training.id()) + " on "),
+                std::string::npos)
+          << said;
+    }
     training.kill(signal);
     const int status = training.wait();
     const std::string said = io::read_file(folder / "output");
     EXPECT_EQ(status, 128 + signal) << said;
-    EXPECT_NE(said.find("--resume --out " + (folder / "run").string()), std::string::npos) << said;
+    EXPECT_NE(said.find("lighthouse train " + (folder / "run/recipe.toml").string() + " --resume"),
+              std::string::npos)
+        << said;
 
     const auto written = metrics("run");
     EXPECT_GE(static_cast<int64_t>(written.size()), lines + 3);
@@ -131,10 +146,24 @@ TEST_F(ProcessTest, ASignalEndsTheRunAfterTheStepWithACheckpoint) {
   }
 }
 
+TEST_F(ProcessTest, ACopyOfARunIsResumedWhereItLies) {
+  finish("run", false);
+  fs::copy(folder / "run", folder / "copy", fs::copy_options::recursive);
+  fs::remove_all(Checkpoints(RunFolder(folder / "copy").checkpoints()).list().back());
+  fs::remove(RunFolder(folder / "copy").summary());
+  const auto written = fs::last_write_time(RunFolder(folder / "run").metrics());
+  Program training({"train", folder / "copy/recipe.toml", "--threads", "2", "--resume"},
+                   folder / "output");
+  ASSERT_EQ(training.wait(), 0) << io::read_file(folder / "output");
+  EXPECT_EQ(fs::last_write_time(RunFolder(folder / "run").metrics()), written);
+  EXPECT_EQ(Recipe::read(folder / "copy/recipe.toml").run.out, folder / "copy");
+  expect_same_runs("run", "copy");
+}
+
 /// Losses of a small run, to the bit: with the instructions of libraries fixed they are the same on
 /// every x86-64 processor. LIGHTHOUSE_GOLDEN=write writes them anew.
 TEST_F(ProcessTest, LossesAreThoseOfTheGoldenRun) {
-  const fs::path golden = fs::path(LIGHTHOUSE_GOLDEN);
+  const fs::path golden = fs::path(LIGHTHOUSE_GOLDEN_RUN);
   ::setenv("ATEN_CPU_CAPABILITY", "default", 1);
   ::setenv("MKL_CBWR", "COMPATIBLE", 1);
   Program training({"train", golden / "recipe.toml", "--threads", "1", "--set",
@@ -173,4 +202,4 @@ TEST_F(ProcessTest, ADryRunLeavesNothing) {
 }
 
 }  // namespace
-}  // namespace lighthouse::train
+}  // namespace lighthouse::app

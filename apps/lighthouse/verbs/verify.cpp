@@ -1,4 +1,4 @@
-#include "apps/lighthouse/verify.h"
+#include "apps/lighthouse/verbs/verify.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/nonzero.h>
@@ -171,22 +171,22 @@ int verify_files(const std::vector<std::filesystem::path>& files, double toleran
 void add_verify(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "verify",
-      "Compares Lighthouse Attention with another implementation's results.\n"
+      "Compare Lighthouse Attention with another implementation's results.\n"
       "Each FILE is a safetensors file with q, k, v (B, N, H, D) and grad_out (B, H, N, D), and "
       "some of index (B, H, S), out (B, H, N, D), grad_q, grad_k and grad_v (B, N, H, D); its "
       "metadata gives B, H, N, D, num_levels, pooling_factor, top_k and tile_budget, and may give "
       "local, local_shift and selection.\n"
-      "Exits with 1 where a tensor is over the tolerance, with 2 where a file is not of that "
-      "form.");
+      "The exit status is 1 if a tensor differs by more than the tolerance, and 2 if a file is not "
+      "of that form.");
   struct Options {
     std::vector<std::string> files;
     double tolerance = 1e-5;
     std::string device = "cpu";
   };
   auto options = std::make_shared<Options>();
-  verb->add_option("FILE", options->files, "Files to verify")->required();
+  verb->add_option("FILE", options->files, "safetensors files to verify")->required();
   verb->add_option("--tolerance", options->tolerance,
-                   "Largest max|ours - theirs| / max|theirs| of a tensor; index must be equal")
+                   "largest max|ours - theirs| / max|theirs| of a tensor; index must be equal")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   verb->add_option("--device", options->device, "cpu, cuda or cuda:N")->capture_default_str();

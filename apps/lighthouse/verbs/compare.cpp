@@ -3,34 +3,38 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/curves.h"
 #include "apps/lighthouse/output_file.h"
-#include "apps/lighthouse/table.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
+#include "lighthouse/io/table.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/summary.h"
 
 namespace lighthouse::app {
 namespace {
 
+using io::fixed;
 using io::number;
+using io::print_table;
+using io::Table;
 using nlohmann::json;
 
 json read_json(const std::filesystem::path& file) {
   try {
     return json::parse(io::read_file(file));
   } catch (const json::exception& error) {
-    throw std::invalid_argument(message(file.string(), " is not JSON: ", error.what()));
+    throw std::invalid_argument(message("'", file.string(), "' is not valid JSON: ", error.what()));
   }
 }
 
 train::Summary summary_of(const std::filesystem::path& folder) {
   const std::filesystem::path file = train::RunFolder(folder).summary();
   check_argument(exists(file), "RUN is '", folder.string(),
-                 "', which has no summary.json; it must be a run that has ended");
+                 "', which has no summary.json; it must be a finished run");
   return train::read_summary(file);
 }
 
@@ -136,7 +140,8 @@ void print_verdict(const std::vector<Run>& runs) {
   }
 }
 
-void compare(const std::vector<std::string>& folders, const std::string& picture) {
+void compare(const std::vector<std::string>& folders, const std::string& file) {
+  const Output picture(file);
   const std::vector<RunMetrics> curves = read_run_metrics(folders);
   std::vector<Run> runs;
   runs.reserve(folders.size());
@@ -144,20 +149,20 @@ void compare(const std::vector<std::string>& folders, const std::string& picture
   print_stages(runs);
   print_runs(runs);
   print_verdict(runs);
-  if (picture.empty()) return;
-  io::write_atomically(picture, picture_of(curves));
-  std::cout << "\nCurves: " << std::filesystem::absolute(picture).string() << '\n';
+  if (!picture) return;
+  picture.write(picture_of(curves));
+  std::cout << "\nCurves: " << picture.name() << '\n';
 }
 
 }  // namespace
 
 void add_compare(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
-      "compare", "Compares runs that have ended: times, losses, leak, and a picture of the curves");
+      "compare", "Compare finished runs: time, loss, leak, and a picture of their curves");
   const auto folders = std::make_shared<std::vector<std::string>>();
   const auto picture = std::make_shared<std::string>();
-  verb->add_option("run", *folders,
-                   "folders of runs; the first is what the others are held against")
+  verb->add_option("RUN", *folders, "run folders; the others are compared with the first")
+      ->check(not_empty())
       ->required()
       ->expected(1, -1);
   verb->add_option("--svg", *picture, "write the picture that `lighthouse plot` makes to this file")

@@ -7,22 +7,26 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/run.h"
-#include "apps/lighthouse/table.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/corpus.h"
-#include "lighthouse/io/file.h"
+#include "lighthouse/io/table.h"
 #include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
 namespace {
 
+using io::fixed;
+using io::print_table;
+using io::Table;
 using nlohmann::ordered_json;
 
 struct Options {
   RunOptions run;
+  std::string data;
   int64_t sequences = 8;
   int64_t cuts = 4;
   std::string device;
@@ -79,7 +83,9 @@ void print_leak(const std::vector<eval::LeakBin>& dense,
 }
 
 void eval_run(const Options& options) {
-  const Run run = open_run(options.run);
+  const Output json(options.json);
+  Run run = open_run(options.run);
+  if (!options.data.empty()) run.recipe.data.path = options.data;
   const train::Recipe& recipe = run.recipe;
   const auto corpus = data::Corpus::read(recipe.data, data::read_file_list(run.folder.data()));
   check_argument(corpus.fingerprint() == run.checkpoint.corpus,
@@ -115,7 +121,7 @@ void eval_run(const Options& options) {
               1);
   std::cout << '\n';
   print_positions(dense, trained);
-  std::cout << "\nrise of the loss before a cut, after which all inputs are replaced:\n"
+  std::cout << "\nleak: rise of the loss before a cut after which all inputs are replaced, nats:\n"
             << std::flush;
   const auto leak = [&](bool as_trained) {
     return eval::selection_leak(model, batches, options.cuts, recipe.run.seed, as_trained);
@@ -124,7 +130,7 @@ void eval_run(const Options& options) {
   const auto leak_trained = differs ? leak(true) : leak_dense;
   print_leak(leak_dense, leak_trained);
 
-  if (options.json.empty()) return;
+  if (!json) return;
   const ordered_json all{{"held_out_dense", dense.all.mean},
                          {"held_out_dense_standard_error", dense.all.standard_error},
                          {"held_out_as_trained", trained.all.mean},
@@ -134,24 +140,29 @@ void eval_run(const Options& options) {
                          {"token_frequency", bytes},
                          {"leak_dense", to_json(leak_dense)},
                          {"leak_as_trained", to_json(leak_trained)}};
-  io::write_atomically(options.json, all.dump(2) + '\n');
+  json.write(all.dump(2) + '\n');
 }
 
 }  // namespace
 
 void add_eval(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
-      "eval", "Measures a run on held-out text: loss, and how much the selection leaks");
+      "eval", "Measure a run's loss on held-out text, and how much the selection leaks");
   const auto options = std::make_shared<Options>();
   options->run.add_to(*verb);
-  verb->add_option("--sequences", options->sequences, "held-out sequences")
-      ->check(CLI::PositiveNumber)
+  verb->add_option("--data", options->data,
+                   "where the run's text is now, if not at the recipe's data.path")
+      ->check(not_empty());
+  verb->add_option("--sequences", options->sequences, "held-out sequences to measure")
+      ->check(integer(1))
       ->capture_default_str();
-  verb->add_option("--cuts", options->cuts, "of each sequence, to measure the leak")
-      ->check(CLI::PositiveNumber)
+  verb->add_option("--cuts", options->cuts, "cuts per sequence at which the leak is measured")
+      ->check(integer(1))
       ->capture_default_str();
-  verb->add_option("--device", options->device, "cpu, cuda or cuda:N, in place of the recipe's");
-  verb->add_option("--json", options->json, "also write all figures to this file")
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:N; overrides run.device")
+      ->check(not_empty());
+  verb->add_option("--json", options->json,
+                   "also write all figures to this file; - is standard output")
       ->check(output_file());
   verb->callback([options] { eval_run(*options); });
 }
