@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "lighthouse/core/words.h"
+
 namespace lighthouse::data {
 
 /// What of text is one document.
@@ -11,6 +13,13 @@ enum class Documents {
   kFiles,    ///< a file; a line of JSON lines
   kFolders,  ///< all files of a folder, in the order of their names, so that far text is related
 };
+
+}  // namespace lighthouse::data
+
+template <>
+inline constexpr std::array lighthouse::kWords<lighthouse::data::Documents>{"files", "folders"};
+
+namespace lighthouse::data {
 
 /// What to train on (docs/data.md).
 struct Source {

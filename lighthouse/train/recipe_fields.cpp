@@ -63,23 +63,14 @@ std::vector<Field> model_fields(Recipe& recipe) {
   };
 }
 
-void set_documents(data::Source& source, const std::string& word) {
-  check_argument(word == "files" || word == "folders", "documents is '", word,
-                 "'; it must be 'files' or 'folders'");
-  source.documents = word == "files" ? data::Documents::kFiles : data::Documents::kFolders;
-}
-
 std::vector<Field> fields(data::Source& d) {
-  const Word documents{
-      "files, folders",
-      [&d] { return d.documents == data::Documents::kFiles ? "files" : "folders"; },
-      [&d](const std::string& word) { set_documents(d, word); }};
   return {
       {"path", &d.path, kAny, "files, folders, patterns: text, JSON lines, or token files",
        kNothing},
       {"text_field", &d.text_field, kAny, "of JSON lines (.jsonl, .ndjson; .gz, .zst)"},
       {"held_out_share", &d.held_out_share, {0, 1, true, true}, "of the text, never trained on"},
-      {"documents", documents, kAny, "what of text is one: a file or line, or all of a folder"},
+      {"documents", word_of("documents", d.documents), kAny,
+       "what of text is one: a file or line, or all of a folder"},
       {"folder_depth", &d.folder_depth, at_least(1), "levels of such a folder below the path"},
   };
 }
