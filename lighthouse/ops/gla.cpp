@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 
+#include "lighthouse/core/check.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/scorers.h"
@@ -117,8 +118,8 @@ Tensors2 gla_scores_kernel(const Tensor& q, const Tensor& k, const Tensor& v,
 
 TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
-         "gla_scores(Tensor q, Tensor k, Tensor v, Tensor? gate=None, int half_life=" +
-             std::to_string(Config{}.half_life) + ") -> (Tensor scores_q, Tensor scores_k)",
+         message("gla_scores(Tensor q, Tensor k, Tensor v, Tensor? gate=None, int half_life=",
+                 Config{}.half_life, ") -> (Tensor scores_q, Tensor scores_k)"),
          gla_scores_kernel);
 }
 
