@@ -85,7 +85,7 @@ void print_leak(const std::vector<eval::LeakBin>& dense,
 void eval_run(const Options& options) {
   const Output json(options.json);
   Run run = open_run(options.run);
-  if (!options.data.empty()) run.recipe.data.path = options.data;
+  if (!options.data.empty()) run.recipe.data.path = {options.data};
   const train::Recipe& recipe = run.recipe;
   const auto corpus = data::Corpus::read(recipe.data, data::read_file_list(run.folder.data()));
   check_argument(corpus.fingerprint() == run.checkpoint.corpus,
