@@ -5,6 +5,7 @@ set(_config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/Lighthouse)
 install(TARGETS lighthouse EXPORT LighthouseTargets)
 if(TARGET lighthouse_program)
   install(TARGETS lighthouse_program)
+  install(FILES python/lighthouse_attention/plot.py DESTINATION ${CMAKE_INSTALL_DATADIR}/lighthouse)
 endif()
 foreach(_header IN ITEMS core/check.h core/config.h core/geometry.h core/settings.h core/words.h
         ops/attend.h ops/attention.h ops/scorers.h ops/stages.h nn/attention.h)

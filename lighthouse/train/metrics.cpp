@@ -36,19 +36,6 @@ std::string to_line(const SkipMetrics& m) {
          '\n';
 }
 
-std::string to_line(const EvalMetrics& m) {
-  return ordered_json{{"kind", "eval"},
-                      {"step", m.step},
-                      {"stage", m.stage},
-                      {"when", m.when},
-                      {"dense_loss", m.dense_loss},
-                      {"trained_loss", m.trained_loss},
-                      {"tokens", m.tokens},
-                      {"seconds", m.seconds}}
-             .dump() +
-         '\n';
-}
-
 Line parse(std::string_view text) {
   const auto json = ordered_json::parse(text);
   if (json.at("kind") == "eval") {
@@ -108,6 +95,19 @@ const std::filesystem::path& cut(const std::filesystem::path& path, int64_t step
 }
 
 }  // namespace
+
+std::string to_line(const EvalMetrics& m) {
+  return ordered_json{{"kind", "eval"},
+                      {"step", m.step},
+                      {"stage", m.stage},
+                      {"when", m.when},
+                      {"dense_loss", m.dense_loss},
+                      {"trained_loss", m.trained_loss},
+                      {"tokens", m.tokens},
+                      {"seconds", m.seconds}}
+             .dump() +
+         '\n';
+}
 
 MetricsHistory read_metrics(const std::filesystem::path& path) {
   MetricsHistory history;

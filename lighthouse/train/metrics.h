@@ -48,6 +48,9 @@ struct MetricsHistory {
   std::vector<SkipMetrics> skips;
 };
 
+/// The line of a metrics file.
+std::string to_line(const EvalMetrics& eval);
+
 /// Throws std::runtime_error naming the file and the line that is not one of metrics. A last line
 /// that was cut short by the death of its process is left out.
 MetricsHistory read_metrics(const std::filesystem::path& path);

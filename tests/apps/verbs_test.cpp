@@ -5,7 +5,18 @@
 namespace lighthouse::app {
 namespace {
 
-using VerbsTest = ProcessTest;
+class VerbsTest : public ProcessTest {
+ protected:
+  ~VerbsTest() override { ::unsetenv("LIGHTHOUSE_PYTHON"); }
+
+  /// What draws pictures; unless it is said what to do, its arguments and its input are the
+  /// picture.
+  void stub_python(const std::string& script = "echo \"$@\"; cat") const {
+    std::ofstream(folder / "python") << "#!/bin/sh\n" << script << '\n';
+    fs::permissions(folder / "python", fs::perms::owner_all);
+    ::setenv("LIGHTHOUSE_PYTHON", (folder / "python").c_str(), 1);
+  }
+};
 
 TEST_F(VerbsTest, EvalMeasuresARun) {
   finish("run", false);
@@ -99,11 +110,12 @@ TEST_F(VerbsTest, FiguresArePipedAlone) {
   EXPECT_TRUE(nlohmann::json::parse(eval.text).contains("held_out_dense"));
   EXPECT_NE(io::read_file(folder / "tables").find("loss on held-out text"), std::string::npos);
   // Where standard output is a file, that is not replaced.
+  stub_python("echo drawn");
   const std::string file = folder / "file";
   const Said plot =
-      shell("{ echo first; lighthouse plot " + run + " --svg /dev/stdout; } >" + file);
+      shell("{ echo first; lighthouse plot " + run + " --out /dev/stdout; } >" + file);
   EXPECT_EQ(plot.status, 0);
-  EXPECT_TRUE(io::read_file(file).starts_with("first\n<svg")) << io::read_file(file);
+  EXPECT_EQ(io::read_file(file), "first\ndrawn\n");
 }
 
 TEST_F(VerbsTest, WhatCannotBePrintedIsAFailure) {
@@ -113,11 +125,12 @@ TEST_F(VerbsTest, WhatCannotBePrintedIsAFailure) {
   EXPECT_EQ(full.status, 2);
   EXPECT_EQ(full.text, "lighthouse: cannot write to standard output: No space left on device\n");
   // What is opened next does not take the number of a descriptor that is closed.
+  stub_python("echo drawn");
   const std::string picture = folder / "runs.svg";
-  const Said closed = shell("lighthouse plot " + run + " --svg " + picture + " 2>&1 >&-");
+  const Said closed = shell("lighthouse plot " + run + " --out " + picture + " 2>&1 >&-");
   EXPECT_EQ(closed.status, 2);
   EXPECT_EQ(closed.text, "lighthouse: cannot write to standard output: Bad file descriptor\n");
-  EXPECT_TRUE(io::read_file(picture).ends_with("</svg>\n"));
+  EXPECT_EQ(io::read_file(picture), "drawn\n");
 }
 
 TEST_F(VerbsTest, PlansAndTimesARunWithoutItsText) {
@@ -138,13 +151,14 @@ TEST_F(VerbsTest, PlansAndTimesARunWithoutItsText) {
 
 TEST_F(VerbsTest, PasskeyMakesATableAndAHeatMap) {
   finish("run", false);
+  stub_python();
   const auto passkey = [&](const std::vector<std::string>& more) {
     std::vector<std::string> all{"passkey", folder / "run", "--trials", "2"};
     all.insert(all.end(), more.begin(), more.end());
     return Program(all, folder / "output").wait();
   };
   ASSERT_EQ(passkey({"--contexts", "64,256", "--depths", "0,50,100", "--json", folder / "p.json",
-                     "--svg", folder / "p.svg"}),
+                     "--plot", folder / "p.png"}),
             0)
       << io::read_file(folder / "output");
   const auto json = nlohmann::json::parse(io::read_file(folder / "p.json"));
@@ -152,7 +166,9 @@ TEST_F(VerbsTest, PasskeyMakesATableAndAHeatMap) {
   int64_t found = 0;
   for (const auto& cell : json.at("cells")) found += cell.at("found").get<int64_t>();
   EXPECT_DOUBLE_EQ(json.at("share").get<double>(), static_cast<double>(found) / 12);
-  EXPECT_NE(io::read_file(folder / "p.svg").find("depth, %"), std::string::npos);
+  const std::string picture = io::read_file(folder / "p.png");
+  EXPECT_TRUE(picture.ends_with("--out - --format png -\n" + io::read_file(folder / "p.json")))
+      << picture;
   // What cannot be done is refused before the rest is.
   EXPECT_EQ(passkey({"--contexts", "64,20"}), 2);
   EXPECT_NE(io::read_file(folder / "output").find("context is 20 tokens"), std::string::npos);
@@ -263,57 +279,71 @@ TEST_F(VerbsTest, ASignalAfterTheLastStepOfARunEndsTheSweep) {
   EXPECT_FALSE(fs::exists(RunFolder(folder / "grid/run.seed=2").summary()));
 }
 
-/// Runs that have ended and one that has not.
-TEST_F(VerbsTest, PlotsAnyNumberOfRuns) {
-  finish("first", false);
-  finish("second", false);
-  const fs::path cut = RunFolder(folder / "second").metrics();
-  std::ofstream(cut, std::ios::app)
-      << R"({"kind":"skip","step":23,"stage":"dense","why":"x"})" << '\n';
-  fs::remove(RunFolder(folder / "second").summary());
-  const auto run = [&](const std::vector<std::string>& all) {
-    return Program(all, folder / "output").wait();
+TEST_F(VerbsTest, PlotHandsRunsAndOptionsToPython) {
+  stub_python();
+  const auto plot = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), "plot");
+    return Program(words, folder / "output").wait();
   };
-  ASSERT_EQ(run({"plot", folder / "first", folder / "second", "--svg", folder / "runs.svg"}), 0)
-      << io::read_file(folder / "output");
-  const std::string picture = io::read_file(folder / "runs.svg");
-  for (const char* part : {"first, held-out, dense", "second, held-out, dense", "million tokens",
-                           "seconds of training", "memory, GiB", "stroke-dasharray", "</svg>"}) {
-    EXPECT_NE(picture.find(part), std::string::npos) << part;
-  }
-  EXPECT_EQ(picture.find("nan"), std::string::npos);
-  EXPECT_EQ(run({"plot", folder / "none", "--svg", folder / "none.svg"}), 2);
-  EXPECT_NE(io::read_file(folder / "output").find("RUN is '" + (folder / "none").string()),
-            std::string::npos);
-  EXPECT_FALSE(fs::exists(folder / "none.svg"));
-
-  // A folder's name says which run, and where it does not, its path.
-  fs::create_directories(folder / "other");
-  fs::copy(folder / "first", folder / "other/first", fs::copy_options::recursive);
-  const std::string twin = folder / "other/first";
-  ASSERT_EQ(run({"plot", (folder / "second/.").string(), folder / "first", twin, "--svg",
-                 folder / "runs.svg"}),
-            0);
-  const std::string named = io::read_file(folder / "runs.svg");
-  for (const std::string& name : {std::string("second"), (folder / "first").string(), twin}) {
-    EXPECT_NE(named.find(">" + name + ", held-out"), std::string::npos) << name;
-  }
+  const std::string picture = folder / "runs.svg";
+  ASSERT_EQ(plot({"a", "b/", "--out", picture}), 0) << io::read_file(folder / "output");
+  EXPECT_TRUE(io::read_file(picture).ends_with("plot.py --out - --format svg -- a b/\n"))
+      << io::read_file(picture);
+  EXPECT_NE(io::read_file(folder / "output").find("picture: " + picture), std::string::npos);
+  ASSERT_EQ(plot({"a", "--out", picture, "--log-x", "--log-y", "--smooth", "5", "--no-raw"}), 0);
+  EXPECT_TRUE(io::read_file(picture).ends_with("--log-x --log-y --smooth=5 --no-raw -- a\n"))
+      << io::read_file(picture);
+  const std::string before = io::read_file(picture);
+  stub_python("echo 'plot: RUN is a' >&2; exit 1");
+  EXPECT_EQ(plot({"a", "--out", picture}), 2);
+  EXPECT_EQ(io::read_file(folder / "output"), "plot: RUN is a\n");
+  EXPECT_EQ(io::read_file(picture), before);
+  EXPECT_EQ(plot({"a", "--out", folder / "runs.jpg"}), 2);
+  EXPECT_NE(io::read_file(folder / "output").find("it must be png, svg or pdf"), std::string::npos);
 }
 
 TEST_F(VerbsTest, ComparesRunsThatHaveEnded) {
   finish("first", false);
   finish("second", false);
-  const auto compare = [&] {
-    return Program({"compare", folder / "first", folder / "second", "--svg", folder / "c.svg"},
+  stub_python();
+  const fs::path figures = folder / "c.json", picture = folder / "c.svg";
+  const auto compare = [&](const std::string& other) {
+    return Program({"compare", folder / "first", other, "--json", figures, "--plot", picture},
                    folder / "output")
         .wait();
   };
   const auto said = [&] { return io::read_file(folder / "output"); };
-  ASSERT_EQ(compare(), 0) << said();
-  EXPECT_NE(said().find("ends with a held-out loss that is the same to three digits"),
-            std::string::npos)
-      << said();
-  EXPECT_TRUE(fs::exists(folder / "c.svg"));
+  const std::string same = "ends with a held-out loss that is the same to three digits";
+  ASSERT_EQ(compare(folder / "second"), 0) << said();
+  EXPECT_NE(said().find(same), std::string::npos) << said();
+  EXPECT_TRUE(
+      io::read_file(picture).ends_with("--out - --format svg -\n" + io::read_file(figures)));
+  const auto runs = nlohmann::json::parse(io::read_file(figures)).at("runs");
+  ASSERT_EQ(runs.size(), 2u);
+  EXPECT_EQ(runs[1].at("name"), "second");
+  EXPECT_EQ(runs[0].at("speed_up"), 1);
+  EXPECT_EQ(runs[0].at("leak_dense"), nullptr);
+  const auto summary = nlohmann::json::parse(io::read_file(RunFolder(folder / "first").summary()));
+  EXPECT_EQ(runs[0].at("stages"), summary.at("stages"));
+  EXPECT_EQ(runs[0].at("evals").back().at("dense_loss"), runs[0].at("dense_loss"));
+
+  // Folders of one name are told apart by their paths.
+  fs::create_directories(folder / "other");
+  fs::copy(folder / "first", folder / "other/first", fs::copy_options::recursive);
+  ASSERT_EQ(compare(folder / "other/first"), 0) << said();
+  const auto twins = nlohmann::json::parse(io::read_file(figures)).at("runs");
+  EXPECT_EQ(twins[0].at("name"), (folder / "first").string());
+  EXPECT_EQ(twins[1].at("name"), (folder / "other/first").string());
+
+  // The table and the figures stay where the picture fails.
+  fs::remove(figures);
+  fs::remove(picture);
+  stub_python("exit 1");
+  EXPECT_EQ(compare(folder / "second"), 2);
+  EXPECT_NE(said().find(same), std::string::npos) << said();
+  EXPECT_TRUE(fs::exists(figures));
+  EXPECT_FALSE(fs::exists(picture));
+
   const fs::path summary = RunFolder(folder / "second").summary();
 
   // A loss that is not a number is never better, whichever run it is of.
@@ -332,11 +362,11 @@ TEST_F(VerbsTest, ComparesRunsThatHaveEnded) {
   io::write_atomically(summary, written);
 
   fs::resize_file(summary, fs::file_size(summary) - 10);
-  EXPECT_EQ(compare(), 2);
+  EXPECT_EQ(compare(folder / "second"), 2);
   EXPECT_NE(said().find(summary.string() + "' is not the summary of a run: "), std::string::npos)
       << said();
   fs::remove(summary);
-  EXPECT_EQ(compare(), 2);
+  EXPECT_EQ(compare(folder / "second"), 2);
   EXPECT_NE(said().find("RUN is '" + (folder / "second").string() + "', which has no summary.json"),
             std::string::npos)
       << said();

@@ -1,16 +1,18 @@
 #include <cmath>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "apps/lighthouse/checks.h"
-#include "apps/lighthouse/curves.h"
 #include "apps/lighthouse/output_file.h"
+#include "apps/lighthouse/picture.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
 #include "lighthouse/io/table.h"
+#include "lighthouse/train/metrics.h"
 #include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/summary.h"
 
@@ -22,8 +24,10 @@ using io::number;
 using io::print_table;
 using io::Table;
 using nlohmann::json;
+using nlohmann::ordered_json;
+namespace fs = std::filesystem;
 
-json read_json(const std::filesystem::path& file) {
+json read_json(const fs::path& file) {
   try {
     return json::parse(io::read_file(file));
   } catch (const json::exception& error) {
@@ -31,8 +35,8 @@ json read_json(const std::filesystem::path& file) {
   }
 }
 
-train::Summary summary_of(const std::filesystem::path& folder) {
-  const std::filesystem::path file = train::RunFolder(folder).summary();
+train::Summary summary_of(const fs::path& folder) {
+  const fs::path file = train::RunFolder(folder).summary();
   check_argument(exists(file), "RUN is '", folder.string(),
                  "', which has no summary.json; it must be a finished run");
   return train::read_summary(file);
@@ -40,22 +44,36 @@ train::Summary summary_of(const std::filesystem::path& folder) {
 
 /// A run's files, as `lighthouse train` and `lighthouse eval` leave them.
 struct Run {
-  const RunMetrics& metrics;
+  std::string name;
   train::Summary summary;
+  std::vector<train::EvalMetrics> evals;
   json evaluation;  ///< of `lighthouse eval --json RUN/eval.json`; null where there is none
 
-  Run(const RunMetrics& measured, const std::filesystem::path& folder)
-      : metrics(measured), summary(summary_of(folder)) {
+  explicit Run(const fs::path& folder)
+      : name(train::RunFolder(folder).name()),
+        summary(summary_of(folder)),
+        evals(train::read_metrics(train::RunFolder(folder).metrics()).evals) {
     if (exists(folder / "eval.json")) evaluation = read_json(folder / "eval.json");
   }
 };
+
+/// Runs are called by their folders; where two folders have one name, by their paths.
+std::vector<Run> read_runs(const std::vector<std::string>& folders) {
+  std::vector<Run> runs;
+  std::map<std::string, int> named;
+  for (const std::string& folder : folders) ++named[runs.emplace_back(folder).name];
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (named[runs[i].name] > 1) runs[i].name = folders[i];
+  }
+  return runs;
+}
 
 void print_stages(const std::vector<Run>& runs) {
   Table table{{"run", "stage", "attention", "steps", "time", "tokens/s", "dense before",
                "dense after", "as trained before", "as trained after"}};
   for (const Run& run : runs) {
     for (const train::StageSummary& stage : run.summary.stages) {
-      table.push_back({run.metrics.name, stage.name, stage.attention, std::to_string(stage.steps),
+      table.push_back({run.name, stage.name, stage.attention, std::to_string(stage.steps),
                        fixed(stage.seconds, 0, " s"), fixed(stage.tokens_per_second, 0),
                        fixed(stage.dense_loss_before, 3), fixed(stage.dense_loss_after, 3),
                        fixed(stage.trained_loss_before, 3), fixed(stage.trained_loss_after, 3)});
@@ -66,10 +84,14 @@ void print_stages(const std::vector<Run>& runs) {
   print_table(std::cout, table, 3);
 }
 
-/// The rise of the loss just before a cut, with its standard error.
+/// The rise of the loss just before a cut, with its standard error; null where there is none.
+json nearest_leak(const Run& run, const char* field) {
+  return run.evaluation.is_null() ? json() : run.evaluation.at(field).at(0);
+}
+
 std::string leak(const Run& run, const char* field) {
-  if (run.evaluation.is_null()) return "-";
-  const json& nearest = run.evaluation.at(field).at(0);
+  const json nearest = nearest_leak(run, field);
+  if (nearest.is_null()) return "-";
   const auto mean = number(nearest.at("mean"));
   const auto error = number(nearest.at("standard_error"));
   return mean == 0 && error == 0 ? "0" : message(fixed(mean, 3), " +- ", fixed(error, 3));
@@ -80,7 +102,7 @@ void print_runs(const std::vector<Run>& runs) {
   Table table{{"run", "time", "tokens/s", "speed-up", "held-out loss", "token frequencies",
                "leak, dense", "leak, as trained"}};
   for (const Run& run : runs) {
-    table.push_back({run.metrics.name, fixed(run.summary.seconds(), 0, " s"),
+    table.push_back({run.name, fixed(run.summary.seconds(), 0, " s"),
                      fixed(run.summary.tokens() / run.summary.seconds(), 0),
                      fixed(first.summary.seconds() / run.summary.seconds(), 2, "x"),
                      fixed(run.summary.final_loss(), 3), fixed(run.summary.token_frequency_loss, 3),
@@ -95,7 +117,7 @@ void print_runs(const std::vector<Run>& runs) {
 /// The held-out loss that a run had after that many seconds, with dense attention: on the line
 /// between the evaluations around it; NaN where there is none on one side.
 double loss_at(const Run& run, double seconds) {
-  const std::vector<train::EvalMetrics>& evals = run.metrics.history.evals;
+  const std::vector<train::EvalMetrics>& evals = run.evals;
   for (size_t i = 1; i < evals.size(); ++i) {
     const double before = evals[i - 1].seconds, after = evals[i].seconds;
     if (seconds < before || seconds > after || before == after) continue;
@@ -113,61 +135,92 @@ void print_verdict(const std::vector<Run>& runs) {
     const Run& run = runs[i];
     const double loss = run.summary.final_loss(), other = first.summary.final_loss();
     const double difference = loss - other;
-    std::cout << run.metrics.name << " took "
+    std::cout << run.name << " took "
               << fixed(100 * run.summary.seconds() / first.summary.seconds(), 0, " %")
-              << " of the time of " << first.metrics.name << " for "
+              << " of the time of " << first.name << " for "
               << fixed(100 * run.summary.tokens() / first.summary.tokens(), 0, " %")
               << " of its tokens, and ends with a held-out loss ";
     if (std::isnan(loss)) {
-      std::cout << "that is not a number: " << (std::isnan(other) ? "neither" : first.metrics.name)
+      std::cout << "that is not a number: " << (std::isnan(other) ? "neither" : first.name)
                 << " is better.";
     } else if (std::isnan(other)) {
-      std::cout << "of " << fixed(loss, 3) << ", where that of " << first.metrics.name
-                << " is not a number: " << run.metrics.name << " is better.";
+      std::cout << "of " << fixed(loss, 3) << ", where that of " << first.name
+                << " is not a number: " << run.name << " is better.";
     } else if (std::abs(difference) < 0.0005) {
       std::cout << "that is the same to three digits.";
     } else {
       std::cout << fixed(std::abs(difference), 3, " nats ") << (difference > 0 ? "higher" : "lower")
-                << ": " << (difference > 0 ? first.metrics.name : run.metrics.name)
+                << ": " << (difference > 0 ? first.name : run.name)
                 << " is better after all steps.";
     }
     const double then = loss_at(first, run.summary.seconds());
     if (run.summary.seconds() < first.summary.seconds() && std::isfinite(then)) {
-      std::cout << " After the same time " << first.metrics.name << " stood at about "
-                << fixed(then, 3) << ", still on its way: its learning rate falls with the steps.";
+      std::cout << " After the same time " << first.name << " stood at about " << fixed(then, 3)
+                << ", still on its way: its learning rate falls with the steps.";
     }
     std::cout << '\n';
   }
 }
 
-void compare(const std::vector<std::string>& folders, const std::string& file) {
-  const Output picture(file);
-  const std::vector<RunMetrics> curves = read_run_metrics(folders);
-  std::vector<Run> runs;
-  runs.reserve(folders.size());
-  for (size_t i = 0; i < folders.size(); ++i) runs.emplace_back(curves[i], folders[i]);
+/// All of it, for other programs and for the picture.
+std::string to_json(const std::vector<Run>& runs) {
+  ordered_json all = ordered_json::array();
+  for (const Run& run : runs) {
+    const double seconds = run.summary.seconds();
+    ordered_json figures{{"name", run.name},
+                         {"seconds", seconds},
+                         {"tokens", run.summary.tokens()},
+                         {"tokens_per_second", run.summary.tokens() / seconds},
+                         {"speed_up", runs.front().summary.seconds() / seconds},
+                         {"dense_loss", run.summary.final_loss()}};
+    figures.update(ordered_json::parse(train::to_json(run.summary)));
+    figures["evals"] = ordered_json::array();
+    for (const train::EvalMetrics& eval : run.evals) {
+      figures["evals"].push_back(ordered_json::parse(train::to_line(eval)));
+    }
+    for (const char* field : {"leak_dense", "leak_as_trained"}) {
+      figures[field] = nearest_leak(run, field);
+    }
+    all.push_back(figures);
+  }
+  return ordered_json{{"runs", all}}.dump(2) + '\n';
+}
+
+struct Options {
+  std::vector<std::string> runs;
+  std::string json;
+  std::string picture;
+};
+
+void compare(const Options& options) {
+  const Output json_file(options.json), picture(options.picture);
+  const std::vector<Run> runs = read_runs(options.runs);
   print_stages(runs);
   print_runs(runs);
   print_verdict(runs);
+  const std::string figures = to_json(runs);
+  if (json_file) json_file.write(figures);
   if (!picture) return;
-  picture.write(picture_of(curves));
-  std::cout << "\nCurves: " << picture.name() << '\n';
+  picture.write(draw(options.picture, {"-"}, figures));
+  std::cout << "\npicture: " << picture.name() << '\n';
 }
 
 }  // namespace
 
 void add_compare(CLI::App& app) {
-  CLI::App* verb = app.add_subcommand(
-      "compare", "Compare finished runs: time, loss, leak, and a picture of their curves");
-  const auto folders = std::make_shared<std::vector<std::string>>();
-  const auto picture = std::make_shared<std::string>();
-  verb->add_option("RUN", *folders, "run folders; the others are compared with the first")
+  CLI::App* verb = app.add_subcommand("compare", "Compare finished runs: time, loss, leak");
+  const auto options = std::make_shared<Options>();
+  verb->add_option("RUN", options->runs, "run folders; the others are compared with the first")
       ->check(not_empty())
       ->required()
       ->expected(1, -1);
-  verb->add_option("--svg", *picture, "write the picture that `lighthouse plot` makes to this file")
+  verb->add_option("--json", options->json,
+                   "also write all figures to this file; - is standard output")
       ->check(output_file());
-  verb->callback([=] { compare(*folders, *picture); });
+  verb->add_option("--plot", options->picture,
+                   "also draw losses, times and leak; a .png, .svg or .pdf file")
+      ->check(picture_file());
+  verb->callback([options] { compare(*options); });
 }
 
 }  // namespace lighthouse::app

@@ -10,8 +10,8 @@
 
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/output_file.h"
+#include "apps/lighthouse/picture.h"
 #include "apps/lighthouse/run.h"
-#include "apps/lighthouse/svg.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/table.h"
@@ -58,12 +58,7 @@ void passkey(const Options& options) {
             << " trials a cell, seed " << options.seed << "; chance is 10 %\n\n";
 
   Table table{{"context"}};
-  HeatMap map{"context, tokens", "depth, %", {}, {}, {}};
-  for (const double depth : options.depths) {
-    table[0].push_back(fixed(depth, 0, " %"));
-    map.rows.push_back(fixed(depth, 0));
-    map.shares.emplace_back();
-  }
+  for (const double depth : options.depths) table[0].push_back(fixed(depth, 0, " %"));
   table[0].emplace_back("all");
   nlohmann::ordered_json cells = nlohmann::ordered_json::array();
   int64_t found = 0;
@@ -71,18 +66,16 @@ void passkey(const Options& options) {
     std::cerr << "context " << context << " ...\n";
     std::vector<std::string> row{std::to_string(context)};
     int64_t of_context = 0;
-    for (size_t i = 0; i < options.depths.size(); ++i) {
-      const eval::PasskeyTask task{context, options.depths[i] / 100, options.trials, options.seed};
+    for (const double depth : options.depths) {
+      const eval::PasskeyTask task{context, depth / 100, options.trials, options.seed};
       const int64_t of_cell = eval::passkeys_found(model, task, options.as_trained);
       of_context += of_cell;
       row.push_back(message(of_cell, "/", options.trials));
-      map.shares[i].push_back(static_cast<double>(of_cell) / static_cast<double>(options.trials));
-      cells.push_back({{"context", context}, {"depth", options.depths[i]}, {"found", of_cell}});
+      cells.push_back({{"context", context}, {"depth", depth}, {"found", of_cell}});
     }
     const auto tried = static_cast<int64_t>(options.depths.size()) * options.trials;
     row.push_back(message(of_context, "/", tried));
     table.push_back(row);
-    map.columns.push_back(std::to_string(context));
     found += of_context;
   }
   print_table(std::cout, table);
@@ -92,14 +85,14 @@ void passkey(const Options& options) {
             << fixed(100 * std::sqrt(share * (1 - share) / all), 1) << " % of " << fixed(all, 0)
             << '\n';
 
-  if (picture) picture.write(svg("Passkeys found, %", map));
-  if (!json) return;
-  const nlohmann::ordered_json figures{{"as_trained", options.as_trained},
-                                       {"seed", options.seed},
-                                       {"trials", options.trials},
-                                       {"share", share},
-                                       {"cells", cells}};
-  json.write(figures.dump(2) + '\n');
+  const nlohmann::ordered_json all_figures{{"as_trained", options.as_trained},
+                                           {"seed", options.seed},
+                                           {"trials", options.trials},
+                                           {"share", share},
+                                           {"cells", cells}};
+  const std::string figures = all_figures.dump(2) + '\n';
+  if (json) json.write(figures);
+  if (picture) picture.write(draw(options.picture, {"-"}, figures));
 }
 
 }  // namespace
@@ -129,11 +122,12 @@ void add_passkey(CLI::App& app) {
                  "use the attention of the last Lighthouse stage instead of dense attention");
   verb->add_option("--device", options->device, "cpu, cuda or cuda:N; overrides run.device")
       ->check(not_empty());
-  verb->add_option("--svg", options->picture, "write a heat map to this file; - is standard output")
-      ->check(output_file());
   verb->add_option("--json", options->json,
                    "also write all figures to this file; - is standard output")
       ->check(output_file());
+  verb->add_option("--plot", options->picture,
+                   "also draw a heat map; a .png, .svg or .pdf file, - is standard output")
+      ->check(picture_file());
   verb->callback([options] { passkey(*options); });
 }
 
