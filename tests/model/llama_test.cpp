@@ -387,7 +387,7 @@ TEST(LlamaConfig, RefusesScalingThatIsNone) {
             "rope_theta is 1; it must be above 1 where rope_type is 'yarn'");
 }
 
-class Overfit : public testing::TestWithParam<nn::Mode> {};
+class Overfit : public ::testing::TestWithParam<nn::Mode> {};
 
 TEST_P(Overfit, LearnsAShortTextByHeart) {
   at::manual_seed(8);
@@ -410,7 +410,7 @@ TEST_P(Overfit, LearnsAShortTextByHeart) {
   EXPECT_LT(loss, 0.5);
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, Overfit, testing::Values(nn::Mode::kDense, nn::Mode::kLighthouse),
+INSTANTIATE_TEST_SUITE_P(Modes, Overfit, ::testing::Values(nn::Mode::kDense, nn::Mode::kLighthouse),
                          [](const auto& mode) {
                            return mode.param == nn::Mode::kDense ? "Dense" : "Lighthouse";
                          });
