@@ -99,10 +99,11 @@ class Corpus::Text {
                        (file.kind == Kind::kJson && has_json_lines(file.path, source_.text_field));
     taken_ = {file.entry, lines ? "json-lines" : "text", 0, 0, file.name};
     texts_ = 0;
+    shown_ = file.name == "." ? file.path.filename().string() : file.name;
     if (of_folders()) begin_folder(file);
     if (lines) {
       read_json_lines(file.path, source_.text_field, [&](int64_t line, const std::string& text) {
-        read_document(message(file.name, ':', line), text);
+        read_line(file, message(':', line), text);
       });
     } else {
       read_file(file);
@@ -127,12 +128,11 @@ class Corpus::Text {
 
  private:
   static void check_kind(const File& file) {
-    const char* what = file.kind == Kind::kParquet ? "Parquet" : nullptr;
-    if (what == nullptr) return;
+    if (file.kind != Kind::kParquet) return;
     throw std::runtime_error(
-        message("'", file.path.string(), "' is ", what,
-                ", which is not read here: python -m lighthouse_attention.tokens makes token files "
-                "of it; or let data.path name other files alone"));
+        message("'", file.path.string(),
+                "' is Parquet, which is not read here: python -m lighthouse_attention.tokens makes "
+                "token files of it; or let data.path name other files alone"));
   }
 
   bool of_folders() const { return source_.documents == Documents::kFolders; }
@@ -150,11 +150,11 @@ class Corpus::Text {
     return place(of_folders() ? folder_ : name) < source_.held_out_share ? held_out_ : train_;
   }
 
-  void read_document(const std::string& name, std::string_view text) {
+  void read_line(const File& file, const std::string& number, std::string_view text) {
     TextCheck check;
-    if (!check.feed(text) || !check.finish()) return leave_out(name, check);
-    if (text.empty()) return corpus_.inventory_.leave_out(kEmpty, name);
-    Part& part = part_of(name);
+    if (!check.feed(text) || !check.finish()) return leave_out(shown_ + number, check);
+    if (text.empty()) return corpus_.inventory_.leave_out(kEmpty, shown_ + number);
+    Part& part = part_of(file.name + number);
     part.append(text);
     count(text);
     end(part);
@@ -182,8 +182,8 @@ class Corpus::Text {
     }
     if (is_text && check.finish() && size > 0) return end(part);
     part.take_back(size);
-    if (is_text && check.finish()) return corpus_.inventory_.leave_out(kEmpty, file.name);
-    leave_out(file.name, check);
+    if (is_text && check.finish()) return corpus_.inventory_.leave_out(kEmpty, shown_);
+    leave_out(shown_, check);
   }
 
   void map_file_of(const File& file) {
@@ -197,7 +197,7 @@ class Corpus::Text {
       count(piece.substr(first ? begin : 0));
       first = false;
     });
-    if (!is_text || !check.finish()) return leave_out(file.name, check);
+    if (!is_text || !check.finish()) return leave_out(shown_, check);
     Part& part = part_of(file.name);
     part.append(all.slice(begin, all.size() - begin));
     end(part);
@@ -228,6 +228,7 @@ class Corpus::Text {
   int64_t texts_ = 0;  ///< of the file: one, or its lines
   size_t entry_ = 0;   ///< of the folder whose files are read
   std::string folder_;
+  std::string shown_;  ///< name of the file, for messages
 };
 
 Corpus Corpus::read(const Source& source, const FileList& list, const OnProgress& progress) {

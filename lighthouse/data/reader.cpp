@@ -128,12 +128,11 @@ std::unique_ptr<Reader::Stream> open(const std::filesystem::path& path) {
 
 }  // namespace
 
-Reader::Reader(const std::filesystem::path& path) : stream_(open(path)), buffer_(kPiece, '\0') {}
+Reader::Reader(const std::filesystem::path& path)
+    : stream_(open(path)), buffer_(std::make_unique_for_overwrite<char[]>(kPiece)) {}
 Reader::~Reader() = default;
 
-std::string_view Reader::next() {
-  return {buffer_.data(), stream_->read(buffer_.data(), buffer_.size())};
-}
+std::string_view Reader::next() { return {buffer_.get(), stream_->read(buffer_.get(), kPiece)}; }
 
 bool Lines::next(std::string& line) {
   line.clear();

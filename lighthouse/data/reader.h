@@ -24,7 +24,7 @@ class Reader {
 
  private:
   std::unique_ptr<Stream> stream_;
-  std::string buffer_;
+  std::unique_ptr<char[]> buffer_;
 };
 
 /// The lines of a file, decompressed as Reader does it, without a byte order mark.
