@@ -84,7 +84,8 @@ std::string merge_config(const fs::path& folder, const std::string& config) {
        {"auto_map", "rope_scaling", "original_max_position_embeddings", "_name_or_path"}) {
     merged.erase(key);
   }
-  for (const auto& [key, value] : ordered_json::parse(config).items()) {
+  const ordered_json ours = ordered_json::parse(config);  // items() refers to it
+  for (const auto& [key, value] : ours.items()) {
     const bool special = key.ends_with("_token_id");
     if (!special || !merged.contains(key) || merged.at(key).is_null()) merged[key] = value;
   }
