@@ -57,7 +57,9 @@ def check_decoder(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) ->
         if module is decoder or module in on_the_way or not on_the_way.isdisjoint(module.children()):
             kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
             if inspect.Parameter.VAR_KEYWORD not in kinds and not isinstance(module, nn.ModuleList):
-                raise TypeError(f"{type(module).__name__} of {name} does not hand keyword arguments down to attention")
+                raise TypeError(
+                    f"{type(module).__name__} of {name} does not hand keyword arguments down to attention, as wrap needs"
+                )
 
 
 def lighthouse_layers(attentions: dict[int, nn.Module], count: int, dense_layers: Iterable[int]) -> list[int]:

@@ -11,7 +11,6 @@ from transformers.masking_utils import sdpa_mask
 from lighthouse_attention.hugging_face import scores
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, note_traced, under_way
 from lighthouse_attention.hugging_face.unsupported import refuse_options
-from lighthouse_attention.operators import select
 
 
 def attention(
@@ -32,10 +31,9 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_options(module, attention_mask, dropout, kwargs)
-    taken = scores.take(module, layer, query, key, value)
-    rows, slots = (None, None) if taken is None else select(query, key, value, layer.config, taken)
+    scores_q, scores_k = scores.take(module, layer, query, key, value) or (None, None)
     settings = {**layer.config.settings(), "scale": scaling}
-    out = torch.ops.lighthouse.attention(query, key, value, **settings, rows=rows, slots=slots)
+    out = torch.ops.lighthouse.attention(query, key, value, **settings, scores_q=scores_q, scores_k=scores_k)
     return out.transpose(1, 2), None
 
 

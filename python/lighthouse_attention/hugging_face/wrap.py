@@ -182,8 +182,6 @@ class Wrapping:
             )
         given = dict(zip(self._parameters, args)) | kwargs
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-        if inputs is None:
-            return None
         cached = any(_is_cache(value) for value in given.values())
         lighthouse = self.mode == "lighthouse" and not self._stays_dense(inputs, cached)
         if torch.is_grad_enabled():
@@ -194,14 +192,16 @@ class Wrapping:
             under_way.awaits_lighthouse = True
         bounds = ("attention_mask", "position_ids", *DOCUMENT_BOUNDS)
         plain = lighthouse or (not cached and all(given.get(name) is None for name in bounds))
-        if plain and is_tracing(inputs):
+        if plain and inputs is not None and is_tracing(inputs):
             under_way.without_mask = self.decoder.config
         return (args, {**kwargs, LIGHTHOUSE: True}) if lighthouse else None
 
-    def _stays_dense(self, inputs: Tensor, cached: bool) -> bool:
+    def _stays_dense(self, inputs: Tensor | None, cached: bool) -> bool:
         """Whether the model's own attention runs though the mode is "lighthouse"; warns once of it in training."""
         if cached:
             reason = ": a cache of keys and values was passed in"
+        elif inputs is None:
+            reason = ": neither input_ids nor inputs_embeds was passed in"
         else:
             tokens = len(range(inputs.shape[1]))  # so that the compiler guards it: compiled code is for one length
             because = self._dense_because(tokens)

@@ -25,43 +25,37 @@ from families import (
 from lighthouse_attention import LighthouseConfig, UnsupportedError, set_mode, wrap
 
 
+def scores_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Scores of q and k that were given to the operator, layer by layer, in a pass over one sequence."""
+    given: list[Any] = []
+    original = torch.ops.lighthouse.attention
+
+    def attention(*args: Any, **options: Any) -> torch.Tensor:
+        given.append((options["scores_q"], options["scores_k"]))
+        return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.lighthouse, "attention", attention)
+        model(input_ids=make_tokens(1), use_cache=False)
+    return given
+
+
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma3", "Olmo2"])
 def test_scores_are_norms_of_what_is_normalized(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By head in Qwen3 and Gemma 3. OLMo 2 normalizes all heads at once, so that their norms still differ."""
-    model, inputs, selected = make_model(family), [], []
-    wrapping = wrap_small(model, family)
-    attention = wrapping.layers[1]
+    model, inputs = make_model(family), []
+    attention = wrap_small(model, family).layers[1]
     for norm in (attention.q_norm, attention.k_norm):
         norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
-    original = torch.ops.lighthouse.select_rows
-    monkeypatch.setattr(
-        torch.ops.lighthouse,
-        "select_rows",
-        lambda *args, **given: selected.append((given["scores_q"], given["scores_k"])) or original(*args, **given),
-    )
-    model(input_ids=make_tokens(1))
+    given = scores_of(model, monkeypatch)
     if family == "Olmo2":
-        assert not selected
+        assert given == [(None, None)] * 2
         return
-    for (heads, tensor), scores in zip(((4, inputs[0]), (2, inputs[1])), selected[0]):
+    for (heads, tensor), scores in zip(((4, inputs[0]), (2, inputs[1])), given[0]):
         by_head = tensor if tensor.shape[1] == heads else tensor.transpose(1, 2)
         assert scores.shape == (1, heads, TOKENS)
         torch.testing.assert_close(scores, by_head.float().norm(dim=-1))
         assert scores.std() > 0.01
-
-
-def scores_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Scores of q and k that were given to the selection, layer by layer, in a pass over one sequence."""
-    selected: list[Any] = []
-    original = torch.ops.lighthouse.select_rows
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            torch.ops.lighthouse,
-            "select_rows",
-            lambda *args, **given: selected.append((given["scores_q"], given["scores_k"])) or original(*args, **given),
-        )
-        model(input_ids=make_tokens(1), use_cache=False)
-    return selected
 
 
 def test_scores_of_norms_without_weights_and_of_a_shared_one(monkeypatch: pytest.MonkeyPatch) -> None:

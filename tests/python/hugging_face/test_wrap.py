@@ -7,9 +7,11 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -156,6 +158,20 @@ def test_arguments_of_wrap() -> None:
         wrap_small(model)
     with pytest.raises(ValueError, match="mode is 'loose'; it must be 'lighthouse' or 'dense'"):
         set_mode(model, "loose")  # type: ignore[arg-type]
+
+
+def test_inputs_by_another_name_are_said_to_be_dense() -> None:
+    class Renamed(transformers.LlamaModel):
+        def forward(self, tokens: torch.Tensor, **options: Any) -> Any:
+            return super().forward(tokens, **options)
+
+    tokens, stock, model = make_tokens(), make_model("Llama"), make_model("Llama")
+    for each in (stock, model):
+        each.model.__class__ = Renamed
+    wrap_small(model)
+    with pytest.warns(UserWarning, match="dense attention: neither input_ids nor inputs_embeds was passed in"):
+        found = model.model(tokens=tokens).last_hidden_state
+    assert torch.equal(found, stock.model(tokens=tokens).last_hidden_state)
 
 
 def test_as_a_context_manager() -> None:
