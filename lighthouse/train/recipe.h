@@ -78,9 +78,10 @@ struct RunRecipe {
 struct StageRecipe {
   std::string name;
   int64_t steps = 0;
-  int64_t context = 0;      ///< tokens of a sequence
-  int64_t batch = 1;        ///< sequences of a step
-  int64_t micro_batch = 0;  ///< sequences at a time, gradients accumulated; 0: all of them
+  int64_t context = 0;       ///< tokens of a sequence
+  int64_t batch = 1;         ///< sequences of a step
+  int64_t micro_batch = 0;   ///< sequences at a time, gradients accumulated; 0: all of them
+  int64_t warmup_steps = 0;  ///< of the stage, on top of the schedule of the whole run
   nn::Mode attention = nn::Mode::kDense;  ///< that is asked for (stage.h: computed_attention)
   Config config;  ///< of Lighthouse: keys of core/config.h but scale, in the stage's table
   std::vector<int64_t> dense_layers{0, 1, -2, -1};

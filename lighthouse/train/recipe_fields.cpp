@@ -144,6 +144,8 @@ std::vector<Field> fields(StageRecipe& s) {
       {"batch", &s.batch, at_least(1), "sequences per step"},
       {"micro_batch", &s.micro_batch, at_least(0),
        "sequences per forward and backward pass; divides batch; 0: all"},
+      {"warmup_steps", &s.warmup_steps, at_least(0),
+       "steps over which the learning rate rises from 0 at the stage's start"},
       {"attention", word_of("attention", s.attention), kAny, "attention of the stage"},
   };
   for_each_setting(s.config, [&](const Setting& setting, auto& value) {

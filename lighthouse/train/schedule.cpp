@@ -27,4 +27,9 @@ double learning_rate(const OptimizerRecipe& recipe, int64_t step, int64_t steps)
   return recipe.lr * (1 - (1 - recipe.final_lr_share) * decayed);
 }
 
+double warmup_share(const StageRecipe& stage, int64_t step) {
+  if (step >= stage.warmup_steps) return 1;
+  return static_cast<double>(step + 1) / static_cast<double>(stage.warmup_steps);
+}
+
 }  // namespace lighthouse::train

@@ -11,4 +11,8 @@ namespace lighthouse::train {
 /// the final share of it, which the last step has.
 double learning_rate(const OptimizerRecipe& recipe, int64_t step, int64_t steps);
 
+/// The share of that learning rate which a step of a stage takes, counted from 0 in the stage: it
+/// rises linearly to 1, which the last step of the stage's own warm-up has.
+double warmup_share(const StageRecipe& stage, int64_t step);
+
 }  // namespace lighthouse::train

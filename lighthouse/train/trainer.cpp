@@ -375,7 +375,8 @@ EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
 std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage, StepGraphs* graphs) {
   const auto start = Clock::now();
   const StepPlan plan = step_plan(stage.recipe, step_ - stage.first);
-  const double lr = learning_rate(recipe_.optimizer, step_, recipe_.total_steps());
+  const double lr = learning_rate(recipe_.optimizer, step_, recipe_.total_steps()) *
+                    warmup_share(stage.recipe, step_ - stage.first);
   const data::Batch batch = loader_.next(plan.sequences, plan.context);
   use(stage.recipe, plan.attention);
   const StepResult done =

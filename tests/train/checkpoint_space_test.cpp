@@ -13,7 +13,7 @@ using testing::throws;
 /// A run of 1000 steps in two stages.
 Recipe recipe_of(int64_t every, int64_t keep, int64_t keep_every) {
   Recipe recipe;
-  recipe.data.path = "text";
+  recipe.data.path = {"text"};
   recipe.run.checkpoint_every_steps = every;
   recipe.run.keep_checkpoints = keep;
   recipe.run.keep_every_steps = keep_every;

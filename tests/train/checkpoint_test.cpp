@@ -64,7 +64,7 @@ TEST(Checkpoint, KeepsOfTheRecipeWhatDecides) {
 
 /// Made by the program when the format was 2 and the recipe in it had every field.
 TEST(Checkpoint, IsReadInItsOlderFormat) {
-  const Checkpoint old = read_checkpoint(fs::path(LIGHTHOUSE_GOLDEN) / "step-00000002");
+  const Checkpoint old = read_checkpoint(fs::path(LIGHTHOUSE_GOLDEN_RUN) / "step-00000002");
   EXPECT_EQ(old.step, 2);
   EXPECT_EQ(old.recipe.model.rope_theta, 5000);
   ASSERT_EQ(old.recipe.stages.size(), 2u);

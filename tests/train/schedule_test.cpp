@@ -19,6 +19,16 @@ TEST(LearningRate, WarmsUpAndDecaysLinearly) {
   }
 }
 
+TEST(LearningRate, WarmsUpAtTheStartOfAStage) {
+  StageRecipe stage;
+  EXPECT_EQ(warmup_share(stage, 0), 1);
+  stage.warmup_steps = 4;
+  const std::vector<double> expected{0.25, 0.5, 0.75, 1, 1, 1};
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(warmup_share(stage, static_cast<int64_t>(i)), expected[i]) << i;
+  }
+}
+
 TEST(LearningRate, DecaysAsACosine) {
   OptimizerRecipe recipe;
   recipe.lr = 2;
