@@ -7,21 +7,22 @@
 #include "lighthouse/core/check.h"
 
 namespace lighthouse {
+namespace {
 
-Geometry::Geometry(int64_t token_count, const Config& config)
-    : tokens(token_count),
-      levels(config.levels),
-      pooling(config.pooling_factor),
-      tile_budget(config.tile_budget),
-      window{},
-      first{} {
+constexpr int64_t kMostEntries = std::numeric_limits<int32_t>::max();
+
+int64_t checked_tokens(int64_t tokens, const Config& config) {
   config.validate();
-  tiles = config.budget / config.tile_budget;
   check_argument(tokens >= 1, "the number of tokens is ", tokens, "; it must be at least 1");
+  check_argument(tokens <= kMostEntries, "the number of tokens is ", tokens,
+                 "; it must be at most ", kMostEntries);
+  return tokens;
+}
 
-  constexpr int64_t kMostEntries = std::numeric_limits<int32_t>::max();
-  check_argument(levels <= kMaxLevels, "levels is ", levels, "; it must be at most ", kMaxLevels);
-  window[0] = 1;
+std::array<int64_t, Geometry::kMaxLevels> windows(int64_t levels, int64_t pooling) {
+  check_argument(levels <= Geometry::kMaxLevels, "levels is ", levels, "; it must be at most ",
+                 Geometry::kMaxLevels);
+  std::array<int64_t, Geometry::kMaxLevels> window{1};
   for (int64_t l = 1; l < levels; ++l) {
     check_argument(window[l - 1] <= kMostEntries / pooling, "levels is ", levels,
                    " and pooling_factor is ", pooling,
@@ -29,24 +30,44 @@ Geometry::Geometry(int64_t token_count, const Config& config)
                    kMostEntries);
     window[l] = window[l - 1] * pooling;
   }
-  check_argument(tokens <= kMostEntries, "the number of tokens is ", tokens,
-                 "; it must be at most ", kMostEntries);
-  roots = (tokens + root_window() - 1) / root_window();
+  return window;
+}
+
+int64_t count_roots(int64_t tokens, int64_t root_window, int64_t tiles, const Config& config) {
+  const int64_t roots = (tokens + root_window - 1) / root_window;
   check_argument(tiles <= roots, "budget / tile_budget is ", tiles, " tiles (", config.budget,
                  " / ", config.tile_budget, "), but ", tokens, " tokens have only ", roots,
-                 " roots of ", root_window(), " tokens; every tile needs a root");
-  for (int64_t l = 0; l < levels; ++l) {
-    const int64_t entries_of_level = roots * window[levels - 1 - l];
-    check_argument(entries_of_level <= kMostEntries - first[l], "the pyramid over ", tokens,
-                   " tokens (levels ", levels, ", pooling_factor ", pooling,
-                   ") has too many entries; it must have at most ", kMostEntries);
-    first[l + 1] = first[l] + entries_of_level;
-  }
+                 " roots of ", root_window, " tokens; every tile needs a root");
+  return roots;
+}
 
-  // A tile refines no more than its candidates, so a huge m is as good as one of the tokens'
-  // number.
-  tile_budget = std::min(tile_budget, first[1]);
-  rows = tile_row(tiles);
+std::array<int64_t, Geometry::kMaxLevels + 1> first_entries(
+    int64_t tokens, const Config& config, int64_t roots,
+    const std::array<int64_t, Geometry::kMaxLevels>& window) {
+  std::array<int64_t, Geometry::kMaxLevels + 1> first{};
+  for (int64_t l = 0; l < config.levels; ++l) {
+    const int64_t entries = roots * window[config.levels - 1 - l];
+    check_argument(entries <= kMostEntries - first[l], "the pyramid over ", tokens,
+                   " tokens (levels ", config.levels, ", pooling_factor ", config.pooling_factor,
+                   ") has too many entries; it must have at most ", kMostEntries);
+    first[l + 1] = first[l] + entries;
+  }
+  return first;
+}
+
+}  // namespace
+
+Geometry::Geometry(int64_t token_count, const Config& config)
+    : tokens(checked_tokens(token_count, config)),
+      levels(config.levels),
+      pooling(config.pooling_factor),
+      tiles(config.budget / config.tile_budget),
+      window(windows(levels, pooling)),
+      roots(count_roots(tokens, root_window(), tiles, config)),
+      first(first_entries(tokens, config, roots, window)),
+      // A tile refines no more than its candidates, so a huge m is as good as all entries.
+      tile_budget(std::min(config.tile_budget, first[1])),
+      rows(tile_row(tiles)) {
   check_argument(rows <= kMostEntries / 2, "the gathered sequence has ", rows,
                  " rows; it must have at most ", kMostEntries / 2);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <iosfwd>
 #include <string>
@@ -22,15 +23,18 @@ namespace lighthouse {
 struct Geometry {
   static constexpr int kMaxLevels = 31;
 
-  int64_t tokens;                 ///< N
-  int64_t levels;                 ///< L
-  int64_t pooling;                ///< p
-  int64_t tile_budget;            ///< m
-  int64_t tiles;                  ///< T = k / m
-  int64_t roots;                  ///< R = ceil(N / p^(L-1))
-  int64_t rows;                   ///< S, the length of the gathered sequence
-  int64_t window[kMaxLevels];     ///< p^l, the tokens of a window of level l
-  int64_t first[kMaxLevels + 1];  ///< id of the first entry of level l; first[L] is their number
+  // Each follows from those before it, and nothing changes them: every tile has a root, ids fit
+  // into 31 bits, and twice a row too (see Slot).
+  const int64_t tokens;                             ///< N
+  const int64_t levels;                             ///< L
+  const int64_t pooling;                            ///< p
+  const int64_t tiles;                              ///< T = k / m
+  const std::array<int64_t, kMaxLevels> window;     ///< p^l, the tokens of a window of level l
+  const int64_t roots;                              ///< R = ceil(N / p^(L-1))
+  const std::array<int64_t, kMaxLevels + 1> first;  ///< id of the first entry of level l;
+                                                    ///< first[L] is their number
+  const int64_t tile_budget;                        ///< m, at most N rounded up to roots
+  const int64_t rows;                               ///< S, the length of the gathered sequence
 
   /// Throws std::invalid_argument where a field of `config` is out of its range, where a tile would
   /// have no roots, or where an entry's id or a row would not fit into 31 bits.

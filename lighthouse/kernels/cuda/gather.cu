@@ -113,6 +113,7 @@ __global__ void __launch_bounds__(kBlockThreads, kPieces ? 3 : 4)
 
 template <class T>
 void gather(const Gather<T>& args, Stream stream) {
+  const StageRange range("gather");
   if (args.shape.batch == 0) return;
   const Geometry& g = args.geometry;
   const Shape& shape = args.shape;
@@ -132,6 +133,7 @@ void gather(const Gather<T>& args, Stream stream) {
 
 template <class T>
 void gather_backward(const GatherBackward<T>& args, Stream stream) {
+  const StageRange range("gather_backward");
   if (args.shape.batch == 0) return;
   const Geometry& g = args.geometry;
   const Shape& shape = args.shape;

@@ -1,5 +1,7 @@
 #include "lighthouse/kernels/cuda/launch.h"
 
+#include <nvtx3/nvToolsExt.h>
+
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
@@ -7,6 +9,25 @@
 #include "lighthouse/core/check.h"
 
 namespace lighthouse::cuda {
+namespace {
+
+nvtxDomainHandle_t nvtx_domain() {
+  static const nvtxDomainHandle_t domain = nvtxDomainCreateA("lighthouse");
+  return domain;
+}
+
+}  // namespace
+
+StageRange::StageRange(const char* stage) {
+  nvtxEventAttributes_t attributes{};
+  attributes.version = NVTX_VERSION;
+  attributes.size = NVTX_EVENT_ATTRIB_STRUCT_SIZE;
+  attributes.messageType = NVTX_MESSAGE_TYPE_ASCII;
+  attributes.message.ascii = stage;
+  nvtxDomainRangePushEx(nvtx_domain(), &attributes);
+}
+
+StageRange::~StageRange() { nvtxDomainRangePop(nvtx_domain()); }
 
 unsigned grid_of(int64_t blocks) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();

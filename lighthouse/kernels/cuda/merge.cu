@@ -372,6 +372,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
 
 template <class T>
 void merge(const Merge<T>& args, Stream stream) {
+  const StageRange range("merge");
   const Shape& shape = args.shape;
   if (shape.batch == 0) return;
   with_pack<T>(
@@ -390,6 +391,7 @@ void merge(const Merge<T>& args, Stream stream) {
 
 template <class T>
 void merge_backward(const MergeBackward<T>& args, Stream stream) {
+  const StageRange range("merge_backward");
   const Shape& shape = args.shape;
   if (shape.batch == 0) return;
   with_pack<T>(

@@ -97,6 +97,7 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
 
 template <class T>
 void scatter(const Scatter<T>& args, Stream stream) {
+  const StageRange range("scatter");
   const Geometry& g = args.geometry;
   const Shape& shape = args.shape;
   if (shape.batch == 0) return;
@@ -116,6 +117,7 @@ void scatter(const Scatter<T>& args, Stream stream) {
 
 template <class T>
 void scatter_backward(const ScatterBackward<T>& args, Stream stream) {
+  const StageRange range("scatter_backward");
   const Shape& shape = args.shape;
   if (shape.batch == 0) return;
   with_pack<T>(

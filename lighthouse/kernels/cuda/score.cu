@@ -389,6 +389,7 @@ int64_t score_workspace_bytes(const Score<T>& args) {
 
 template <class T>
 void score(const Score<T>& args, void* workspace, Stream stream) {
+  const StageRange range("score");
   if (args.shape.batch == 0) return;
   if (teams_fit(args)) {
     score_by_teams(args, static_cast<accumulator_t<T>*>(workspace), stream);
@@ -398,6 +399,7 @@ void score(const Score<T>& args, void* workspace, Stream stream) {
 }
 
 void pool_scores(const PoolScores& args, Stream stream) {
+  const StageRange range("pool_scores");
   const Geometry& g = args.geometry;
   if (args.shape.batch == 0 || g.levels == 1) return;
   const int64_t entries = args.shape.batch * args.shape.groups * g.entries(1);

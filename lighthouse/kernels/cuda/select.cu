@@ -316,6 +316,7 @@ int64_t select_workspace_bytes(const Geometry& g, const Shape& shape) {
 }
 
 void select(const Select& args, void* workspace, Stream stream) {
+  const StageRange range("select");
   const Geometry& g = args.geometry;
   const unsigned blocks = grid_of(args.shape.batch * args.shape.groups * g.tiles);
   if (blocks == 0) return;

@@ -7,6 +7,13 @@
 
 #include "lighthouse/core/dtype.h"
 
+/// A thread moves 16 bytes of a row at once, a *pack* of V elements: 8 of 16 bits, 4 of 32 or 2 of
+/// 64. Where rows do not begin at multiples of 16 bytes V is 1. For D = 128 in bfloat16:
+///
+///     row                | pack 0 | pack 1 | pack 2 | ...  | pack 15 |
+///     pack 1, as loaded  |  word 0   |  word 1   |  word 2   |  word 3   |
+///     its elements       |  8  |  9  | 10  | 11  | 12  | 13  | 14  | 15  |  in float32 to be
+///     summed
 namespace lighthouse::cuda {
 
 __device__ inline float widen(float x) { return x; }
