@@ -33,7 +33,7 @@ void gather(const Gather<T>& args, int64_t begin, int64_t end) {
   const int64_t groups = args.shape.groups;
   const int64_t dim = args.shape.dim;
   const int64_t heads_per_group = args.shape.heads_per_group();
-  const int64_t columns = args.shape.heads + 2 * groups;
+  const int64_t columns = args.shape.columns();
   std::vector<accumulator_t<T>> sum(dim);
 
   for (int64_t item = begin; item < end; ++item) {

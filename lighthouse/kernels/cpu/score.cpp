@@ -45,7 +45,7 @@ void score(const Score<T>& args, int64_t begin, int64_t end) {
   const int64_t heads = args.shape.heads;
   const int64_t groups = args.shape.groups;
   const int64_t dim = args.shape.dim;
-  const int64_t columns = heads + 2 * groups;
+  const int64_t columns = args.shape.columns();
   const int64_t coarse_entries = g.coarse_entries();
   std::vector<Acc> sums(columns * dim);
 
