@@ -86,9 +86,11 @@ __device__ void weigh(const Merge<T>& args, int64_t b, int64_t h, int64_t first,
         merge_weights(*args.near_lse.at(args.pieces, b, h, j), mass, token_row >= 0,
                       token_row >= 0 ? lse_of(token_row) : Acc{});
     args.lse[args.pieces.lse_index(args.shape.heads, b, h, j)] = weights.lse;
-    positions[i] = {weights.near,  weights.coarse,
-                    weights.token, static_cast<int>(token_row),
-                    node,          args.near_out.at(args.pieces, b, h, j)};
+    // A NaN makes all weights NaN, that of a row which is not there too.
+    const Acc of_token = token_row >= 0 ? weights.token : 0;
+    positions[i] = {weights.near, weights.coarse,
+                    of_token,     static_cast<int>(token_row),
+                    node,         args.near_out.at(args.pieces, b, h, j)};
   }
 }
 
