@@ -1,9 +1,10 @@
 #include "apps/lighthouse/run.h"
-#include "apps/lighthouse/checks.h"
 
 #include <iostream>
 
+#include "apps/lighthouse/checks.h"
 #include "lighthouse/core/check.h"
+#include "lighthouse/io/file.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/recipe_changes.h"
 #include "lighthouse/train/stage.h"
@@ -37,7 +38,7 @@ Run open_run(const RunOptions& options) {
       options.checkpoint.empty() ? newest_checkpoint(folder) : fs::path(options.checkpoint);
   const train::Checkpoint checkpoint = train::read_checkpoint(path);
   if (const auto changes = train::recipe_changes(recipe, checkpoint); !changes.empty()) {
-    const fs::path place = fs::absolute(path / "").parent_path().parent_path();
+    const fs::path place = io::normal_path(path).parent_path();
     const bool own = fs::exists(folder.checkpoints()) && equivalent(place, folder.checkpoints());
     check_argument(own, "--checkpoint is '", path.string(), "', which is of another run than '",
                    options.run, "': ", train::joined(changes));

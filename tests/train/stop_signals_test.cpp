@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <csignal>
+#include <cstring>
+#include <string>
+
 namespace lighthouse::train {
 namespace {
 
