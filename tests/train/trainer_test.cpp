@@ -249,22 +249,21 @@ TEST_F(TrainerTest, StopsWithinAnEvaluationAndResumesToTheSameBits) {
   Recipe whole = recipe(stages, "whole");
   train(whole);
   Recipe stopped = recipe(stages, "stopped");
-  const auto stop_after = [&](const std::string& words, bool resume) {
+  const auto stop_after = [&](const std::string& words) {
     RaisesAt buffer(words);
     std::ostream out(&buffer);
-    Start start;
-    start.resume = resume;
-    EXPECT_EQ(train::train(stopped, start, out, false), SIGTERM) << words;
+    EXPECT_EQ(train::train(stopped, {true, {}}, out, false), SIGTERM) << words;
     return read_checkpoint(Checkpoints(RunFolder(folder / "stopped").checkpoints()).list().back());
   };
-  // The first evaluation of all comes after the words about the text, that of the second stage
-  // after the last words about the first.
-  EXPECT_EQ(stop_after("held out", false).step, 0);
+  // The first evaluation of all comes after the words about a run that has no checkpoint, that of
+  // the second stage after the last words about the first.
+  fs::create_directory(folder / "stopped");
+  EXPECT_EQ(stop_after("no checkpoint yet").step, 0);
   EXPECT_TRUE(metrics("stopped").evals.empty());
-  EXPECT_EQ(stop_after("after stage lighthouse", true).step, 10);
+  EXPECT_EQ(stop_after("after stage lighthouse").step, 10);
   EXPECT_EQ(metrics("stopped").evals.back().when, "after");
   stopped.run.checkpoint_every_steps = 100;  // so that the run has no checkpoint of this step
-  EXPECT_EQ(stop_after("step 13/16", true).step, 13);
+  EXPECT_EQ(stop_after("step 13/16").step, 13);
   train(stopped, {true, {}});
   EXPECT_TRUE(same_tensors(checkpoint(16, "whole"), checkpoint(16, "stopped")));
   const auto a = metrics("whole"), b = metrics("stopped");
