@@ -22,6 +22,7 @@ Checkpoint checkpoint(int64_t step) {
   c.recipe.run.seed = 1;
   c.recipe.stages.resize(1);
   c.recipe.stages[0].name = "s";
+  c.recipe.stages[0].steps = c.recipe.stages[0].context = 1;
   c.random = at::arange(5, at::kByte);
   c.model = {{"a", at::arange(6, at::kFloat).view({2, 3})}};
   c.optimizer = {{"step", at::full({}, static_cast<double>(step), at::kFloat)}};

@@ -184,7 +184,7 @@ TEST_F(RecipeTest, NamesWrongTypesWithTheirPlace) {
       {"run.toml:2:23: ", "tie_word_embeddings", "must be true or false"}));
   EXPECT_TRUE(throws<invalid_argument>(
       [&] { read_with("\"lighthouse\"", "\"light\""); },
-      {"run.toml:20:13: ", "attention is 'light'", "'dense' or 'lighthouse'"}));
+      {"run.toml:20:13: ", "attention is 'light'", "'dense', 'lighthouse' or 'local'"}));
   EXPECT_TRUE(throws<invalid_argument>([&] { read("data = 3\n"); },
                                        {"run.toml:1:8: ", "data is of type integer", "[data]"}));
   EXPECT_TRUE(throws<invalid_argument>([&] { read("[stage]\nsteps = 1\n"); },
@@ -266,8 +266,9 @@ TEST_F(RecipeTest, NamesOverridesThatAreWrong) {
       throws<invalid_argument>(with("optimizer.lr=0"), {"--set optimizer.lr=0: ", "above"}));
   EXPECT_TRUE(throws<invalid_argument>(with("data.path=[1]"),
                                        {"--set data.path=[1]: ", "array", "must be a string"}));
-  EXPECT_TRUE(throws<invalid_argument>(with("stage.0.attention=true"),
-                                       {"--set", "attention is 'true'", "'dense' or"}));
+  EXPECT_TRUE(
+      throws<invalid_argument>(with("stage.0.attention=true"),
+                               {"--set", "attention is 'true'", "'dense', 'lighthouse' or"}));
   for (const char* text : {"optimizer.lr", "lr=1", "=1", ""}) {
     EXPECT_TRUE(throws<invalid_argument>(with(text), {"section.key=value"})) << text;
   }
