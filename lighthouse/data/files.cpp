@@ -277,7 +277,7 @@ std::string folder_of(const std::string& name, int64_t depth) {
 fs::path path_of(const std::string& data_path, const std::string& name) {
   const Entry entry = entry_of(data_path);
   std::error_code ignored;
-  return fs::is_regular_file(entry.root, ignored) ? entry.root : entry.root / name;
+  return name == "." || fs::is_regular_file(entry.root, ignored) ? entry.root : entry.root / name;
 }
 
 }  // namespace lighthouse::data

@@ -106,7 +106,7 @@ TEST_F(ProcessTest, AFileThatVanishedIsNamed) {
   fs::rename(folder / "optimizer.safetensors", newest / "optimizer.safetensors");
   fs::remove(folder / "text");
   EXPECT_EQ(resume(), 2);
-  EXPECT_NE(io::read_file(folder / "output").find((folder / "text").string() + "' does not exist"),
+  EXPECT_NE(io::read_file(folder / "output").find((folder / "text").string() + "', which is gone"),
             std::string::npos)
       << io::read_file(folder / "output");
 }

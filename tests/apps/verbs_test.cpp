@@ -258,7 +258,7 @@ TEST_F(VerbsTest, SweepsAGridAndGoesOnWhereItStopped) {
   auto other = axes;
   other.insert(other.end(), {"--set", "run.seed=9"});
   EXPECT_EQ(sweep(other), 2);
-  EXPECT_NE(said().find("was of another recipe; take another --out"), std::string::npos) << said();
+  EXPECT_NE(said().find("has another recipe; choose another --out"), std::string::npos) << said();
   fs::resize_file(kept / "summary.json", 20);
   EXPECT_EQ(sweep(axes), 2);
   EXPECT_NE(said().find((kept / "summary.json").string() + "' is not the summary of a run"),
@@ -343,6 +343,7 @@ TEST_F(VerbsTest, ComparesRunsThatHaveEnded) {
   EXPECT_NE(said().find(same), std::string::npos) << said();
   EXPECT_TRUE(fs::exists(figures));
   EXPECT_FALSE(fs::exists(picture));
+  stub_python();
 
   const fs::path summary = RunFolder(folder / "second").summary();
 

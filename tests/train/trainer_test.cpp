@@ -74,7 +74,7 @@ bool same_tensors(const fs::path& a, const fs::path& b) {
 
 TEST_F(TrainerTest, LearnsAndLeavesItsFiles) {
   const std::string said = train(recipe(kLighthouseStage + dense_stage("dense", 12)));
-  EXPECT_NE(said.find("token frequencies alone"), std::string::npos) << said;
+  EXPECT_NE(said.find("Token frequencies alone"), std::string::npos) << said;
 
   const MetricsHistory history = metrics();
   ASSERT_EQ(history.steps.size(), 22u);
