@@ -44,7 +44,7 @@ HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& b
   check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
   const Evaluating evaluating(model, as_trained);
   const int64_t context = batches[0].tokens.size(1);
-  std::vector<PositionLoss> bins;
+  std::vector<Bin> bins;
   for (int64_t first = 0, end = 64; first < context; first = end, end *= 2) {
     bins.push_back({first, std::min(end, context) - 1, {}});
   }
@@ -63,7 +63,7 @@ HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& b
       }
     }
   }
-  for (size_t i = 0; i < bins.size(); ++i) bins[i].loss = of_bins[i].estimate();
+  for (size_t i = 0; i < bins.size(); ++i) bins[i].estimate = of_bins[i].estimate();
   return {all.estimate(), bins};
 }
 
@@ -90,8 +90,8 @@ double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_
   return loss / std::accumulate(held_out_counts.begin(), held_out_counts.end(), 0.0);
 }
 
-std::vector<LeakBin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,
-                                    int64_t cuts, uint64_t seed, bool as_trained) {
+std::vector<Bin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,
+                                int64_t cuts, uint64_t seed, bool as_trained) {
   check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
   check_argument(cuts >= 1, "the number of cuts is ", cuts, "; it must be 1 or more");
   const Evaluating evaluating(model, as_trained);
@@ -128,11 +128,10 @@ std::vector<LeakBin> selection_leak(model::Llama& model, const std::vector<data:
       }
     }
   }
-  std::vector<LeakBin> leak;
+  std::vector<Bin> leak;
   for (size_t bin = 0; bin < kBins.size(); ++bin) {
     if (rises[bin].count() == 0) continue;
-    leak.push_back(
-        {kBins[bin].first, kBins[bin].last, rises[bin].mean(), rises[bin].standard_error()});
+    leak.push_back({kBins[bin].first, kBins[bin].last, rises[bin].estimate()});
   }
   return leak;
 }

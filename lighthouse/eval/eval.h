@@ -14,17 +14,18 @@ struct Estimate {
   double mean, standard_error;
 };
 
-/// The mean loss of the positions first to last of a sequence, counted from 0.
-struct PositionLoss {
+/// The mean over some positions of a sequence, counted from 0, or over some distances before a cut,
+/// where 1 is the position just before it: those from first to last.
+struct Bin {
   int64_t first, last;
-  Estimate loss;
+  Estimate estimate;
 };
 
 /// Losses per token, nats.
 struct HeldOutLoss {
   Estimate all;
   /// Positions 0 to 63, then each time as many again: whether the far context is used.
-  std::vector<PositionLoss> by_position;
+  std::vector<Bin> by_position;
 };
 
 /// Measures held-out batches of one context, without gradients, in eval mode (the model is put back
@@ -42,13 +43,6 @@ HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& b
 double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_out,
                             int64_t vocabulary = 256);
 
-/// How much the losses at some distances before a cut rise.
-struct LeakBin {
-  int64_t first_distance, last_distance;  ///< positions before the cut: 1 is the one just before
-  double mean;                            ///< rise of the loss, nats
-  double standard_error;                  ///< of the mean, over the cuts; NaN for a single cut
-};
-
 /// What attention tells a position about its future (method, section 9): from a cut on, all inputs
 /// are replaced with random other tokens, and the rise of the losses of positions before the cut is
 /// measured, in eval mode. All targets are kept, also that of the position just before the cut.
@@ -58,9 +52,10 @@ struct LeakBin {
 /// @param cuts of each sequence; where they fall and what replaces the inputs are a fixed function
 ///        of `seed`
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
-/// @return the bins 1, 2-4, 5-16, 17-64 and 65-256, those that some cut has positions in
+/// @return the rise of the loss at the distances 1, 2-4, 5-16, 17-64 and 65-256, where some cut has
+///         such positions, nats; the standard errors are over cuts
 /// @throws std::invalid_argument where there is no cut to measure, or a sequence is too short
-std::vector<LeakBin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,
-                                    int64_t cuts, uint64_t seed, bool as_trained);
+std::vector<Bin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,
+                                int64_t cuts, uint64_t seed, bool as_trained);
 
 }  // namespace lighthouse::eval

@@ -247,9 +247,9 @@ void Trainer::branch(const fs::path& path, const Checkpoint& checkpoint) {
 
 void Trainer::restore_from(const Checkpoint& checkpoint) {
   check_argument(corpus_.fingerprint() == checkpoint.corpus,
-                 "the data (data.path) has the fingerprint ", corpus_.fingerprint(),
-                 "; that of the checkpoint is ", checkpoint.corpus,
-                 ": a run goes on with the data that it began with");
+                 "data.path does not lead to the data that the run began with: it has the "
+                 "fingerprint ",
+                 corpus_.fingerprint(), ", not ", checkpoint.corpus);
   restore(checkpoint.model, optimizer_.weights(), "the checkpoint");
   optimizer_.publish_weights();
   restore(checkpoint.optimizer, optimizer_.state(), "the checkpoint");

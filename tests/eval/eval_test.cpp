@@ -48,14 +48,15 @@ TEST(HeldOutLoss, IsTheMeanOverSequencesAsAWholeAndByPosition) {
   for (size_t i = 0; i < bins.size(); ++i) {
     EXPECT_EQ(found.by_position[i].first, bins[i].first);
     EXPECT_EQ(found.by_position[i].last, bins[i].second);
-    expect(found.by_position[i].loss, losses.slice(1, bins[i].first, bins[i].second + 1).mean(1));
+    expect(found.by_position[i].estimate,
+           losses.slice(1, bins[i].first, bins[i].second + 1).mean(1));
   }
 
   const HeldOutLoss one = held_out_loss(model, random_batches(1, 1, 10), false);
   EXPECT_TRUE(std::isnan(one.all.standard_error));
   ASSERT_EQ(one.by_position.size(), 1u);
   EXPECT_EQ(one.by_position[0].last, 9);
-  EXPECT_EQ(one.by_position[0].loss.mean, one.all.mean);
+  EXPECT_EQ(one.by_position[0].estimate.mean, one.all.mean);
   EXPECT_THROW(held_out_loss(model, {}, false), std::invalid_argument);
   batches.push_back(random_batches(1, 1, 100)[0]);
   EXPECT_THROW(held_out_loss(model, batches, false), std::invalid_argument);
@@ -98,10 +99,10 @@ TEST(SelectionLeak, OfDenseAttentionIsExactlyZero) {
   ASSERT_EQ(leak.size(), 5u);
   const std::vector<std::pair<int64_t, int64_t>> bins{{1, 1}, {2, 4}, {5, 16}, {17, 64}, {65, 256}};
   for (size_t i = 0; i < leak.size(); ++i) {
-    EXPECT_EQ(leak[i].first_distance, bins[i].first);
-    EXPECT_EQ(leak[i].last_distance, bins[i].second);
-    EXPECT_EQ(leak[i].mean, 0);
-    EXPECT_EQ(leak[i].standard_error, 0);
+    EXPECT_EQ(leak[i].first, bins[i].first);
+    EXPECT_EQ(leak[i].last, bins[i].second);
+    EXPECT_EQ(leak[i].estimate.mean, 0);
+    EXPECT_EQ(leak[i].estimate.standard_error, 0);
   }
 }
 
@@ -111,15 +112,15 @@ TEST(SelectionLeak, OfThePublishedRuleIsSeen) {
   model->set_attention(plan_of(SelectionRule::kPublished));
   const auto batches = random_batches(1, 1, 512);
   const auto leak = selection_leak(model, batches, 8, 1, true);
-  EXPECT_NE(leak[0].mean, 0);
-  EXPECT_GT(leak[0].standard_error, 0);
+  EXPECT_NE(leak[0].estimate.mean, 0);
+  EXPECT_GT(leak[0].estimate.standard_error, 0);
   EXPECT_TRUE(model->is_training());
   EXPECT_FALSE(model->lighthouse_in_eval());
 
   const auto again = selection_leak(model, batches, 8, 1, true);
-  EXPECT_EQ(again[0].mean, leak[0].mean);
-  EXPECT_EQ(again[0].standard_error, leak[0].standard_error);
-  EXPECT_NE(selection_leak(model, batches, 8, 2, true)[0].mean, leak[0].mean);
+  EXPECT_EQ(again[0].estimate.mean, leak[0].estimate.mean);
+  EXPECT_EQ(again[0].estimate.standard_error, leak[0].estimate.standard_error);
+  EXPECT_NE(selection_leak(model, batches, 8, 2, true)[0].estimate.mean, leak[0].estimate.mean);
 }
 
 TEST(SelectionLeak, MeasuresOneCutByHand) {
@@ -142,11 +143,11 @@ TEST(SelectionLeak, MeasuresOneCutByHand) {
     tokens.slice(1, cut).neg_().add_(1);
     const at::Tensor rise = model->token_losses(tokens, batch.targets).to(at::kDouble) - before;
     bool all = true;
-    for (const LeakBin& bin : leak) {
-      const at::Tensor part = rise.slice(1, std::max<int64_t>(0, cut - bin.last_distance),
-                                         cut - bin.first_distance + 1);
-      all &= std::abs(part.mean().item<double>() - bin.mean) < 1e-12;
-      EXPECT_TRUE(std::isnan(bin.standard_error));
+    for (const Bin& bin : leak) {
+      const at::Tensor part =
+          rise.slice(1, std::max<int64_t>(0, cut - bin.last), cut - bin.first + 1);
+      all &= std::abs(part.mean().item<double>() - bin.estimate.mean) < 1e-12;
+      EXPECT_TRUE(std::isnan(bin.estimate.standard_error));
     }
     matches += all;
   }

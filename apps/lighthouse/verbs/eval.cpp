@@ -6,6 +6,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/output_file.h"
@@ -26,58 +27,34 @@ using nlohmann::ordered_json;
 
 struct Options {
   RunOptions run;
-  std::string data;
+  std::vector<std::string> data;
   int64_t sequences = 8;
   int64_t cuts = 4;
   std::string device;
   std::string json;
 };
 
-ordered_json to_json(const std::vector<eval::LeakBin>& leak) {
-  ordered_json bins = ordered_json::array();
-  for (const eval::LeakBin& bin : leak) {
-    bins.push_back({{"first", bin.first_distance},
-                    {"last", bin.last_distance},
-                    {"mean", bin.mean},
-                    {"standard_error", bin.standard_error}});
+ordered_json to_json(const std::vector<eval::Bin>& bins) {
+  ordered_json all = ordered_json::array();
+  for (const eval::Bin& bin : bins) {
+    all.push_back({{"first", bin.first},
+                   {"last", bin.last},
+                   {"mean", bin.estimate.mean},
+                   {"standard_error", bin.estimate.standard_error}});
   }
-  return bins;
+  return all;
 }
 
-ordered_json to_json(const std::vector<eval::PositionLoss>& losses) {
-  ordered_json bins = ordered_json::array();
-  for (const eval::PositionLoss& bin : losses) {
-    bins.push_back({{"first", bin.first},
-                    {"last", bin.last},
-                    {"mean", bin.loss.mean},
-                    {"standard_error", bin.loss.standard_error}});
-  }
-  return bins;
+std::string cell(const eval::Estimate& estimate, int digits) {
+  return fixed(estimate.mean, digits) + " +- " + fixed(estimate.standard_error, digits);
 }
 
-std::string cell(const eval::Estimate& loss) {
-  return fixed(loss.mean, 4) + " +- " + fixed(loss.standard_error, 4);
-}
-
-void print_positions(const eval::HeldOutLoss& dense, const eval::HeldOutLoss& trained) {
-  Table table{{"loss by position", "dense", "as trained"}};
-  for (size_t i = 0; i < dense.by_position.size(); ++i) {
-    const eval::PositionLoss& bin = dense.by_position[i];
-    table.push_back(
-        {message(bin.first, " to ", bin.last), cell(bin.loss), cell(trained.by_position[i].loss)});
-  }
-  print_table(std::cout, table, 1);
-}
-
-void print_leak(const std::vector<eval::LeakBin>& dense,
-                const std::vector<eval::LeakBin>& trained) {
-  const auto cell = [](const eval::LeakBin& bin) {
-    return fixed(bin.mean, 5) + " +- " + fixed(bin.standard_error, 5);
-  };
-  Table table{{"distance before the cut", "dense", "as trained"}};
+void print_bins(const char* heading, const std::vector<eval::Bin>& dense,
+                const std::vector<eval::Bin>& trained, int digits) {
+  Table table{{heading, "dense", "as trained"}};
   for (size_t i = 0; i < dense.size(); ++i) {
-    table.push_back({message(dense[i].first_distance, " to ", dense[i].last_distance),
-                     cell(dense[i]), cell(trained[i])});
+    table.push_back({message(dense[i].first, " to ", dense[i].last),
+                     cell(dense[i].estimate, digits), cell(trained[i].estimate, digits)});
   }
   print_table(std::cout, table, 1);
 }
@@ -85,12 +62,13 @@ void print_leak(const std::vector<eval::LeakBin>& dense,
 void eval_run(const Options& options) {
   const Output json(options.json);
   Run run = open_run(options.run);
-  if (!options.data.empty()) run.recipe.data.path = {options.data};
+  if (!options.data.empty()) run.recipe.data.path = options.data;
   const train::Recipe& recipe = run.recipe;
   const auto corpus = data::Corpus::read(recipe.data, data::read_file_list(run.folder.data()));
   check_argument(corpus.fingerprint() == run.checkpoint.corpus,
-                 "the data (data.path) has the fingerprint ", corpus.fingerprint(),
-                 "; that which the run was trained on has ", run.checkpoint.corpus);
+                 "data.path (--data) does not lead to what the run was trained on: it has the "
+                 "fingerprint ",
+                 corpus.fingerprint(), ", not ", run.checkpoint.corpus);
 
   model::Llama model = load_model(run, options.device);
   const at::Device device = model->parameters().front().device();
@@ -115,12 +93,12 @@ void eval_run(const Options& options) {
             << stage.name << ", " << to_string(attention) << "\n\n";
   print_table(std::cout,
               {{"loss on held-out text", "nats per token"},
-               {"dense", cell(dense.all)},
-               {"as trained", cell(trained.all)},
+               {"dense", cell(dense.all, 4)},
+               {"as trained", cell(trained.all, 4)},
                {"token frequencies alone", fixed(bytes, 4)}},
               1);
   std::cout << '\n';
-  print_positions(dense, trained);
+  print_bins("loss by position", dense.by_position, trained.by_position, 4);
   std::cout << "\nleak: rise of the loss before a cut after which all inputs are replaced, nats:\n"
             << std::flush;
   const auto leak = [&](bool as_trained) {
@@ -128,7 +106,7 @@ void eval_run(const Options& options) {
   };
   const auto leak_dense = leak(false);
   const auto leak_trained = differs ? leak(true) : leak_dense;
-  print_leak(leak_dense, leak_trained);
+  print_bins("distance before the cut", leak_dense, leak_trained, 5);
 
   if (!json) return;
   const ordered_json all{{"held_out_dense", dense.all.mean},
@@ -151,8 +129,9 @@ void add_eval(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   options->run.add_to(*verb);
   verb->add_option("--data", options->data,
-                   "where the run's text is now, if not at the recipe's data.path")
-      ->check(not_empty());
+                   "where the run's data is now, if not at data.path; repeat it for several paths")
+      ->check(not_empty())
+      ->allow_extra_args(false);
   verb->add_option("--sequences", options->sequences, "held-out sequences to measure")
       ->check(integer(1))
       ->capture_default_str();
