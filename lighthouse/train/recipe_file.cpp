@@ -240,10 +240,12 @@ void set_sections(const std::vector<Section>& all, const toml::table& root) {
   }
 }
 
-/// A factor without the type of the scaling is Llama 3's.
+/// A factor without the type of the scaling is Llama 3's, as in older recipes, which say what is the
+/// default of its bound.
 void set_rope_type(model::RopeScaling& scaling, const toml::table& root) {
-  const bool said = scaling.type != model::RopeType::kDefault || root["model"]["rope_type"];
-  if (!said && scaling.factor != 1) scaling.type = model::RopeType::kLlama3;
+  if (scaling.type != model::RopeType::kDefault || root["model"]["rope_type"]) return;
+  if (scaling.factor != 1) scaling.type = model::RopeType::kLlama3;
+  if (scaling.high_frequency == 4) scaling.high_frequency = 0;
 }
 
 }  // namespace

@@ -175,6 +175,17 @@ def test_what_training_does_not_change_is_handed_on(text: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "found/config.json").read_text())["eos_token_id"] == [2, 7]
 
 
+def test_token_files_are_no_bytes(tmp_path: Path) -> None:
+    """Their tokenizer is not known, be their ids as few as bytes."""
+    ids = numpy.random.default_rng(0).integers(256, size=2000)
+    header = struct.pack("<8sIIQQ", b"LHTOKENS", 1, 2, len(ids), 256)
+    (tmp_path / "tokens.bin").write_bytes(header + ids.astype("<u2").tobytes())
+    exported = run("export", train(tmp_path, "run", MODEL, DENSE, tmp_path / "tokens.bin"), tmp_path / "model")
+    assert exported.returncode == 0 and "tokenizer: none" in exported.stdout, exported.stdout
+    assert not (tmp_path / "model/tokenizer.json").exists()
+    assert json.loads((tmp_path / "model/config.json").read_text())["eos_token_id"] is None
+
+
 def test_a_longer_context_than_the_model_had_is_said(text: Path, tmp_path: Path) -> None:
     shape = SHAPE | {"vocab_size": 256, "max_position_embeddings": 64}
     LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(tmp_path / "base")

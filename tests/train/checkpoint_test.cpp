@@ -68,6 +68,7 @@ TEST(Checkpoint, IsReadInItsOlderFormat) {
   const Checkpoint old = read_checkpoint(fs::path(LIGHTHOUSE_GOLDEN_RUN) / "step-00000002");
   EXPECT_EQ(old.step, 2);
   EXPECT_EQ(old.recipe.model.rope_theta, 5000);
+  EXPECT_EQ(old.recipe.model.rope_scaling, model::RopeScaling());
   ASSERT_EQ(old.recipe.stages.size(), 2u);
   EXPECT_EQ(old.recipe.stages[0].config.budget, 8);
   model::Llama model(old.recipe.model);

@@ -15,6 +15,7 @@
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/settings.h"
+#include "lighthouse/data/file_list.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/safetensors.h"
 #include "lighthouse/model/base_model.h"
@@ -98,6 +99,15 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   return out.str();
 }
 
+/// Whether the run's tokens are bytes: those of text are. Without a list of its data, as of an
+/// older run, its vocabulary alone tells.
+bool is_of_bytes(const train::RunFolder& run, const train::Recipe& recipe) {
+  const data::FileList files = data::read_file_list(run.data());
+  return recipe.model.vocab_size == 256 && recipe.init_from.empty() &&
+         std::ranges::none_of(
+             files, [](const data::ListedFile& file) { return file.as.starts_with("tokens"); });
+}
+
 void write_byte_tokenizer(int64_t context, const fs::path& folder) {
   io::write_atomically(folder / "tokenizer.json", model::byte_tokenizer_json());
   const nlohmann::ordered_json config{{"tokenizer_class", "PreTrainedTokenizerFast"},
@@ -152,7 +162,7 @@ void export_run(const Options& options) {
   fs::create_directories(folder);
   io::write_safetensors(folder / "model.safetensors",
                         {in_type(checkpoint.model, type), {{"format", "pt"}}});
-  const bool bytes = recipe.model.vocab_size == 256 && recipe.init_from.empty();
+  const bool bytes = is_of_bytes(run, recipe);
   std::string tokenizer = "none: copy the files of the one that made the tokens";
   if (bytes) {
     write_byte_tokenizer(context, folder);
