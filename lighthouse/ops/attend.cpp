@@ -57,17 +57,13 @@ struct Call {
   }
 };
 
-/// The kernel that PyTorch would take by its switches.
+/// The kernel that PyTorch takes by its switches; it throws where they leave none.
 SDPBackend choice_of(const Call& call) {
   return static_cast<SDPBackend>(at::_fused_sdp_choice(call.q, call.k, call.v, {}, 0.0, call.causal,
                                                        call.scale, call.grouped()));
 }
 SDPBackend kernel_for(const Call& call) {
   const SDPBackend choice = choice_of(call);
-  TORCH_CHECK(choice != SDPBackend::error,
-              "PyTorch's switches leave no attention kernel for q of shape ", call.q.sizes(),
-              " and type ", call.q.scalar_type(), " on ", call.q.device(),
-              "; allow more of them, such as the math kernel");
   // One kernel has no groups, and is still worth more than plain products.
   const bool efficient = choice == SDPBackend::math && call.q.is_cuda() && call.grouped() &&
                          choice_of(call.expanded()) == SDPBackend::efficient_attention;
