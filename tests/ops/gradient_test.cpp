@@ -24,7 +24,7 @@ TEST(Gradient, IsThatOfFiniteDifferences) {
   Random random(70);
   for (int i = 0; i < 8; ++i) {
     Case c = random_case(random);
-    c.tokens = std::min<int64_t>(c.tokens, 20);
+    c.tokens = std::clamp<int64_t>(c.tokens, 2, 20);
     c.config.budget = c.config.tile_budget;
     c.dim = std::min<int64_t>(c.dim, 3);
     if (i % 2 == 0) c.config.local = draw(random, 1, 25);
