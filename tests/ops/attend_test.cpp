@@ -67,16 +67,19 @@ Tensors in_type(const Tensors& x, at::ScalarType type) {
   return {x.q.to(type), x.k.to(type), x.v.to(type)};
 }
 
-/// Four times the error of the textbook's products in the same type, and two units.
+/// Four times the error of the textbook's products in the same type, two units, and a unit of the
+/// type of sums for each of their terms, whose order is that of a kernel.
 void expect_close(const Results& ours, const Tensors& x, const Tensor& grad_out, bool causal,
                   double scale) {
   const auto exact =
       by_hand(in_type(x, at::kDouble), grad_out.to(at::kDouble), causal, scale).all();
   const auto plain = by_hand(x, grad_out, causal, scale).all();
+  const Rounding type = rounding(x.q.scalar_type());
+  const auto terms = static_cast<double>(x.k.size(2) + x.q.size(3));
   for (size_t i = 0; i < exact.size(); ++i) {
     const Array expected = to_array(exact[i]);
-    const double tolerance =
-        4 * relative_error(to_array(plain[i]), expected) + 2 * rounding(x.q.scalar_type()).unit;
+    const double tolerance = 4 * relative_error(to_array(plain[i]), expected) + 2 * type.unit +
+                             terms * accumulator(type).unit;
     EXPECT_TRUE(close(to_array(ours.all()[i]), expected, tolerance)) << kNames[i];
   }
 }

@@ -137,14 +137,20 @@ Results run_plainly(const Tensors& inputs, const Tensor& grad_out, const Array* 
   });
 }
 
-/// Four times the error of plain code, and a unit for each term of the sums, whose order is ours.
+/// Four times the error of plain code, a unit for each rounding, and one of the type of sums for
+/// each of their terms, whose order is that of a kernel.
+/// @param logits the largest; exp makes errors of them relative ones
 void expect_within_budget(const Results& ours, const Results& plain, const Array& out,
-                          const oracle::Qkv& grad, const Config& config, at::ScalarType type) {
+                          const oracle::Qkv& grad, const Config& config, at::ScalarType type,
+                          double logits = 1) {
+  const Array& q = grad.q;
+  const double terms = static_cast<double>(q.size(2)) + static_cast<double>(q.size(3)) * logits;
   const Array* expected[] = {&out, &grad.q, &grad.k, &grad.v};
   for (size_t i = 0; i < 4; ++i) {
     const double plain_error = relative_error(to_array(plain.all()[i]), *expected[i]);
-    const double tolerance =
-        4 * plain_error + static_cast<double>(config.levels + 2) * rounding(type).unit;
+    const double tolerance = 4 * plain_error +
+                             static_cast<double>(config.levels + 2) * rounding(type).unit +
+                             terms * accumulator(rounding(type)).unit;
     EXPECT_TRUE(close(to_array(ours.all()[i]), *expected[i], tolerance)) << kNames[i];
   }
 }
@@ -152,14 +158,14 @@ void expect_within_budget(const Results& ours, const Results& plain, const Array
 oracle::Cut cut_of(const Config& config) { return {config.local, config.local_shift}; }
 
 void expect_agreement(const Tensors& x, const Tensor& grad_out, const Selection& selection,
-                      const Results& ours, const Config& config) {
+                      const Results& ours, const Config& config, double logits = 1) {
   const Array rows = to_array(selection.rows);
   const oracle::Qkv arrays = to_arrays(x);
   expect_within_budget(
       ours, run_plainly(x, grad_out, &rows, config),
       oracle::attention(arrays, rows, config, cut_of(config)),
       oracle::attention_adjoint(arrays, to_array(grad_out), rows, config, cut_of(config)), config,
-      x.q.scalar_type());
+      x.q.scalar_type(), logits);
 }
 
 TEST_P(Pieces, BesideLighthouseAgreeWithTheOracle) {
@@ -321,7 +327,9 @@ TEST_P(Pieces, MassesMayDifferByAnyFactor) {
     const Results ours = run(x, grad_out, c.config);
     for (const Tensor& result : ours.all()) EXPECT_TRUE(result.isfinite().all().item<bool>());
     if (GetParam() != at::kDouble) continue;  // the rounding of a logit of 1000 is a unit of mass
-    expect_agreement(x, grad_out, select(x.q, x.k, x.v, c.config), ours, c.config);
+    const TokenScores norms = norm_scores(x.q, x.k);
+    const double logits = norms.q.max().item<double>() * norms.k.max().item<double>();
+    expect_agreement(x, grad_out, select(x.q, x.k, x.v, c.config), ours, c.config, logits);
   }
 }
 

@@ -23,7 +23,7 @@ std::vector<Tensor> run_operators(const Tensors& x, const Case& c, const Tensor&
   const auto keep = [&](const auto&... tensors) { (results.push_back(tensors), ...); };
   const auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry);
   keep(scores_q, scores_k, roots, ops::roots(q, k, v, geometry));
-  const TokenScores gated = gla_scores(q, k, v, q.select(3, 0).abs().neg());
+  const TokenScores gated = gla_scores(q, k, v, on(x.q.select(3, 0).abs().neg()));
   keep(gated.q, gated.k);
   std::apply(keep, ops::pool_scores(q.select(3, 0).to(at::kFloat), k.select(3, 0).to(at::kFloat),
                                     geometry));

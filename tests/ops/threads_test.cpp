@@ -101,10 +101,6 @@ struct Large {
   }
 };
 
-/// Stock attention on a CPU is made of MKL's products, whose last bits follow from where a thread's
-/// buffers happen to begin, unless MKL is told otherwise before its first product.
-const int kProductsDoNotDependOnAddresses = ::setenv("MKL_CBWR", "AUTO,STRICT", /*overwrite=*/0);
-
 class Determinism : public ::testing::TestWithParam<at::ScalarType> {};
 INSTANTIATE_TEST_SUITE_P(AllTypes, Determinism,
                          ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf));
