@@ -294,14 +294,20 @@ Tensors3 attend_both_backward_kernel(const Tensor& grad_out_any, const Tensor& q
       attend_backward(merged.grad_out, gathered_q, gathered_k, gathered_v, merged.out,
                       gathered_logsumexp, /*causal=*/true, scale);
   merged = {};
-  const NearSegments near = attend_near_backward(grad_out, q, k, v, out, logsumexp, pieces, scale);
-  // In place over near's gradients where they are one segment, stored as the results are.
-  const auto grad = [&](const Segments& segments, const Tensor& layout) {
-    const Tensor whole = joined(segments, pieces, layout);
-    return whole.defined() ? whole : empty_as(layout, q);
+  NearSegments near = attend_near_backward(grad_out, q, k, v, out, logsumexp, pieces, scale);
+  // In place over near's gradients where they are one segment, stored as the results are. Else one
+  // of the three is put together first, so that less is there twice.
+  const auto grad = [&](Segments& segments, const Tensor& layout, bool together) {
+    Tensor whole = joined(segments, pieces, layout);
+    if (whole.defined()) return whole;
+    if (!together || q.size(0) > 1) return empty_as(layout, q);
+    whole = assemble(segments, pieces, layout, q);
+    segments = segments_of(whole, pieces);
+    return whole;
   };
-  const Tensor grad_q = grad(near.q, layout_q), grad_k = grad(near.k, layout_kv),
-               grad_v = grad(near.v, layout_kv);
+  const Tensor grad_v = grad(near.v, layout_kv, /*together=*/true);
+  const Tensor grad_k = grad(near.k, layout_kv, /*together=*/false);
+  const Tensor grad_q = grad(near.q, layout_q, /*together=*/false);
   gather_backward_into(far_q, far_k, far_v, slots, g, grad_q, grad_k, grad_v, near);
   return {grad_q, grad_k, grad_v};
 }

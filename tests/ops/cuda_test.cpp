@@ -91,8 +91,11 @@ TEST(Memory, WithPiecesItIsNearlyThatOfDenseAttention) {
   config.budget = 512;
   config.local = 2048;
   const int64_t dense = peak_of(x, [&] { return dense_attention(x.q, x.k, x.v); });
-  const int64_t pieces = peak_of(x, [&] { return attention(x.q, x.k, x.v, config); });
-  EXPECT_LE(static_cast<double>(pieces), 1.15 * static_cast<double>(dense));
+  for (const int64_t shift : {0, 1024}) {
+    config.local_shift = shift;
+    const int64_t pieces = peak_of(x, [&] { return attention(x.q, x.k, x.v, config); });
+    EXPECT_LE(static_cast<double>(pieces), 1.15 * static_cast<double>(dense)) << shift;
+  }
 }
 
 class Graph : public ::testing::TestWithParam<int64_t> {};
