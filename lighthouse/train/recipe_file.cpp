@@ -240,8 +240,8 @@ void set_sections(const std::vector<Section>& all, const toml::table& root) {
   }
 }
 
-/// A factor without the type of the scaling is Llama 3's, as in older recipes, which say what is the
-/// default of its bound.
+/// A factor without the type of the scaling is Llama 3's, as in older recipes, which say what is
+/// the default of its bound.
 void set_rope_type(model::RopeScaling& scaling, const toml::table& root) {
   if (scaling.type != model::RopeType::kDefault || root["model"]["rope_type"]) return;
   if (scaling.factor != 1) scaling.type = model::RopeType::kLlama3;

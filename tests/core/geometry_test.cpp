@@ -170,8 +170,8 @@ TEST(DenseBecause, SaysWhyLighthouseDoesNotPay) {
   EXPECT_EQ(dense_because(256, config_of(3, 4, 16, 1)), "");
   EXPECT_EQ(dense_because(256, config_of(3, 4, 17, 1)),
             "a budget of 17 has more tiles (of 1) than 256 tokens have roots");
-  EXPECT_TRUE(throws<std::invalid_argument>(
-      [] { (void)dense_because(256, config_of(3, 4, 4, 0)); }, {"tile_budget is 0"}));
+  EXPECT_TRUE(throws<std::invalid_argument>([] { (void)dense_because(256, config_of(3, 4, 4, 0)); },
+                                            {"tile_budget is 0"}));
 }
 
 TEST(Geometry, Prints) {
