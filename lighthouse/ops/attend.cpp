@@ -226,7 +226,9 @@ Tensors2 attend_kernel(const Tensor& q, const Tensor& k, const Tensor& v, bool c
         return products(call);
     }
   }();
-  return {laid_out_like(attended.out, q), attended.logsumexp.contiguous()};
+  // As at::empty has it, strides where a size is 1 included.
+  const Tensor logsumexp = attended.logsumexp.reshape({-1}).view(q.sizes().slice(0, 3));
+  return {laid_out_like(attended.out, q), logsumexp};
 }
 
 Tensors3 attend_backward_kernel(const Tensor& grad_out, const Tensor& q, const Tensor& k,

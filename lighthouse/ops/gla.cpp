@@ -108,9 +108,10 @@ Tensors2 gla_scores_kernel(const Tensor& q, const Tensor& k, const Tensor& v,
     scores_k.push_back(output_norms(head_k, head_q, head_v, decay));
   }
   const auto stacked = [&](const std::vector<Tensor>& heads) {
-    return at::stack(heads, 1).narrow(2, 0, tokens).to(at::kFloat);
+    const Tensor scores = at::stack(heads, 1).narrow(2, 0, tokens).to(at::kFloat);
+    return scores.reshape({-1}).view(scores.sizes());  // strides as at::empty has them
   };
-  return {stacked(scores_q).contiguous(),
+  return {stacked(scores_q),
           stacked(scores_k).unflatten(1, {shape.groups, shape.heads_per_group()}).amax(2)};
 }
 

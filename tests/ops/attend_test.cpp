@@ -93,7 +93,7 @@ struct Drawn {
 };
 Drawn draw_call(Random& random, at::ScalarType type) {
   Case c;
-  c.tokens = draw(random, 2, 90);
+  c.tokens = draw(random, 8, 90);
   c.batch = draw(random, 1, 2);
   c.groups = draw(random, 1, 2);
   c.heads = c.groups * draw(random, 1, 3);
@@ -102,7 +102,7 @@ Drawn draw_call(Random& random, at::ScalarType type) {
   Tensors x = random_tensors(random, c, type);
   const Tensor grad_out = to_tensor(normals(random, c.q_shape()), type);
   if (!causal) {
-    c.tokens = draw(random, 2, 90);
+    c.tokens = draw(random, 8, 90);
     const Tensors keys = random_tensors(random, c, type);
     x.k = keys.k, x.v = keys.v;
   }
@@ -179,7 +179,7 @@ TEST_P(Attend, OverTwoBlocksOfKeysIsOnePiece) {
   Random random(93);
   for (int i = 0; i < 40; ++i) {
     Case c;
-    c.tokens = draw(random, 2, 90);
+    c.tokens = draw(random, 8, 90);
     c.groups = draw(random, 1, 2);
     c.heads = c.groups * draw(random, 1, 2);
     c.dim = 8 * draw(random, 1, 3);
