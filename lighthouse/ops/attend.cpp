@@ -309,8 +309,9 @@ Tensors3 attend_backward_autograd(const Tensor& grad_out, const Tensor& q, const
 /// As PyTorch's own attention does, in the type of autocast.
 Tensors2 attend_autocast(const Tensor& q, const Tensor& k, const Tensor& v, bool causal,
                          std::optional<double> scale) {
+  const Tensor cast_q = autocast(q), cast_k = autocast(k), cast_v = autocast(v);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return attend(autocast(q), autocast(k), autocast(v), causal, scale);
+  return attend(cast_q, cast_k, cast_v, causal, scale);
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ def test_scores_of_gated_linear_attention() -> None:
     gate[:, :, 100] = -math.inf  # forgets what came before
     later = [x.detach()[:, :, 100:] for x in (q, k, v)]
     for ours, alone in zip(gla_scores(q, k, v, gate), gla_scores(*later, gate[:, :, 100:])):
-        torch.testing.assert_close(ours[:, :, 100:], alone)
+        # Sums of as many terms as there are tokens, in other orders.
+        torch.testing.assert_close(ours[:, :, 100:], alone, rtol=256 * torch.finfo(torch.float32).eps, atol=1e-5)
 
 
 def test_config_has_the_settings_of_the_operators() -> None:
@@ -132,6 +133,7 @@ def test_gradcheck(local: int) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_whole(scorer: str, local: int, dynamic: bool) -> None:
     config = LighthouseConfig(budget=16, tile_budget=8, scorer=scorer, local=local)  # type: ignore[arg-type]
+    torch._dynamo.reset()  # which compiles one function so often only
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     for batch in (2, 3, 5) if dynamic else (2, 2):
         eager = make_qkv(batch)
