@@ -31,7 +31,7 @@ class Output {
 
  private:
   std::optional<io::OutputFile> file_;
-  std::streambuf* standard_output_ = nullptr;  ///< of std::cout, while that is redirected
+  std::streambuf* standard_output_ = nullptr;  ///< buffer of std::cout while it is redirected
 };
 
 }  // namespace lighthouse::app

@@ -110,7 +110,7 @@ struct Geometry {
 
 std::ostream& operator<<(std::ostream& out, const Geometry& geometry);
 
-/// Why attention over that many tokens is better computed densely: there are more tiles than roots,
+/// Why dense attention over `tokens` tokens is the better choice: there are more tiles than roots,
 /// or S would not be below N. Empty where Lighthouse pays. Throws std::invalid_argument where a
 /// field of `config` is out of its range, or the geometry too large.
 std::string dense_because(int64_t tokens, const Config& config);

@@ -13,7 +13,7 @@ struct Setting {
   std::variant<int64_t Config::*, Scorer Config::*, SelectionRule Config::*,
                std::optional<double> Config::*>
       field;
-  int64_t least;  ///< of an integer
+  int64_t least;  ///< smallest value of an integer setting
   const char* help;
   bool of_stage = true;  ///< a stage of a run may have its own; else it is the model's or a layer's
 };

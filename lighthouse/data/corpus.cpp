@@ -35,7 +35,7 @@ double place(const std::string& name) {
   return static_cast<double>((bits ^ bits >> 33) >> 11) * 0x1p-53;
 }
 
-/// Of so many, those at the end that are held out; both parts keep one.
+/// How many of `size` tokens are held out, from the end; both parts keep at least one.
 uint64_t held_out_tokens(uint64_t size, double share) {
   const int64_t last = std::llround(static_cast<double>(size) * share);
   return static_cast<uint64_t>(std::clamp<int64_t>(last, 1, static_cast<int64_t>(size) - 1));
@@ -83,7 +83,7 @@ class Part {
   Spool spool_;
   std::vector<std::pair<uint64_t, Tokens>> mapped_;  ///< each with the bytes spooled before it
   uint64_t mapped_bytes_ = 0;
-  std::vector<uint64_t> ends_;  ///< of documents
+  std::vector<uint64_t> ends_;  ///< where each document ends
 };
 
 }  // namespace
