@@ -1,0 +1,54 @@
+#pragma once
+
+#include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include <chrono>
+#include <optional>
+
+#include "lighthouse/distributed/world.h"
+
+/// What a world is made of. PyTorch's headers take seconds to parse: include this in few files.
+namespace lighthouse::distributed {
+
+/// What makes a group's backends. Without a GPU, Gloo alone.
+struct GroupOptions {
+  std::optional<at::Device> device;  ///< of the GPU
+  std::string interface;  ///< the network interface of Gloo; empty: that of the host's name
+  bool loopback = false;  ///< Gloo's connections stay on this host
+  std::chrono::milliseconds timeout = std::chrono::minutes(10);
+};
+
+/// A member of a process group, registered under its name while it lives.
+struct World::Group {
+  c10::intrusive_ptr<c10d::Store> store;
+  c10::intrusive_ptr<c10d::ProcessGroup> processes;
+  std::string name;
+  int64_t local_rank = 0;
+  GroupOptions options;
+  bool owned = false;  ///< made and registered by us, and not found by its name
+
+  Group() = default;
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+  ~Group();
+};
+
+/// A world whose members meet in a store. All of them call it with the same name, which is free.
+World join(const c10::intrusive_ptr<c10d::Store>& store, int64_t rank, int64_t size,
+           int64_t local_rank, const std::string& name, const GroupOptions& options);
+
+/// The backend of a group on GPUs, in a file of its own.
+c10::intrusive_ptr<c10d::Backend> make_nccl(const c10::intrusive_ptr<c10d::Store>& store,
+                                            int64_t rank, int64_t size, const std::string& name,
+                                            const GroupOptions& options);
+
+/// What tells a GPU from every other; in that file too.
+std::string gpu_identity(at::Device device);
+
+/// A store in which keys begin with the name of a group.
+c10::intrusive_ptr<c10d::Store> with_prefix(const std::string& name,
+                                            const c10::intrusive_ptr<c10d::Store>& store);
+
+}  // namespace lighthouse::distributed
