@@ -173,9 +173,12 @@ TEST(Determinism, OfAllButTheInnerAttention) {
   }
 }
 
+class Large : public ::testing::TestWithParam<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(LocalTokens, Large, ::testing::Values(0, 4096));
+
 /// 17 heads of 2^20 tokens: q has more than 2^31 elements. A head by itself, with the same
-/// selection, must give the same.
-TEST(Large, MoreThan2To31Elements) {
+/// selection, must give the same, without pieces and with them.
+TEST_P(Large, MoreThan2To31Elements) {
   constexpr int64_t kTokens = 1 << 20;
   constexpr int64_t kHeads = 17;
   Inputs x(kTokens, kHeads, 1);
@@ -183,6 +186,8 @@ TEST(Large, MoreThan2To31Elements) {
   Config config;
   config.levels = 4;
   config.budget = 4096;
+  config.local = GetParam();
+  config.local_shift = config.local / 2;
   EXPECT_EQ(gathered_rows(kTokens, config), 65536);
   x.need_gradients();
   const Selection selection = select(x.q, x.k, x.v, config);
@@ -204,7 +209,7 @@ TEST(Large, MoreThan2To31Elements) {
 }
 
 /// Several hundred heads: each as it is alone.
-TEST(Large, ManyHeads) {
+TEST(ManyHeads, AreEachAsTheyAreAlone) {
   constexpr int64_t kHeads = 400;
   const Inputs x(2048, kHeads, kHeads);
   Config config;
