@@ -112,6 +112,9 @@ Checkpoint read_verified(const fs::path& path) {
   state.at("corpus").get_to(checkpoint.corpus);
   checkpoint.recipe = Recipe::parse(state.at("recipe").get<std::string>(),
                                     message("the recipe in '", (path / kState).string(), "'"));
+  checkpoint.stage_starts = checkpoint.recipe.by_seconds()
+                                ? state.at("stage_starts").get<std::vector<int64_t>>()
+                                : stage_starts(checkpoint.recipe, checkpoint.step);
   checkpoint.random = io::read_safetensors(path / kRandom).tensors.at("cpu");
   checkpoint.model = io::read_safetensors(path / kModel).tensors;
   checkpoint.optimizer = io::read_safetensors(path / kOptimizer).tensors;
@@ -128,6 +131,7 @@ void write_files(const Checkpoint& checkpoint, const fs::path& folder) {
       {"step", checkpoint.step},
       {"position", checkpoint.position},
       {"seconds", checkpoint.seconds},
+      {"stage_starts", checkpoint.stage_starts},
       {"skipped", checkpoint.skipped},
       {"threads", checkpoint.threads},
       {"corpus", checkpoint.corpus},
@@ -198,6 +202,17 @@ void Checkpoints::remove(const fs::path& path) const {
   fs::remove_all(partial);
   io::rename_durably(path, partial);
   fs::remove_all(partial);
+}
+
+std::vector<int64_t> stage_starts(const Recipe& recipe, int64_t step) {
+  std::vector<int64_t> starts;
+  int64_t start = 0;
+  for (const StageRecipe& stage : recipe.stages) {
+    if (start >= step) break;
+    starts.push_back(start);
+    start += stage.steps;
+  }
+  return starts;
 }
 
 Checkpoint read_checkpoint(const fs::path& folder) {

@@ -15,14 +15,16 @@ namespace lighthouse::train {
 
 /// Everything that a run goes on from, between two steps.
 struct Checkpoint {
-  int64_t step = 0;       ///< steps done, of all stages together
-  uint64_t position = 0;  ///< of the loader: tokens trained on
-  double seconds = 0;     ///< of training
-  int64_t skipped = 0;    ///< steps whose update was skipped
-  int64_t threads = 0;    ///< other numbers of threads give other last bits
-  uint64_t corpus = 0;    ///< data::Corpus::fingerprint
-  Recipe recipe;          ///< of it, what decides about the weights; the rest has its defaults
-  at::Tensor random;      ///< state of PyTorch's generator of the CPU
+  int64_t step = 0;                   ///< steps done, of all stages together
+  uint64_t position = 0;              ///< of the loader: tokens trained on
+  double seconds = 0;                 ///< of training
+  std::vector<int64_t> stage_starts;  ///< the step that each stage began after, of those that had
+                                      ///< taken one
+  int64_t skipped = 0;                ///< steps whose update was skipped
+  int64_t threads = 0;                ///< other numbers of threads give other last bits
+  uint64_t corpus = 0;                ///< data::Corpus::fingerprint
+  Recipe recipe;      ///< of it, what decides about the weights; the rest has its defaults
+  at::Tensor random;  ///< state of PyTorch's generator of the CPU
   std::map<std::string, at::Tensor> model;      ///< names of Hugging Face's LlamaForCausalLM
   std::map<std::string, at::Tensor> optimizer;  ///< AdamW::state
 };
@@ -54,6 +56,10 @@ class Checkpoints {
 
   std::filesystem::path folder_;
 };
+
+/// The step that each stage begins after, of the recipe's stages that have taken one by `step`. The
+/// recipe is by steps.
+std::vector<int64_t> stage_starts(const Recipe& recipe, int64_t step);
 
 /// Throws std::runtime_error, naming the file and the checkpoint before it, where a file is missing
 /// or any byte of one is not what was written.

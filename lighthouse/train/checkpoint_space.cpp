@@ -20,6 +20,8 @@ std::string size(double bytes) {
 /// The most checkpoints that are on the disk at once.
 int64_t most_at_once(const Recipe& recipe) {
   const RunRecipe& run = recipe.run;
+  // How many steps a run by seconds takes is not known: those kept for good are not counted.
+  if (recipe.by_seconds()) return run.keep_checkpoints + 1;
   const int64_t steps = recipe.total_steps();
   const int64_t made =
       steps / run.checkpoint_every_steps + static_cast<int64_t>(recipe.stages.size());

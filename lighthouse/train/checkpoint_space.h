@@ -13,7 +13,7 @@ double checkpoint_bytes(const Recipe& recipe);
 
 /// Whether a run's checkpoints fit on a disk with so many bytes free. A checkpoint is written
 /// before an older one is removed, so that run.keep_checkpoints + 1 must fit, and those that are
-/// kept for good.
+/// kept for good, which are not counted of a run by seconds.
 /// @param present checkpoints of the run that are on the disk already
 /// @param where names the disk in messages
 /// @return a warning; empty where all fit

@@ -4,11 +4,12 @@
 #include <iomanip>
 #include <ostream>
 #include <sstream>
+#include <utility>
 
 namespace lighthouse::train {
 namespace {
 
-constexpr int64_t kPlainLines = 20;
+constexpr double kPlainLines = 20;
 
 /// "1:02:03", or "2:03" below an hour.
 std::string clock(double seconds) {
@@ -22,24 +23,34 @@ std::string clock(double seconds) {
 }  // namespace
 
 Progress::Progress(std::ostream& out, bool terminal, const std::vector<StageRecipe>& stages)
-    : out_(out), terminal_(terminal), stages_(stages) {
-  for (const StageRecipe& stage : stages) steps_ += stage.steps;
+    : out_(out),
+      terminal_(terminal),
+      stages_(stages),
+      by_seconds_(!stages.empty() && stages.front().by_seconds()) {
+  for (const StageRecipe& stage : stages) all_ += stage.length();
 }
 
 Progress::~Progress() {
   if (drawn_) out_ << '\n' << std::flush;
 }
 
+/// Steps or seconds.
+double Progress::done(const StepMetrics& m) const {
+  return by_seconds_ ? m.seconds : static_cast<double>(m.step);
+}
+
 /// "lighthouse 1:02, dense ?"
 std::string Progress::left(const StepMetrics& m) const {
   std::string text;
-  int64_t end = 0;
+  double end = 0;
   for (const StageRecipe& stage : stages_) {
-    end += stage.steps;
-    if (end < m.step || (end == m.step && &stage != &stages_.back())) continue;
-    const bool begun = stage.name == m.stage;
-    const auto tokens = static_cast<double>((end - m.step) * stage.tokens_per_step());
-    text += (text.empty() ? "" : ", ") + stage.name + ' ' + (begun ? clock(tokens * pace_) : "?");
+    end += stage.length();
+    const double rest = std::max(0.0, std::min(stage.length(), end - done(m)));
+    if (rest == 0 && &stage != &stages_.back()) continue;
+    const double step = static_cast<double>(stage.tokens_per_step()) * pace_;
+    const bool known = by_seconds_ || stage.name == m.stage;
+    text += (text.empty() ? "" : ", ") + stage.name + ' ' +
+            (known ? clock(by_seconds_ ? rest : rest * step) : "?");
   }
   return text;
 }
@@ -48,11 +59,14 @@ void Progress::step(const StepMetrics& m, bool edge_of_stage) {
   const double pace = 1 / m.tokens_per_second;
   pace_ = m.stage != stage_ ? pace : 0.9 * pace_ + 0.1 * pace;
   stage_ = m.stage;
-  const bool due = m.step % std::max<int64_t>(1, steps_ / kPlainLines) == 0;
+  const auto line_due = static_cast<int64_t>(kPlainLines * done(m) / all_);
+  const bool due = line_due != std::exchange(line_, line_due);
   if (!terminal_ && !due && !edge_of_stage) return;
   std::ostringstream line;
-  line << std::fixed << "step " << m.step << '/' << steps_ << "  " << m.stage << " (" << m.attention
-       << ")  loss " << std::setprecision(4) << m.loss << "  " << std::setprecision(0) << 1 / pace_
+  line << std::fixed << std::setprecision(0) << "step " << m.step;
+  if (by_seconds_) line << ", second " << m.seconds;
+  line << '/' << all_ << "  " << m.stage << " (" << m.attention << ")  loss "
+       << std::setprecision(4) << m.loss << "  " << std::setprecision(0) << 1 / pace_
        << " tokens/s  " << std::setprecision(1) << static_cast<double>(m.memory_bytes) / (1 << 30)
        << " GiB  left: " << left(m);
   if (terminal_) {

@@ -10,9 +10,9 @@
 
 namespace lighthouse::train {
 
-/// Tells how a run gets on: its loss, speed and memory, and the time that is left of each stage, of
-/// one that has not begun a "?". On a terminal, one line that is redrawn; elsewhere a plain line
-/// about twenty times a run, and at the first and last step of each stage.
+/// Tells how a run gets on: its loss, speed and memory, and the time that is left of each stage; of
+/// one by steps that has not begun a "?". On a terminal, one line that is redrawn; elsewhere a
+/// plain line about twenty times a run, and at the first and last step of each stage.
 class Progress {
  public:
   Progress(std::ostream& out, bool terminal, const std::vector<StageRecipe>& stages);
@@ -27,6 +27,7 @@ class Progress {
   void say(const std::string& line);
 
  private:
+  double done(const StepMetrics& metrics) const;
   std::string left(const StepMetrics& metrics) const;
   /// A line that the next one takes the place of.
   void draw(const std::string& line);
@@ -35,7 +36,9 @@ class Progress {
   bool terminal_;
   bool drawn_ = false;
   const std::vector<StageRecipe>& stages_;
-  int64_t steps_ = 0;     ///< of the whole run
+  bool by_seconds_;
+  double all_ = 0;        ///< steps or seconds of the whole run
+  int64_t line_ = 0;      ///< how many of the plain lines are due
   std::string stage_;     ///< the one under way
   double pace_ = 0;       ///< its seconds a token, smoothed
   std::string prepared_;  ///< what `prepare` was told of last, and how many tenths of it

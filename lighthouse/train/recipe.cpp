@@ -25,8 +25,12 @@ void validate_stage(const StageRecipe& stage, int64_t layers) {
                  stage.name, "'; it must consist of letters, digits, - and _");
   check_argument(stage.micro_batch == 0 || stage.batch % stage.micro_batch == 0, "micro_batch is ",
                  stage.micro_batch, "; it must divide batch, which is ", stage.batch);
-  const double tokens = static_cast<double>(stage.steps) * static_cast<double>(stage.batch) *
-                        static_cast<double>(stage.context);
+  check_argument((stage.steps > 0) != stage.by_seconds(), "steps is ", stage.steps,
+                 " and seconds is ", stage.seconds,
+                 "; one of the two must be above 0, and the other not be given");
+  const auto steps = static_cast<double>(std::max<int64_t>(1, stage.steps));
+  const double tokens =
+      steps * static_cast<double>(stage.batch) * static_cast<double>(stage.context);
   check_argument(tokens <= kMostTokens, "steps * batch * context is ", tokens,
                  "; it must be at most ", kMostTokens);
   check_argument(stage.dense_share == 0 ||
@@ -59,7 +63,7 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
     }
     if (const std::string why = dense_because(stage); !why.empty()) add("will be dense: ", why);
   }
-  if (recipe.optimizer.warmup_steps >= recipe.total_steps()) {
+  if (!recipe.by_seconds() && recipe.optimizer.warmup_steps >= recipe.total_steps()) {
     notes.push_back(message("the learning rate only warms up: optimizer.warmup_steps is ",
                             recipe.optimizer.warmup_steps, " of ", recipe.total_steps(), " steps"));
   }
@@ -98,6 +102,11 @@ void Recipe::validate() const {
   for (const StageRecipe& stage : stages) {
     check_part("stage '" + stage.name + "'",
                [&] { validate_stage(stage, model.num_hidden_layers); });
+    check_argument(stage.by_seconds() == by_seconds(), "stage '", stages.front().name, "' has ",
+                   by_seconds() ? "seconds" : "steps", " and stage '", stage.name, "' has ",
+                   by_seconds() ? "steps" : "seconds",
+                   "; the stages of a run must all have steps or all have seconds, since the "
+                   "learning rate follows the share of one of the two that is done");
     check_argument(names.insert(stage.name).second, "two stages are named '", stage.name,
                    "'; names of stages must differ");
   }
@@ -107,6 +116,12 @@ int64_t Recipe::total_steps() const {
   int64_t steps = 0;
   for (const StageRecipe& stage : stages) steps += stage.steps;
   return steps;
+}
+
+double Recipe::total_seconds() const {
+  double seconds = 0;
+  for (const StageRecipe& stage : stages) seconds += stage.seconds;
+  return seconds;
 }
 
 std::string Recipe::to_toml() const { return fields_as_toml(*this, /*all=*/true); }
@@ -126,14 +141,18 @@ void print(std::ostream& out, const Recipe& recipe) {
     }
   }
   io::print_table(out, fields, 3);
-  out << "\nparameters: " << recipe.model.num_parameters() << ", steps: " << recipe.total_steps()
+  const bool timed = recipe.by_seconds();
+  out << "\nparameters: " << recipe.model.num_parameters() << ", "
+      << (timed ? message("seconds of training: ", recipe.total_seconds())
+                : message("steps: ", recipe.total_steps()))
       << "\n\n";
-  io::Table stages{{"stage", "attention", "steps", "context", "batch", "tokens", "rows S", "S/N"}};
+  io::Table stages{{"stage", "attention", timed ? "seconds" : "steps", "context", "batch",
+                    timed ? "tokens a step" : "tokens", "rows S", "S/N"}};
   for (const StageRecipe& stage : recipe.stages) {
     const nn::Mode attention = computed_attention(stage);
-    stages.push_back({stage.name, std::string(to_string(attention)), std::to_string(stage.steps),
+    stages.push_back({stage.name, std::string(to_string(attention)), message(stage.length()),
                       std::to_string(stage.context), std::to_string(stage.batch),
-                      std::to_string(stage.tokens())});
+                      std::to_string(timed ? stage.tokens_per_step() : stage.tokens())});
     if (attention != nn::Mode::kLighthouse) continue;
     const int64_t rows = Geometry(stage.context, stage.config).rows;
     stages.back().push_back(std::to_string(rows));

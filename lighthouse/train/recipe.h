@@ -18,7 +18,7 @@ namespace lighthouse::train {
 enum class Decay {
   kLinear,
   kCosine,
-  kStable,  ///< at the peak until the last decay_share of all steps, then linearly
+  kStable,  ///< at the peak until the last decay_share of the run, then linearly
 };
 
 /// The type that a model computes in. Its weights are kept in float32.
@@ -38,8 +38,8 @@ inline at::ScalarType scalar_type(Dtype dtype) {
   return dtype == Dtype::kFloat32 ? at::kFloat : at::kBFloat16;
 }
 
-/// AdamW, and the schedule over the steps of all stages together: linear warm-up, then decay to a
-/// share of the peak.
+/// AdamW, and the schedule over all stages together, by steps or by seconds as the stages are:
+/// linear warm-up, then decay to a share of the peak.
 struct OptimizerRecipe {
   double lr = 2e-3;
   double beta1 = 0.9;
@@ -74,10 +74,11 @@ struct RunRecipe {
 };
 
 /// One stretch of a run. The paper's two stages are the common case; training short first and long
-/// later is another.
+/// later is another. It is of so many steps, or goes on for so many seconds.
 struct StageRecipe {
   std::string name;
   int64_t steps = 0;
+  double seconds = 0;        ///< of training, without evaluations and checkpoints
   int64_t context = 0;       ///< tokens of a sequence
   int64_t batch = 1;         ///< sequences of a step
   int64_t micro_batch = 0;   ///< sequences at a time, gradients accumulated; 0: all of them
@@ -90,6 +91,8 @@ struct StageRecipe {
 
   int64_t sequences_at_once() const { return micro_batch == 0 ? batch : micro_batch; }
   int64_t tokens_per_step() const { return batch * context; }
+  bool by_seconds() const { return seconds > 0; }
+  double length() const { return by_seconds() ? seconds : static_cast<double>(steps); }
   int64_t tokens() const { return steps * tokens_per_step(); }
 };
 
@@ -126,7 +129,12 @@ struct Recipe {
   /// run can be run: every stage's geometry and dense layers too.
   void validate() const;
 
+  /// Whether all stages are by seconds; else all are by steps.
+  bool by_seconds() const { return !stages.empty() && stages.front().by_seconds(); }
+  /// Of all stages; 0 where they are by seconds.
   int64_t total_steps() const;
+  /// Of all stages; 0 where they are by steps.
+  double total_seconds() const;
 
   /// The whole recipe, every field, as TOML that `read` gives back the same.
   std::string to_toml() const;

@@ -1,7 +1,6 @@
 #include "lighthouse/train/recipe_changes.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/train/recipe_fields.h"
@@ -40,6 +39,13 @@ std::vector<Change> changes(Recipe from, Recipe to) {
   return found;
 }
 
+/// The seconds of the run that a stage ends after.
+double end_of(const Recipe& recipe, size_t stage) {
+  double seconds = 0;
+  for (size_t i = 0; i <= stage; ++i) seconds += recipe.stages[i].seconds;
+  return seconds;
+}
+
 }  // namespace
 
 std::vector<std::string> recipe_changes(const Recipe& recipe, const Checkpoint& checkpoint) {
@@ -50,28 +56,38 @@ std::vector<std::string> recipe_changes(const Recipe& recipe, const Checkpoint& 
 
 std::vector<std::string> branch_changes(const Recipe& recipe, const Checkpoint& checkpoint) {
   const std::vector<StageRecipe>& stages = checkpoint.recipe.stages;
+  const std::vector<int64_t>& starts = checkpoint.stage_starts;
   const auto is_fixed = [&](const Change& change) {
     if (!change.section.starts_with("stage.")) {
       return change.section == "model" || change.section == "data";
     }
-    if (change.stage >= stages.size()) return false;
-    // By the checkpoint's own steps: what was trained, not what is wanted.
-    const int64_t begins = std::accumulate(
-        stages.begin(), stages.begin() + static_cast<ptrdiff_t>(change.stage), int64_t{0},
-        [](int64_t sum, const StageRecipe& s) { return sum + s.steps; });
-    if (begins >= checkpoint.step) return false;
-    if (change.key != "steps") return true;
-    // The stage under way may become longer or shorter, down to what is done of it.
-    return begins + stages[change.stage].steps < checkpoint.step ||
-           begins + recipe.stages[change.stage].steps < checkpoint.step;
+    if (change.stage >= starts.size()) return false;
+    const bool under_way = change.stage + 1 == starts.size();
+    if (!under_way || (change.key != "steps" && change.key != "seconds")) return true;
+    // It may become longer or shorter, down to what is done of it.
+    const StageRecipe& was = stages[change.stage];
+    const StageRecipe& is = recipe.stages[change.stage];
+    if (was.by_seconds() != is.by_seconds()) return true;
+    return was.by_seconds()
+               ? is.seconds < was.seconds && end_of(recipe, change.stage) < checkpoint.seconds
+               : starts.back() + is.steps < checkpoint.step;
   };
   for (const Change& change : changes(checkpoint.recipe, recipe)) {
     check_argument(!is_fixed(change), change.text, " would change what was trained up to step ",
                    checkpoint.step, "; a branch can only change what comes later");
   }
-  check_argument(recipe.total_steps() >= checkpoint.step, "the recipe has ", recipe.total_steps(),
-                 " steps, and the checkpoint to branch from is already at step ", checkpoint.step);
+  check_reaches(recipe, checkpoint);
   return recipe_changes(recipe, checkpoint);
+}
+
+void check_reaches(const Recipe& recipe, const Checkpoint& checkpoint) {
+  check_argument(recipe.by_seconds() || recipe.total_steps() >= checkpoint.step, "the recipe has ",
+                 recipe.total_steps(), " steps, and the checkpoint is already at step ",
+                 checkpoint.step);
+  check_argument(!recipe.by_seconds() || recipe.stages.size() >= checkpoint.stage_starts.size(),
+                 "the recipe has ", recipe.stages.size(),
+                 " stages, and the checkpoint is already in stage ",
+                 checkpoint.stage_starts.size());
 }
 
 std::string joined(const std::vector<std::string>& changes) {

@@ -18,6 +18,9 @@ std::vector<std::string> recipe_changes(const Recipe& recipe, const Checkpoint& 
 /// std::invalid_argument naming a change that reaches into what was trained already.
 std::vector<std::string> branch_changes(const Recipe& recipe, const Checkpoint& checkpoint);
 
+/// Throws std::invalid_argument where the recipe ends before the checkpoint.
+void check_reaches(const Recipe& recipe, const Checkpoint& checkpoint);
+
 /// In one sentence.
 std::string joined(const std::vector<std::string>& changes);
 

@@ -88,7 +88,7 @@ std::vector<Field> fields(OptimizerRecipe& o) {
       {"decay_share",
        &o.decay_share,
        {0, 1, true},
-       "stable: the share of all steps in the final decay"},
+       "stable: the share of all steps or seconds in the final decay"},
       {"final_lr_share",
        &o.final_lr_share,
        {0, 1},
@@ -139,7 +139,9 @@ Field field_of(const Setting& setting, Enum& value) {
 std::vector<Field> fields(StageRecipe& s) {
   std::vector<Field> all{
       {"name", &s.name, kAny, "letters, digits, - and _"},
-      {"steps", &s.steps, at_least(1), "optimizer steps"},
+      {"steps", &s.steps, at_least(0), "optimizer steps"},
+      {"seconds", &s.seconds, at_least(0),
+       "seconds of training, in place of steps; evaluations and checkpoints do not count"},
       {"context", &s.context, at_least(1), "tokens per sequence"},
       {"batch", &s.batch, at_least(1), "sequences per step"},
       {"micro_batch", &s.micro_batch, at_least(0),

@@ -40,21 +40,20 @@ double final_train_loss(const MetricsHistory& history, int64_t first, int64_t la
 
 }  // namespace
 
-Summary summarize(const Recipe& recipe, const MetricsHistory& history,
-                  double token_frequency_loss) {
+Summary summarize(const Recipe& recipe, const std::vector<int64_t>& stage_starts,
+                  const MetricsHistory& history, double token_frequency_loss) {
   Summary summary;
   summary.token_frequency_loss = token_frequency_loss;
-  int64_t last = 0;
-  for (const StageRecipe& stage : recipe.stages) {
-    const int64_t first = last;
-    last += stage.steps;
+  for (size_t i = 0; i < recipe.stages.size(); ++i) {
+    const StageRecipe& stage = recipe.stages[i];
+    const int64_t first = stage_starts[i], last = stage_starts[i + 1];
     const EvalMetrics before = eval_of(history, stage.name, "before");
     const EvalMetrics after = eval_of(history, stage.name, "after");
     StageSummary s;
     s.name = stage.name;
     s.attention = to_string(computed_attention(stage));
-    s.steps = stage.steps;
-    s.tokens = stage.tokens();
+    s.steps = last - first;
+    s.tokens = s.steps * stage.tokens_per_step();
     s.seconds = after.seconds - before.seconds;
     s.tokens_per_second = static_cast<double>(s.tokens) / s.seconds;
     s.train_loss = final_train_loss(history, first, last);

@@ -37,7 +37,9 @@ struct Summary {
 };
 
 /// Of a run that is complete.
-Summary summarize(const Recipe& recipe, const MetricsHistory& history, double token_frequency_loss);
+/// @param stage_starts the step that each stage began after, and at the end those of the whole run
+Summary summarize(const Recipe& recipe, const std::vector<int64_t>& stage_starts,
+                  const MetricsHistory& history, double token_frequency_loss);
 
 std::string to_json(const Summary& summary);
 /// Reads what `to_json` has written. Throws std::runtime_error naming the file where it is not

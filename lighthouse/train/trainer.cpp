@@ -39,7 +39,6 @@ namespace lighthouse::train {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
 /// The same weights on every device.
 model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
@@ -116,10 +115,11 @@ void keep_base(const RunFolder& folder, const fs::path& from) {
 class Trainer {
  public:
   Trainer(const Recipe& recipe, const RunFolder& folder, const data::FileList& list, bool resume,
-          std::ostream& out, bool terminal)
+          std::ostream& out, bool terminal, const Clock& clock)
       : recipe_(recipe),
         folder_(folder),
         out_(out),
+        clock_(clock),
         progress_(out, terminal, recipe.stages),
         corpus_(read_data(recipe, list, progress_)),
         token_frequency_loss_(eval::token_frequency_loss(corpus_.train(), corpus_.held_out(),
@@ -151,11 +151,12 @@ class Trainer {
   int run();
 
  private:
-  /// A stage, and the step of the run that it begins with.
+  /// A stage, and where in the run it is. Stages by seconds end at fixed seconds of the run, so
+  /// that what the last step of one takes too long is the next one's loss, and not the run's.
   struct Stage {
     const StageRecipe& recipe;
-    int64_t first;
-    int64_t last() const { return first + recipe.steps; }
+    int64_t first;  ///< steps of the run before it
+    double begin;   ///< seconds of the run before it, where it is by seconds
   };
 
   /// Where what is measured goes.
@@ -172,6 +173,8 @@ class Trainer {
 
   void run_stages();
   void run(const Stage& stage, Metrics& metrics);
+  bool ended(const Stage& stage) const;
+  double learning_rate(const Stage& stage) const;
   void restore_from(const Checkpoint& checkpoint);
   void use(const StageRecipe& stage, nn::Mode attention);
   EvalMetrics evaluate(const Stage& stage, const char* when);
@@ -184,6 +187,7 @@ class Trainer {
   const Recipe& recipe_;
   const RunFolder& folder_;
   std::ostream& out_;
+  const Clock& clock_;
   Progress progress_;
   data::Corpus corpus_;
   double token_frequency_loss_;  ///< of all that a summary needs, what reads the data
@@ -196,6 +200,7 @@ class Trainer {
   StopSignals signals_;
   std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< by context
   const StageRecipe* attention_of_ = nullptr;             ///< of the model now; none: dense
+  std::vector<int64_t> stage_starts_;                     ///< Checkpoint::stage_starts
   int64_t step_ = 0;                                      ///< steps done
   int64_t saved_ = -1;                                    ///< the newest checkpoint's
   int64_t skipped_ = 0;                                   ///< of them
@@ -209,8 +214,7 @@ void Trainer::resume(const fs::path& path, bool force) {
                  "the recipe differs from that of the checkpoint: ", joined(changed),
                  "; resume with the recipe.toml in the run's folder, or accept the changes "
                  "(--force)");
-  check_argument(recipe_.total_steps() >= checkpoint.step, "the recipe has ", recipe_.total_steps(),
-                 " steps, and the checkpoint is already at step ", checkpoint.step);
+  check_reaches(recipe_, checkpoint);
   restore_from(checkpoint);
   saved_ = step_;
   if (!changed.empty()) {
@@ -259,6 +263,10 @@ void Trainer::restore_from(const Checkpoint& checkpoint) {
   step_ = checkpoint.step;
   skipped_ = checkpoint.skipped;
   seconds_ = checkpoint.seconds;
+  // The recipe's steps may have been changed since; where stages are by seconds, only the run
+  // knows.
+  stage_starts_ =
+      recipe_.by_seconds() ? checkpoint.stage_starts : stage_starts(recipe_, checkpoint.step);
 }
 
 int Trainer::run() {
@@ -277,12 +285,13 @@ void Trainer::run_stages() {
   checkpoints_.remove_partial();
   fs::remove(folder_.summary());
   Metrics metrics{{folder_.metrics(), step_}, {folder_.tensorboard(), step_}};
-  int64_t first = 0;
+  double begin = 0;
   try {
-    for (const StageRecipe& recipe : recipe_.stages) {
-      const Stage stage{recipe, first};
-      first = stage.last();
-      if (step_ <= stage.last()) run(stage, metrics);
+    for (size_t i = 0; i < recipe_.stages.size(); ++i) {
+      const bool is_past = i + 1 < stage_starts_.size();
+      if (i == stage_starts_.size()) stage_starts_.push_back(step_);
+      if (!is_past) run({recipe_.stages[i], stage_starts_[i], begin}, metrics);
+      begin += recipe_.stages[i].seconds;
     }
   } catch (const Stopped&) {
     metrics.file.sync();
@@ -292,12 +301,14 @@ void Trainer::run_stages() {
   }
   finish_saving();
   const MetricsHistory history = read_metrics(folder_.metrics());
-  if (skipped_ == recipe_.total_steps()) {
+  if (skipped_ == step_) {
     throw std::runtime_error(message(
         "all ", skipped_, " steps were skipped, the last because ", history.skips.back().why,
         ": the model is as it was at the start, and there is no summary"));
   }
-  const Summary summary = summarize(recipe_, history, token_frequency_loss_);
+  std::vector<int64_t> bounds = stage_starts_;
+  bounds.push_back(step_);
+  const Summary summary = summarize(recipe_, bounds, history, token_frequency_loss_);
   if (!std::isfinite(summary.final_loss())) {
     throw std::runtime_error(
         "the held-out loss at the end is not a finite number: the model is of no use, and there is "
@@ -325,11 +336,11 @@ void Trainer::run(const Stage& stage, Metrics& metrics) {
   forget_peak_memory(device_);
   while (true) {
     if (step_ == stage.first) evaluate_now("before");
-    if (step_ == stage.last()) break;
+    if (ended(stage)) break;
     if (step_ > stage.first && divides(every.eval_every_steps, step_)) evaluate_now("during");
 
     const auto step = train_step(stage, every.cuda_graphs ? &graphs : nullptr);
-    const bool edge = step_ == stage.first + 1 || step_ == stage.last();
+    const bool last = ended(stage), edge = step_ == stage.first + 1 || last;
     const auto* skip = std::get_if<SkipMetrics>(&step);
     if (skip != nullptr) {
       metrics.write(*skip);
@@ -342,7 +353,7 @@ void Trainer::run(const Stage& stage, Metrics& metrics) {
 
     // Where steps are skipped the weights may be bad: good checkpoints do not make room for them.
     const bool due = skip == nullptr && divides(every.checkpoint_every_steps, step_);
-    if (step_ == stage.last() || due) {
+    if (last || due) {
       metrics.file.sync();
       save();
     } else {
@@ -351,6 +362,22 @@ void Trainer::run(const Stage& stage, Metrics& metrics) {
     stop_if_asked();
   }
   evaluate_now("after");
+}
+
+/// A stage has one step at least, whatever the seconds before it took.
+bool Trainer::ended(const Stage& stage) const {
+  if (!stage.recipe.by_seconds()) return step_ == stage.first + stage.recipe.steps;
+  return step_ > stage.first && seconds_ >= stage.begin + stage.recipe.seconds;
+}
+
+/// Of the next step.
+double Trainer::learning_rate(const Stage& stage) const {
+  const OptimizerRecipe& optimizer = recipe_.optimizer;
+  const double of_run =
+      recipe_.by_seconds()
+          ? train::learning_rate(optimizer, step_, seconds_, recipe_.total_seconds())
+          : train::learning_rate(optimizer, step_, recipe_.total_steps());
+  return of_run * warmup_share(stage.recipe, step_ - stage.first, seconds_ - stage.begin);
 }
 
 void Trainer::use(const StageRecipe& stage, nn::Mode attention) {
@@ -373,16 +400,15 @@ EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
 }
 
 std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage, StepGraphs* graphs) {
-  const auto start = Clock::now();
+  const double start = clock_();
   const StepPlan plan = step_plan(stage.recipe, step_ - stage.first);
-  const double lr = learning_rate(recipe_.optimizer, step_, recipe_.total_steps()) *
-                    warmup_share(stage.recipe, step_ - stage.first);
+  const double lr = learning_rate(stage);
   const data::Batch batch = loader_.next(plan.sequences, plan.context);
   use(stage.recipe, plan.attention);
   const StepResult done =
       train::train_step(model_, optimizer_, batch, plan, recipe_.optimizer, lr, graphs);
   ++step_;
-  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  const double seconds = clock_() - start;
   seconds_ += seconds;
   if (!done.skipped) {
     return StepMetrics{step_,
@@ -425,6 +451,8 @@ void Trainer::save() {
   checkpoint.step = step_;
   checkpoint.position = loader_.position();
   checkpoint.seconds = seconds_;
+  checkpoint.stage_starts = stage_starts_;
+  std::erase_if(checkpoint.stage_starts, [&](int64_t start) { return start >= step_; });
   checkpoint.threads = at::get_num_threads();
   checkpoint.corpus = corpus_.fingerprint();
   checkpoint.recipe = recipe_;
@@ -437,7 +465,13 @@ void Trainer::save() {
 
 }  // namespace
 
-int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal) {
+double steady_seconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(now).count();
+}
+
+int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
+          const Clock& clock) {
   recipe.validate();
   const RunFolder folder(recipe.run.out);
   const bool resumes = start.resume || start.from;
@@ -467,7 +501,7 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
   }
   const RunFolder first = start.branch ? run_of(*start.branch) : folder;
   Trainer trainer(recipe, folder, data::read_file_list(first.data()),
-                  /*resume=*/!from.empty() || begin, out, terminal);
+                  /*resume=*/!from.empty() || begin, out, terminal, clock);
 
   if (!resumes) {
     take_folder();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <iosfwd>
 #include <optional>
 
@@ -18,23 +19,29 @@ struct Start {
   bool force = false;  ///< resumes with another recipe too; forced.jsonl says what changed
 };
 
+/// Seconds since some moment.
+using Clock = std::function<double()>;
+double steady_seconds();
+
 /// Runs a recipe, stage after stage, in the folder recipe.run.out: recipe.toml, data.txt,
 /// metrics.jsonl, tensorboard/, checkpoints/ and, at the end, summary.json. Checkpoints are written
 /// by a thread; where one cannot be written the run says so and goes on, unless it is the last. The
 /// weights after a step depend on the recipe, the text, the number of threads and the machine
-/// alone, and not on how often the run was resumed. Resuming at a checkpoint removes what was made
-/// after it.
+/// alone, and not on how often the run was resumed; those of a run by seconds depend on what each
+/// step took, too. Resuming at a checkpoint removes what was made after it.
 ///
 /// StopSignals end the run after the step, or between two sequences of an evaluation, with a
 /// checkpoint.
 ///
 /// @param out gets the progress and the table at the end; a line is redrawn where it is a terminal
+/// @param clock is read right before and after each step, and nowhere else
 /// @return the signal that ended the run; 0 where it is complete
 /// @throws std::invalid_argument where the recipe cannot be run, its folder is in use without
 ///         `start` saying so, or the checkpoint is of another recipe or other text
 /// @throws std::runtime_error where a file cannot be read or written, a checkpoint is damaged,
 ///         another process has the folder, too many steps or all of them are skipped, or the
 ///         held-out loss at the end is not finite
-int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal);
+int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
+          const Clock& clock = steady_seconds);
 
 }  // namespace lighthouse::train

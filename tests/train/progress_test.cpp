@@ -49,6 +49,34 @@ TEST(Progress, IsPlainLinesWhereThereIsNoTerminal) {
             "done\n");
 }
 
+/// What is left of a stage by seconds is known before it begins.
+TEST(Progress, CountsSecondsWhereStagesAreBySeconds) {
+  std::ostringstream out;
+  auto both = stages(0, 0);
+  both[0].seconds = 40;
+  both[1].seconds = 80;
+  Progress progress(out, false, both);
+  const auto step_at = [&](int64_t number, double seconds) {
+    StepMetrics metrics = step(number, 4000 * number);
+    metrics.seconds = seconds;
+    return metrics;
+  };
+  progress.step(step_at(1, 5), true);
+  for (int64_t i = 2; i <= 20; ++i)
+    progress.step(step_at(i, 5 + 0.1 * static_cast<double>(i)), false);
+  progress.step(step_at(100, 41), true);
+  progress.step(step_at(200, 121), true);
+  EXPECT_EQ(out.str(),
+            "step 1, second 5/120  first (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: first "
+            "0:35, second 1:20\n"
+            "step 10, second 6/120  first (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: first "
+            "0:34, second 1:20\n"
+            "step 100, second 41/120  first (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: "
+            "second 1:19\n"
+            "step 200, second 121/120  second (dense)  loss 2.5000  100 tokens/s  1.5 GiB  left: "
+            "second 0:00\n");
+}
+
 /// About ten lines, or one that is redrawn.
 TEST(Progress, TellsWhatIsDoneBeforeTheFirstStep) {
   std::ostringstream out, drawn;

@@ -203,11 +203,8 @@ TEST_F(RecipeTest, NamesValuesOutOfRangeWithTheirPlace) {
       {"run.toml:8:6: ", "optimizer.lr is inf", "must be above 0 and finite"}));
   EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"run.seed=-1"}); },
                                        {"--set run.seed=-1: ", "run.seed is -1", "at least 0"}));
-  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("steps = 10", "steps = 0"); },
-                                       {"run.toml:12:9: ", "stage.0.steps is 0", "at least 1"}));
-  // Not given, so it has no place of its own.
-  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("steps = 10\n", ""); },
-                                       {"stage.0.steps is 0", "at least 1"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read_with("steps = 10", "steps = -1"); },
+                                       {"run.toml:12:9: ", "stage.0.steps is -1", "at least 0"}));
 }
 
 TEST_F(RecipeTest, SaysWhereTheSyntaxIsWrong) {
@@ -339,6 +336,45 @@ TEST_F(RecipeTest, RefusesRunsThatCannotBeRun) {
       {file, "stage 'long'", "levels is 40"}));
   EXPECT_TRUE(throws<invalid_argument>([&] { read("[data]\npath = \"x\"\n"); },
                                        {"the recipe has no stages"}));
+}
+
+TEST_F(RecipeTest, HasStagesBySteps) {
+  const Recipe recipe = read(kRecipe);
+  EXPECT_FALSE(recipe.by_seconds());
+  EXPECT_EQ(recipe.total_steps(), 30);
+  EXPECT_EQ(recipe.total_seconds(), 0);
+  EXPECT_NE(printed(recipe).find(", steps: 30"), std::string::npos);
+}
+
+TEST_F(RecipeTest, HasStagesBySeconds) {
+  const std::vector<std::string> timed{"stage.0.steps=0", "stage.0.seconds=36.5", "stage.1.steps=0",
+                                       "stage.1.seconds=26"};
+  const Recipe recipe = read(kRecipe, timed);
+  EXPECT_TRUE(recipe.by_seconds());
+  EXPECT_EQ(recipe.total_seconds(), 62.5);
+  EXPECT_EQ(recipe.total_steps(), 0);
+  EXPECT_EQ(read(recipe.to_toml()).to_toml(), recipe.to_toml());
+  const std::string table = printed(recipe);
+  EXPECT_NE(table.find(", seconds of training: 62.5"), std::string::npos) << table;
+  EXPECT_EQ(table.find("note:"), std::string::npos) << table;
+}
+
+TEST_F(RecipeTest, RefusesStagesOfNeitherOrBothOrMixed) {
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read_with("steps = 10\n", ""); },
+      {"stage 'short'", "steps is 0 and seconds is 0", "one of the two must be above 0"}));
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"stage.0.seconds=2"}); },
+                                       {"stage 'short'", "steps is 10 and seconds is 2"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] {
+        read(kRecipe, {"stage.1.steps=0", "stage.1.seconds=2"});
+      },
+      {"stage 'short' has steps and stage 'long' has seconds", "all have steps or all have"}));
+  for (const char* seconds : {"-1", "inf"}) {
+    EXPECT_TRUE(throws<invalid_argument>(
+        [&] { read(kRecipe, {std::string("stage.0.seconds=") + seconds}); },
+        {"--set stage.0.seconds=", "stage.0.seconds is "}));
+  }
 }
 
 /// Where every layer is dense, "lighthouse" would not be what the user asked for.

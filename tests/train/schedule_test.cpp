@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 namespace lighthouse::train {
@@ -21,12 +22,51 @@ TEST(LearningRate, WarmsUpAndDecaysLinearly) {
 
 TEST(LearningRate, WarmsUpAtTheStartOfAStage) {
   StageRecipe stage;
-  EXPECT_EQ(warmup_share(stage, 0), 1);
+  EXPECT_EQ(warmup_share(stage, 0, 0), 1);
   stage.warmup_steps = 4;
   const std::vector<double> expected{0.25, 0.5, 0.75, 1, 1, 1};
   for (size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_EQ(warmup_share(stage, static_cast<int64_t>(i)), expected[i]) << i;
+    EXPECT_EQ(warmup_share(stage, static_cast<int64_t>(i), 1e9), expected[i]) << i;
   }
+}
+
+/// A stage of so few steps that its warm-up would not end.
+TEST(LearningRate, WarmsUpWithinAQuarterOfAStagesSeconds) {
+  StageRecipe stage;
+  stage.warmup_steps = 20;
+  stage.seconds = 8;
+  const std::vector<double> expected{0.05, 0.25, 0.5, 0.75, 1, 1, 1};  // half a second a step
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const auto step = static_cast<int64_t>(i);
+    EXPECT_EQ(warmup_share(stage, step, 0.5 * static_cast<double>(step)), expected[i]) << i;
+  }
+  EXPECT_EQ(warmup_share(stage, 10, 0.25), 0.55);  // fast steps: by their number
+}
+
+/// Five steps of 2 seconds each, of a run of 10.
+TEST(LearningRate, FollowsTheShareOfTheSecondsThatAreSpent) {
+  OptimizerRecipe recipe;
+  recipe.lr = 1;
+  recipe.warmup_steps = 2;
+  recipe.final_lr_share = 0.5;
+  const auto rates = [&](Decay decay) {
+    recipe.decay = decay;
+    std::vector<double> all;
+    for (const int64_t step : {0, 1, 2, 3, 4, 5}) {
+      all.push_back(learning_rate(recipe, step, 2.0 * static_cast<double>(step), 10.0));
+    }
+    return all;
+  };
+  const auto expect = [&](Decay decay, const std::vector<double>& expected) {
+    const std::vector<double> found = rates(decay);
+    for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-15) << i;
+  };
+  expect(Decay::kLinear, {0.5, 0.9, 0.8, 0.7, 0.6, 0.5});
+  recipe.decay_share = 0.4;
+  expect(Decay::kStable, {0.5, 1, 1, 1, 0.75, 0.5});
+  expect(Decay::kCosine, {0.5, 0.75 + std::cos(std::numbers::pi / 5) / 4});
+  // A step that begins after the last second: stages have one step at least.
+  EXPECT_EQ(learning_rate(recipe, 6, 12.0, 10.0), 0.5);
 }
 
 TEST(LearningRate, DecaysAsACosine) {

@@ -42,4 +42,9 @@ inline std::string dense_stage(const std::string& name, int steps) {
          "\ncontext = 128\nbatch = 2\n";
 }
 
+inline std::string timed_stage(const std::string& name, double seconds) {
+  return "[[stage]]\nname = '" + name + "'\nseconds = " + std::to_string(seconds) +
+         "\ncontext = 128\nbatch = 2\n";
+}
+
 }  // namespace lighthouse::train

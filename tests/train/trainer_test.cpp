@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
@@ -46,9 +47,10 @@ class TrainerTest : public ::testing::Test {
   }
 
   /// Trains, and returns what was said.
-  std::string train(const Recipe& recipe, const Start& start = {}) {
+  std::string train(const Recipe& recipe, const Start& start = {},
+                    const Clock& clock = steady_seconds) {
     std::ostringstream out;
-    EXPECT_EQ(train::train(recipe, start, out, false), 0);
+    EXPECT_EQ(train::train(recipe, start, out, false, clock), 0);
     return out.str();
   }
 
@@ -470,6 +472,100 @@ TEST_F(TrainerTest, BranchesFromACheckpointOfAnotherRun) {
   done.stages[1].steps = 3;
   train(done, {false, {}, checkpoint(13, "whole")});
   EXPECT_TRUE(refused("same", [](Recipe&) {}, from, {"already exists"}));
+}
+
+/// A clock by which each step takes a quarter of a second, and what is between steps, 100.
+Clock quarters() {
+  return [reads = 0]() mutable {
+    ++reads;
+    return 100.0 * ((reads + 1) / 2) + 0.25 * (reads / 2);
+  };
+}
+
+/// Each stage, by its steps.
+std::map<std::string, int64_t> steps_of(const MetricsHistory& history) {
+  std::map<std::string, int64_t> steps;
+  for (const StepMetrics& step : history.steps) ++steps[step.stage];
+  return steps;
+}
+
+TEST_F(TrainerTest, EndsStagesWhenTheirSecondsAreSpent) {
+  Recipe r = recipe(timed_stage("a", 1) + timed_stage("b", 0.6) + timed_stage("c", 0.1));
+  r.optimizer.warmup_steps = 0;
+  r.optimizer.lr = 1;
+  r.optimizer.final_lr_share = 0;
+  r.stages[1].warmup_steps = 2;
+  const std::string said = train(r, {}, quarters());
+  EXPECT_NE(said.find("step 1, second 0/2  a (dense)"), std::string::npos) << said;
+
+  // a ends after 1 second, b after 1.6, and c would have ended after 1.7: but it has a step.
+  const MetricsHistory history = metrics();
+  EXPECT_EQ(steps_of(history), (std::map<std::string, int64_t>{{"a", 4}, {"b", 3}, {"c", 1}}));
+  ASSERT_EQ(history.steps.size(), 8u);
+  for (size_t i = 0; i < 8; ++i) {
+    const double before = 0.25 * static_cast<double>(i);
+    EXPECT_EQ(history.steps[i].seconds, before + 0.25);
+    // The first step of b has half of its learning rate, the second has begun after a quarter of b.
+    const double expected = std::max(0.0, 1 - before / 1.7) * (i == 4 ? 0.5 : 1);
+    EXPECT_NEAR(history.steps[i].lr, expected, 1e-12) << i;
+  }
+  const auto summary = nlohmann::json::parse(io::read_file(RunFolder(folder / "run").summary()));
+  EXPECT_EQ(summary.at("stages")[1].at("steps"), 3);
+  EXPECT_EQ(summary.at("stages")[1].at("tokens"), 3 * 256);
+  EXPECT_EQ(summary.at("stages")[1].at("seconds"), 0.75);
+  EXPECT_EQ(summary.at("stages")[1].at("train_loss"), history.steps[6].loss);
+}
+
+TEST_F(TrainerTest, GoesOnWithTheSecondsThatAreLeft) {
+  Recipe r = recipe(timed_stage("a", 1) + timed_stage("b", 0.6) + timed_stage("c", 0.1));
+  r.run.keep_checkpoints = 20;
+  train(r, {}, quarters());
+  const auto before = metrics();
+  const fs::path last = folder / "last";
+  fs::copy(checkpoint(8), last, fs::copy_options::recursive);
+  // Complete, the ends of stages, and the middle of each.
+  for (const int64_t step : {8, 7, 6, 4, 2}) {
+    train(r, {false, checkpoint(step)}, quarters());
+    EXPECT_TRUE(same_tensors(checkpoint(8), last)) << step;
+    const auto after = metrics();
+    EXPECT_EQ(steps_of(after), steps_of(before)) << step;
+    ASSERT_EQ(after.evals.size(), before.evals.size()) << step;
+    for (size_t i = 0; i < before.evals.size(); ++i) {
+      EXPECT_EQ(after.evals[i].stage + after.evals[i].when,
+                before.evals[i].stage + before.evals[i].when);
+      EXPECT_EQ(after.evals[i].dense_loss, before.evals[i].dense_loss);
+    }
+  }
+  Recipe fewer = r;
+  fewer.stages.resize(2);
+  Start forced{true, {}};
+  forced.force = true;
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [&] { train(fewer, forced); }, {"has 2 stages", "the checkpoint is already in stage 3"}));
+}
+
+TEST_F(TrainerTest, BranchesWithOtherSeconds) {
+  Recipe r = recipe(timed_stage("a", 1) + timed_stage("b", 0.6), "whole");
+  r.run.keep_checkpoints = 20;
+  train(r, {}, quarters());
+  const auto branch = [&](const char* out, int64_t from, double a, double b) {
+    Recipe other = r;
+    other.run.out = (folder / out).string();
+    other.stages[0].seconds = a;
+    other.stages[1].seconds = b;
+    train(other, {false, {}, checkpoint(from, "whole")}, quarters());
+    return steps_of(metrics(out));
+  };
+  using Steps = std::map<std::string, int64_t>;
+  EXPECT_EQ(branch("later", 4, 1, 2), (Steps{{"a", 4}, {"b", 8}}));
+  EXPECT_EQ(branch("longer", 4, 2, 0.5), (Steps{{"a", 8}, {"b", 2}}));
+  EXPECT_EQ(branch("shorter", 2, 0.75, 0.25), (Steps{{"a", 3}, {"b", 1}}));
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [&] { branch("too-short", 4, 0.75, 1); },
+      {"stage.0.seconds: 1.0 -> 0.75 would change what was trained up to step 4"}));
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [&] { branch("past", 6, 2, 1); },
+      {"stage.0.seconds: 1.0 -> 2.0 would change what was trained up to step 6"}));
 }
 
 TEST_F(TrainerTest, SkipsStepsThatAreNotFiniteAndThenStops) {

@@ -40,12 +40,12 @@ struct Done {
   int64_t steps;
 };
 
-std::vector<Done> stages_done(const train::Recipe& recipe, int64_t steps) {
+std::vector<Done> stages_done(const train::Recipe& recipe, const train::Checkpoint& checkpoint) {
   std::vector<Done> done;
-  for (const train::StageRecipe& stage : recipe.stages) {
-    if (steps <= 0) break;
-    done.push_back({&stage, std::min(steps, stage.steps)});
-    steps -= stage.steps;
+  const std::vector<int64_t>& starts = checkpoint.stage_starts;
+  for (size_t i = 0; i < starts.size(); ++i) {
+    const int64_t end = i + 1 < starts.size() ? starts[i + 1] : checkpoint.step;
+    done.push_back({&recipe.stages[i], end - starts[i]});
   }
   return done;
 }
@@ -82,8 +82,9 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   for (const auto& [stage, steps] : done) {
     const nn::Mode attention = train::computed_attention(*stage);
     out << "| " << stage->name << " | " << to_string(attention) << " | " << steps
-        << (steps < stage->steps ? message(" of ", stage->steps) : "") << " | " << stage->context
-        << " | " << stage->tokens_per_step() << " | ";
+        << (steps < stage->steps ? message(" of ", stage->steps) : "")
+        << (stage->by_seconds() ? message(" (", stage->seconds, " s)") : "") << " | "
+        << stage->context << " | " << stage->tokens_per_step() << " | ";
     if (attention != nn::Mode::kDense) out << describe(stage->config);
     out << " |\n";
   }
@@ -153,7 +154,7 @@ void export_run(const Options& options) {
   const at::ScalarType type =
       train::scalar_type(parse_word<train::Dtype>(options.dtype, "--dtype"));
   const auto [run, recipe, path, checkpoint] = open_run(options.run);
-  const std::vector<Done> done = stages_done(recipe, checkpoint.step);
+  const std::vector<Done> done = stages_done(recipe, checkpoint);
   const fs::path base = base_of(run, recipe.init_from);
   int64_t context = base.empty() ? recipe.stages.front().context : model::context_of_base(base);
   for (const Done& one : done) context = std::max(context, one.stage->context);

@@ -1,4 +1,6 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -90,6 +92,7 @@ void plan(const RecipeOptions& options) {
   Table table{{"stage", "attention", "context", "S", "S/N", "steps", "ms a step", "ktok/s", "time",
                "activations GiB", "all GiB", "fits"}};
   double seconds = 0;
+  const bool timed = recipe.by_seconds();
   for (const train::StageRecipe& stage : recipe.stages) {
     std::cerr << "stage " << stage.name << " ...\n";
     const Cost cost = expect(recipe, stage, device);
@@ -98,15 +101,16 @@ void plan(const RecipeOptions& options) {
     const int64_t rows =
         attention == nn::Mode::kLighthouse ? gathered_rows(stage.context, stage.config) : 0;
     const double all = states + cost.memory;
-    const double stage_seconds = cost.time * static_cast<double>(stage.steps) / 1e3;
+    const double steps =
+        timed ? std::max(1.0, std::ceil(1e3 * stage.seconds / cost.time)) : stage.length();
+    const double stage_seconds = timed ? stage.seconds : cost.time * steps / 1e3;
     seconds += stage_seconds;
-    table.push_back({stage.name, std::string(to_string(attention)), std::to_string(stage.context),
-                     rows == 0 ? "-" : std::to_string(rows),
-                     rows == 0 ? "-" : fixed(static_cast<double>(rows) / context, 3),
-                     std::to_string(stage.steps), fixed(cost.time, 1),
-                     fixed(static_cast<double>(stage.batch) * context / cost.time, 2),
-                     duration(stage_seconds), gib(cost.memory), gib(all),
-                     all < available ? "yes" : "NO"});
+    table.push_back(
+        {stage.name, std::string(to_string(attention)), std::to_string(stage.context),
+         rows == 0 ? "-" : std::to_string(rows),
+         rows == 0 ? "-" : fixed(static_cast<double>(rows) / context, 3), fixed(steps, 0),
+         fixed(cost.time, 1), fixed(static_cast<double>(stage.batch) * context / cost.time, 2),
+         duration(stage_seconds), gib(cost.memory), gib(all), all < available ? "yes" : "NO"});
   }
   print_table(std::cout, table, 2);
   std::cout
