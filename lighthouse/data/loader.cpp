@@ -26,11 +26,16 @@ at::Tensor empty_stream(uint64_t count) {
 }  // namespace
 
 Loader::Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64_t seed,
-               int64_t vocabulary)
-    : tokens_(std::move(tokens)), seed_(seed), vocabulary_(vocabulary), pieces_{0} {
+               int64_t vocabulary, uint64_t block)
+    : tokens_(std::move(tokens)),
+      seed_(seed),
+      vocabulary_(vocabulary),
+      block_(block > 0 ? block : tokens_.size()),
+      pieces_{0} {
   check_argument(!tokens_.empty(), "there are 0 tokens to train on; at least 1 is needed");
+  const uint64_t longest = block > 0 ? tokens_.size() : kPiece;
   const auto add_pieces = [&](uint64_t end) {
-    while (pieces_.back() < end) pieces_.push_back(std::min(pieces_.back() + kPiece, end));
+    while (pieces_.back() < end) pieces_.push_back(std::min(pieces_.back() + longest, end));
   };
   for (const uint64_t end : document_ends) add_pieces(end);
   add_pieces(tokens_.size());
@@ -39,14 +44,19 @@ Loader::Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64
 
 void Loader::shuffle(uint64_t epoch) {
   shuffled_epoch_ = epoch;
-  order_.resize(pieces_.size() - 1);
-  std::iota(order_.begin(), order_.end(), uint64_t{0});
   // The generator and the sequence that seeds it are defined to the bit by the standard;
   // std::shuffle and the distributions are not.
   const auto low = [](uint64_t bits) { return static_cast<uint32_t>(bits); };
   std::seed_seq seeds{low(seed_), low(seed_ >> 32), low(epoch), low(epoch >> 32)};
   std::mt19937_64 random(seeds);
-  for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[random() % i]);
+  const auto shuffled = [&](size_t count) {
+    std::vector<uint64_t> all(count);
+    std::iota(all.begin(), all.end(), uint64_t{0});
+    for (size_t i = count; i > 1; --i) std::swap(all[i - 1], all[random() % i]);
+    return all;
+  };
+  order_ = shuffled(pieces_.size() - 1);
+  blocks_ = shuffled(tokens_.size() / block_);
 
   ends_.clear();
   uint64_t end = 0;
@@ -56,11 +66,14 @@ void Loader::shuffle(uint64_t epoch) {
 
 Loader::Piece Loader::rest_of_piece(uint64_t position) {
   const uint64_t epoch = position / tokens_.size();
-  const uint64_t offset = position % tokens_.size();
+  uint64_t offset = position % tokens_.size();
   if (epoch != shuffled_epoch_) shuffle(epoch);
+  const uint64_t block = offset / block_, inside = offset % block_;
+  if (block < blocks_.size()) offset = blocks_[block] * block_ + inside;
   const auto end = std::upper_bound(ends_.begin(), ends_.end(), offset);
   const uint64_t last = pieces_[order_[static_cast<size_t>(end - ends_.begin())] + 1];
-  return {last - (*end - offset), last};
+  const uint64_t begin = last - (*end - offset);
+  return {begin, std::min(last, begin + (block_ - inside))};
 }
 
 Batch Loader::next(int64_t batch, int64_t context) {

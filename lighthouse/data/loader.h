@@ -20,6 +20,10 @@ struct Batch {
 /// more than kPiece tokens count as several, so that one large file is shuffled too. Where it is
 /// not known where documents end, a piece is kPiece tokens.
 ///
+/// With a block of tokens documents stay whole, and their stream is cut into such blocks, which are
+/// shuffled in turn; what is left at the end of an epoch stays there. Without, as many sequences of
+/// a long document come one after the other as it holds, and so do the steps that train on them.
+///
 /// Batches are cut off the stream as it flows: of B sequences of N tokens, sequence b begins at
 /// position + b N. So every byte is an input once an epoch, whatever contexts and batches are asked
 /// for, and the position, one number, is all the state there is.
@@ -28,9 +32,10 @@ class Loader {
   static constexpr uint64_t kPiece = uint64_t{1} << 20;
 
   /// @param document_ends where each document ends, rising; may be empty
+  /// @param block tokens of a block; 0: none
   /// @throws std::invalid_argument where there are no tokens
   Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64_t seed,
-         int64_t vocabulary = 256);
+         int64_t vocabulary = 256, uint64_t block = 0);
 
   /// Throws std::invalid_argument unless both are 1 or more, std::runtime_error where a token is
   /// not of the vocabulary.
@@ -47,19 +52,21 @@ class Loader {
     uint64_t begin, end;
   };
 
-  /// Makes `order_` and `ends_` those of that epoch.
+  /// Makes `order_`, `ends_` and `blocks_` those of that epoch.
   void shuffle(uint64_t epoch);
-  /// What follows `position` in the stream, up to the end of its piece.
+  /// What follows `position` in the stream, up to the end of its piece or block.
   Piece rest_of_piece(uint64_t position);
 
   Tokens tokens_;
   uint64_t seed_;
   int64_t vocabulary_;
+  uint64_t block_;  ///< tokens; all of them where there are no blocks
   uint64_t position_ = 0;
   uint64_t shuffled_epoch_;
   std::vector<uint64_t> pieces_;  ///< where each piece begins, and where the last one ends
   std::vector<uint64_t> order_;   ///< which piece comes when in the epoch
   std::vector<uint64_t> ends_;    ///< where each piece of `order_` ends in the epoch
+  std::vector<uint64_t> blocks_;  ///< which whole block of these pieces comes when
 };
 
 /// Held-out batches of one sequence of `context` tokens each: at most `sequences`, evenly spread

@@ -28,7 +28,8 @@ struct Source {
   std::string text_field = "text";  ///< of JSON lines
   double held_out_share = 0.05;
   Documents documents = Documents::kFiles;
-  int64_t folder_depth = 1;  ///< of such a folder: how many levels below the path it lies
+  int64_t folder_depth = 1;   ///< of such a folder: how many levels below the path it lies
+  int64_t shuffle_block = 0;  ///< tokens of a block that the loader shuffles; 0: none
 };
 
 }  // namespace lighthouse::data

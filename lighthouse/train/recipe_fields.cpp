@@ -72,6 +72,8 @@ std::vector<Field> fields(data::Source& d) {
       {"documents", word_of("documents", d.documents), kAny,
        "what of text is one: a file or line, or all of a folder"},
       {"folder_depth", &d.folder_depth, at_least(1), "levels of such a folder below the path"},
+      {"shuffle_block", &d.shuffle_block, at_least(0),
+       "tokens of a block of the stream; blocks are shuffled too; 0: none"},
   };
 }
 

@@ -101,6 +101,39 @@ TEST(Loader, ShufflesPiecesOfOneLongText) {
   EXPECT_TRUE(moved);
 }
 
+TEST(Loader, ShufflesBlocksOfALongDocument) {
+  constexpr int kBlocks = 100, kBlock = 5;
+  Bytes text;
+  for (uint8_t i = 0; i < kBlocks; ++i) text.insert(text.end(), kBlock, i);
+  text.insert(text.end(), {200, 201, 202});
+  const auto size = static_cast<int64_t>(text.size());
+  Loader loader(text, {text.size()}, 1, 256, kBlock);
+  Bytes last;
+  for (int epoch = 0; epoch < 2; ++epoch) {
+    const Bytes order = stream(loader, size);
+    EXPECT_EQ(Bytes(order.end() - 3, order.end()), Bytes(text.end() - 3, text.end()));
+    EXPECT_EQ(sorted(order), text);
+    EXPECT_NE(order, last);
+    int in_order = 0;
+    for (int i = 0; i < kBlocks; ++i) {
+      const auto block = order.begin() + i * kBlock;
+      EXPECT_EQ(Bytes(block, block + kBlock), Bytes(kBlock, *block));
+      in_order += i > 0 && *block == *(block - 1) + 1;
+    }
+    EXPECT_LT(in_order, 10);  // about one is expected, by chance
+    last = order;
+  }
+  loader.seek(static_cast<uint64_t>(size) + 123);
+  EXPECT_EQ(stream(loader, 200), Bytes(last.begin() + 123, last.begin() + 323));
+}
+
+TEST(Loader, KeepsDocumentsWholeInsideABlock) {
+  const Bytes text = some_documents(30);
+  Loader loader(text, ends_of(text), 1, 256, text.size()), without(text, ends_of(text), 1);
+  const auto size = static_cast<int64_t>(text.size());
+  EXPECT_EQ(stream(loader, 2 * size), stream(without, 2 * size));
+}
+
 TEST(Loader, TargetsAreTheTokensThatFollow) {
   const Bytes text = some_documents(20);
   Loader loader(text, ends_of(text), 2), whole(text, ends_of(text), 2);

@@ -109,6 +109,7 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
       "data.held_out_share=0.1",
       "data.documents=folders",
       "data.folder_depth=3",
+      "data.shuffle_block=98304",
       "model.tie_word_embeddings=true",
       "model.rope_theta=500000",
       "model.model_type=qwen2",
@@ -130,6 +131,7 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
   EXPECT_EQ(after.data.path, Paths{"a \"quoted\" \\ path\n\x7f"});
   EXPECT_EQ(after.data.documents, data::Documents::kFolders);
   EXPECT_EQ(after.data.folder_depth, 3);
+  EXPECT_EQ(after.data.shuffle_block, 98304);
   EXPECT_EQ(after.model, before.model);
   EXPECT_EQ(after.model.rope_theta, 500000);
   EXPECT_EQ(after.run.seed, 9223372036854775807);
