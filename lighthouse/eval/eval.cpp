@@ -50,6 +50,7 @@ HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& b
   }
   Sample all;
   std::vector<Sample> of_bins(bins.size());
+  std::vector<double> of_sequences;
   for (const data::Batch& batch : batches) {
     if (before_batch) before_batch();
     check_argument(batch.tokens.size(1) == context, "held-out sequences have ", context, " and ",
@@ -57,14 +58,14 @@ HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& b
     const at::Tensor losses =
         model->token_losses(batch.tokens, batch.targets).to(at::kCPU, at::kDouble);
     for (int64_t b = 0; b < losses.size(0); ++b) {
-      all.add(losses[b].mean().item<double>());
+      all.add(of_sequences.emplace_back(losses[b].mean().item<double>()));
       for (size_t i = 0; i < bins.size(); ++i) {
         of_bins[i].add(losses[b].slice(0, bins[i].first, bins[i].last + 1).mean().item<double>());
       }
     }
   }
   for (size_t i = 0; i < bins.size(); ++i) bins[i].estimate = of_bins[i].estimate();
-  return {all.estimate(), bins};
+  return {all.estimate(), bins, of_sequences};
 }
 
 double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_out,

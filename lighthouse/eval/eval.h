@@ -26,6 +26,7 @@ struct HeldOutLoss {
   Estimate all;
   /// Positions 0 to 63, then each time as many again: whether the far context is used.
   std::vector<Bin> by_position;
+  std::vector<double> of_sequences;  ///< the mean of each: what pairs two models' losses
 };
 
 /// Measures held-out batches of one context, without gradients, in eval mode (the model is put back

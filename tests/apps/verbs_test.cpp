@@ -42,7 +42,13 @@ TEST_F(VerbsTest, EvalMeasuresARun) {
   EXPECT_NE(json.at("leak_as_trained")[0].at("mean"), 0);
   EXPECT_EQ(json.at("leak_as_trained")[1].at("first"), 2);
   EXPECT_EQ(json.at("leak_as_trained")[1].at("last"), 4);
+  EXPECT_EQ(json.at("of_sequences_dense"), nlohmann::json({json.at("held_out_dense")}));
+  EXPECT_EQ(json.at("of_sequences_as_trained"), nlohmann::json({json.at("held_out_as_trained")}));
 
+  ASSERT_EQ(eval({"--cuts", "0", "--json", folder / "eval.json", "--data", moved}), 0);
+  EXPECT_EQ(io::read_file(folder / "output").find("leak"), std::string::npos);
+  const auto without = nlohmann::json::parse(io::read_file(folder / "eval.json"));
+  EXPECT_EQ(without.at("leak_as_trained"), nlohmann::json::array());
   EXPECT_EQ(eval({"--checkpoint", moved}), 2);
   EXPECT_EQ(eval({"--data", ""}), 2);  // as of a variable that is not set
   EXPECT_NE(io::read_file(folder / "output").find("--data: it is empty"), std::string::npos);
@@ -334,6 +340,39 @@ TEST_F(VerbsTest, ComparesRunsThatHaveEnded) {
   const auto twins = nlohmann::json::parse(io::read_file(figures)).at("runs");
   EXPECT_EQ(twins[0].at("name"), (folder / "first").string());
   EXPECT_EQ(twins[1].at("name"), (folder / "other/first").string());
+
+  // Where both are measured on the same sequences, these decide whether one is better.
+  const auto measured = [&](const char* run, std::initializer_list<double> losses) {
+    io::write_atomically(folder / run / "eval.json",
+                         nlohmann::json{{"of_sequences_dense", losses},
+                                        {"leak_dense", nlohmann::json::array()},
+                                        {"leak_as_trained", nlohmann::json::array()}}
+                             .dump());
+  };
+  const auto second_ends_with = [&](double loss) {
+    const fs::path file = RunFolder(folder / "second").summary();
+    auto all = nlohmann::json::parse(io::read_file(file));
+    all.at("stages")[1]["dense_loss_after"] = loss;
+    io::write_atomically(file, all.dump());
+  };
+  const std::string of_second = io::read_file(RunFolder(folder / "second").summary());
+  second_ends_with(1);
+  measured("first", {3, 4, 5});
+  measured("second", {2.9, 3.8, 4.7});
+  ASSERT_EQ(compare(folder / "second"), 0) << said();
+  EXPECT_NE(said().find("lower (-0.200 +- 0.058 over the sequences of eval): second is better"),
+            std::string::npos)
+      << said();
+  measured("second", {2.9, 4.1, 5.1});
+  ASSERT_EQ(compare(folder / "second"), 0) << said();
+  EXPECT_NE(said().find("(0.033 +- 0.067 over the sequences of eval): these sequences cannot"),
+            std::string::npos)
+      << said();
+  fs::remove(folder / "second/eval.json");
+  ASSERT_EQ(compare(folder / "second"), 0) << said();
+  EXPECT_NE(said().find("nats lower: second is better at the end."), std::string::npos) << said();
+  fs::remove(folder / "first/eval.json");
+  io::write_atomically(RunFolder(folder / "second").summary(), of_second);
 
   // The table and the figures stay where the picture fails.
   fs::remove(figures);

@@ -43,6 +43,10 @@ TEST(HeldOutLoss, IsTheMeanOverSequencesAsAWholeAndByPosition) {
     EXPECT_NEAR(actual.standard_error, means.std().item<double>() / std::sqrt(3.0), 1e-12);
   };
   expect(found.all, losses.mean(1));
+  ASSERT_EQ(found.of_sequences.size(), 3u);
+  for (int64_t i = 0; i < 3; ++i) {
+    EXPECT_NEAR(found.of_sequences[i], losses[i].mean().item<double>(), 1e-12);
+  }
   const std::vector<std::pair<int64_t, int64_t>> bins{{0, 63}, {64, 127}, {128, 149}};
   ASSERT_EQ(found.by_position.size(), bins.size());
   for (size_t i = 0; i < bins.size(); ++i) {

@@ -9,6 +9,7 @@
 #include "apps/lighthouse/picture.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
+#include "lighthouse/eval/eval.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
 #include "lighthouse/io/table.h"
@@ -70,23 +71,25 @@ std::vector<Run> read_runs(const std::vector<std::string>& folders) {
 
 void print_stages(const std::vector<Run>& runs) {
   Table table{{"run", "stage", "attention", "steps", "time", "tokens/s", "dense before",
-               "dense after", "as trained before", "as trained after"}};
+               "dense after", "brought", "as trained before", "as trained after"}};
   for (const Run& run : runs) {
     for (const train::StageSummary& stage : run.summary.stages) {
       table.push_back({run.name, stage.name, stage.attention, std::to_string(stage.steps),
                        fixed(stage.seconds, 0, " s"), fixed(stage.tokens_per_second, 0),
                        fixed(stage.dense_loss_before, 3), fixed(stage.dense_loss_after, 3),
+                       fixed(stage.dense_loss_after - stage.dense_loss_before, 3),
                        fixed(stage.trained_loss_before, 3), fixed(stage.trained_loss_after, 3)});
     }
   }
   std::cout << "Stages. Losses are held-out, nats per token, with dense attention and as the stage "
-               "trains:\n";
+               "trains; brought: what the stage added to the dense loss:\n";
   print_table(std::cout, table, 3);
 }
 
 /// The rise of the loss just before a cut, with its standard error; null where there is none.
 json nearest_leak(const Run& run, const char* field) {
-  return run.evaluation.is_null() ? json() : run.evaluation.at(field).at(0);
+  if (run.evaluation.is_null() || run.evaluation.at(field).empty()) return {};
+  return run.evaluation.at(field).at(0);
 }
 
 std::string leak(const Run& run, const char* field) {
@@ -127,7 +130,28 @@ double loss_at(const Run& run, double seconds) {
   return std::nan("");
 }
 
-/// Says in words which run is better: no figure is left to the reader's goodwill.
+/// How much higher the loss of `run` is than that of `other` on the same held-out sequences, with
+/// the standard error of the pairs; NaN where `lighthouse eval` has not measured both on two or
+/// more.
+eval::Estimate paired_difference(const Run& run, const Run& other) {
+  const auto losses = [](const Run& of) {
+    return of.evaluation.is_null() ? json::array()
+                                   : of.evaluation.value("of_sequences_dense", json::array());
+  };
+  const json ours = losses(run), theirs = losses(other);
+  const auto count = static_cast<double>(ours.size());
+  if (ours.size() < 2 || ours.size() != theirs.size()) return {std::nan(""), std::nan("")};
+  double sum = 0, squares = 0;
+  for (size_t i = 0; i < ours.size(); ++i) sum += number(ours[i]) - number(theirs[i]);
+  const double mean = sum / count;
+  for (size_t i = 0; i < ours.size(); ++i) {
+    squares += std::pow(number(ours[i]) - number(theirs[i]) - mean, 2);
+  }
+  return {mean, std::sqrt(squares / (count - 1) / count)};
+}
+
+/// Says in words which run is better: no figure is left to the reader's goodwill. Where both were
+/// measured on the same sequences, a difference below two standard errors is none.
 void print_verdict(const std::vector<Run>& runs) {
   const Run& first = runs.front();
   std::cout << '\n';
@@ -149,9 +173,19 @@ void print_verdict(const std::vector<Run>& runs) {
     } else if (std::abs(difference) < 0.0005) {
       std::cout << "that is the same to three digits.";
     } else {
-      std::cout << fixed(std::abs(difference), 3, " nats ") << (difference > 0 ? "higher" : "lower")
-                << ": " << (difference > 0 ? first.name : run.name)
-                << " is better after all steps.";
+      std::cout << fixed(std::abs(difference), 3, " nats ")
+                << (difference > 0 ? "higher" : "lower");
+      const eval::Estimate paired = paired_difference(run, first);
+      if (std::isfinite(paired.standard_error)) {
+        std::cout << " (" << fixed(paired.mean, 3) << " +- " << fixed(paired.standard_error, 3)
+                  << " over the sequences of eval)";
+      }
+      if (std::abs(paired.mean) < 2 * paired.standard_error) {
+        std::cout << ": these sequences cannot tell which is better.";
+      } else {
+        const double higher = std::isnan(paired.mean) ? difference : paired.mean;
+        std::cout << ": " << (higher > 0 ? first.name : run.name) << " is better at the end.";
+      }
     }
     const double then = loss_at(first, run.summary.seconds());
     if (run.summary.seconds() < first.summary.seconds() && std::isfinite(then)) {

@@ -99,20 +99,26 @@ void eval_run(const Options& options) {
               1);
   std::cout << '\n';
   print_bins("loss by position", dense.by_position, trained.by_position, 4);
-  std::cout << "\nleak: rise of the loss before a cut after which all inputs are replaced, nats:\n"
-            << std::flush;
-  const auto leak = [&](bool as_trained) {
-    return eval::selection_leak(model, batches, options.cuts, recipe.run.seed, as_trained);
-  };
-  const auto leak_dense = leak(false);
-  const auto leak_trained = differs ? leak(true) : leak_dense;
-  print_bins("distance before the cut", leak_dense, leak_trained, 5);
+  std::vector<eval::Bin> leak_dense, leak_trained;
+  if (options.cuts > 0) {
+    std::cout
+        << "\nleak: rise of the loss before a cut after which all inputs are replaced, nats:\n"
+        << std::flush;
+    const auto leak = [&](bool as_trained) {
+      return eval::selection_leak(model, batches, options.cuts, recipe.run.seed, as_trained);
+    };
+    leak_dense = leak(false);
+    leak_trained = differs ? leak(true) : leak_dense;
+    print_bins("distance before the cut", leak_dense, leak_trained, 5);
+  }
 
   if (!json) return;
   const ordered_json all{{"held_out_dense", dense.all.mean},
                          {"held_out_dense_standard_error", dense.all.standard_error},
                          {"held_out_as_trained", trained.all.mean},
                          {"held_out_as_trained_standard_error", trained.all.standard_error},
+                         {"of_sequences_dense", dense.of_sequences},
+                         {"of_sequences_as_trained", trained.of_sequences},
                          {"by_position_dense", to_json(dense.by_position)},
                          {"by_position_as_trained", to_json(trained.by_position)},
                          {"token_frequency", bytes},
@@ -135,8 +141,9 @@ void add_eval(CLI::App& app) {
   verb->add_option("--sequences", options->sequences, "held-out sequences to measure")
       ->check(integer(1))
       ->capture_default_str();
-  verb->add_option("--cuts", options->cuts, "cuts per sequence at which the leak is measured")
-      ->check(integer(1))
+  verb->add_option("--cuts", options->cuts,
+                   "cuts per sequence at which the leak is measured; 0: it is not")
+      ->check(integer(0))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:N; overrides run.device")
       ->check(not_empty());
