@@ -417,7 +417,7 @@ class _Compared:
         return list(itertools.accumulate(stage[1 if field == "tokens" else 2] for stage in self.stages))[:-1]
 
 
-_SHADES = {"dense": "0.4", "lighthouse": "#e8a33d"}
+_SHADES = {"dense": "0.4", "lighthouse": "#e8a33d", "local": "#f6dcae"}
 
 
 def _figure_of_comparison(figures: Any, log_x: bool, log_y: bool) -> Figure:
@@ -425,7 +425,8 @@ def _figure_of_comparison(figures: Any, log_x: bool, log_y: bool) -> Figure:
     if not runs:
         raise ValueError("there are no runs")
     legend = [_key_of(run.look, run.name) for run in runs] + [_HELD_OUT, _STAGE_END]
-    legend += [(Patch(color=shade), f"{attention} stage") for attention, shade in _SHADES.items()]
+    trained = {attention for run in runs for attention, *_ in run.stages}
+    legend += [(Patch(color=shade), f"{name} stage") for name, shade in _SHADES.items() if name in trained]
     bottom = ["time", "leak" if any(run.leak for run in runs) else "time"]
     figure, panels = _layout([["tokens", "seconds"], bottom], legend)
     units = _units([evaluation for run in runs for evaluation in run.evals])

@@ -269,7 +269,7 @@ def comparison() -> dict[str, Any]:
         return {"name": name, "speed_up": 1.25, "stages": stages, "evals": evals, "leak_as_trained": leak}
 
     leak = {"mean": 0.25, "standard_error": 0.125}
-    both = [stage("lighthouse", 1.5), stage("dense", 2.5)]
+    both = [stage("local", 1.5), stage("dense", 2.5)]
     return {"runs": [run("first", [stage("dense", 5)], None), run("_second", both, leak)]}
 
 
@@ -293,7 +293,7 @@ def test_a_comparison_is_drawn(tmp_path: Path) -> None:
     figures = comparison()
     drawn = figure([write_json(tmp_path / "comparison.json", figures)])
     by_tokens, by_time, time, leak = drawn.axes
-    assert labels(drawn)[:2] == ["first", " _second"]
+    assert labels(drawn)[:2] == ["first", " _second"] and labels(drawn)[-2:] == ["dense stage", "local stage"]
     for points in curves(by_tokens, marker="o"):
         np.testing.assert_allclose(points, [(0, 6), (4, 2.8), (8, 2 + 4 / 9)])
     assert marks(by_tokens) == [4] and marks(by_time) == [1.5]
@@ -302,6 +302,8 @@ def test_a_comparison_is_drawn(tmp_path: Path) -> None:
         (pytest.approx(1), 0, 1.5),
         (pytest.approx(1), 1.5, 2.5),
     ]
+    dense, local = (patch.get_facecolor() for patch in drawn.legends[0].get_patches())
+    assert [bar.get_facecolor() for bar in time.patches] == [dense, local, dense]
     assert [text.get_text() for text in time.texts] == ["1.25×", "1.25×"]
     (error,) = leak.containers
     np.testing.assert_allclose(error[2][0].get_segments()[0], [(0.125, 1), (0.375, 1)])
