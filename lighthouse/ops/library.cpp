@@ -107,6 +107,12 @@ void attention_of(const OperatorHandle& op, Stack* stack) {
                                      given["v"].toTensor(), given.config(), instead));
 }
 
+void local_attention_of(const OperatorHandle& op, Stack* stack) {
+  const Arguments given(op, stack);
+  torch::jit::push(*stack, local_attention(given["q"].toTensor(), given["k"].toTensor(),
+                                           given["v"].toTensor(), given.config()));
+}
+
 void select_rows(const OperatorHandle& op, Stack* stack) {
   const Arguments given(op, stack);
   std::optional<TokenScores> scores;
@@ -128,6 +134,11 @@ void dense_because_of(const OperatorHandle& op, Stack* stack) {
   const Config config = given.config();
   torch::jit::push(*stack,
                    as_value_error([&] { return dense_because(given["tokens"].toInt(), config); }));
+}
+
+void local_shift_of_layer(const OperatorHandle& op, Stack* stack) {
+  const Arguments given(op, stack);
+  torch::jit::push(*stack, given.config().of_layer(given["layer"].toInt()).local_shift);
 }
 
 void check_config(const OperatorHandle& op, Stack* stack) { Arguments(op, stack).config(); }
@@ -154,9 +165,13 @@ TORCH_LIBRARY(lighthouse, library) {
   define_whole<attention_of>(library, "attention(Tensor q, Tensor k, Tensor v, " + settings +
                                           scores +
                                           ", Tensor? rows=None, Tensor? slots=None) -> Tensor out");
+  define_whole<local_attention_of>(
+      library, "local_attention(Tensor q, Tensor k, Tensor v, " + settings + ") -> Tensor out");
   define_whole<select_rows>(library, "select_rows(Tensor q, Tensor k, Tensor v, " + settings +
                                          scores + ") -> (Tensor rows, Tensor slots)");
   define_whole<gathered_rows_of>(library, "gathered_rows(int tokens, " + settings + ") -> int");
   define_whole<dense_because_of>(library, "dense_because(int tokens, " + settings + ") -> str");
+  define_whole<local_shift_of_layer>(library,
+                                     "local_shift_of_layer(int layer, " + settings + ") -> int");
   define_whole<check_config>(library, "check_config(" + settings + ") -> ()");
 }

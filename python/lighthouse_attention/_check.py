@@ -4,6 +4,15 @@ import math
 import numbers
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
+_STOCK_ATTENTION = torch._C._nn.scaled_dot_product_attention
+SHARDED = (
+    "context_parallel() is active, under which a process has only a part of each sequence; Lighthouse Attention needs "
+    "all of it: leave context_parallel() for it, and train with data parallelism"
+)
+
 
 def integer(name: str, value: Any, least: int | None = None) -> None:
     """Raises ValueError where the value is not an integer of 64 bits, or is below `least`."""
@@ -29,3 +38,10 @@ def instance(name: str, value: object, kind: type) -> None:
     """Raises TypeError where the value is of another type."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is of type {type(value).__name__}; it must be a {kind.__name__}")
+
+
+def is_sharded() -> bool:
+    """Whether PyTorch's `context_parallel()` is active. It replaces attention in Python alone: an operator in C++ would
+    attend to the tokens of this process as if they were the sequence."""
+    attention = F.scaled_dot_product_attention
+    return attention is not _STOCK_ATTENTION and getattr(attention, "__name__", "") == "inner_fn"

@@ -37,7 +37,7 @@ def attention(
     selection: Selection | None = None,
     scores: TokenScores | None = None,
 ) -> Tensor:
-    """Causal Lighthouse Attention, differentiable once in q, k and v.
+    """Causal Lighthouse Attention, differentiable once in q, k and v; with pieces beside it where config.local > 0.
 
     Args:
         q: (B, H, N, D) in float32, float64, bfloat16 or float16, of any strides with a contiguous last dimension.
@@ -58,6 +58,26 @@ def attention(
     scores_q, scores_k = (None, None) if scores is None else _two_tensors("scores", scores)
     given = {"rows": rows, "slots": slots, "scores_q": scores_q, "scores_k": scores_k}
     out: Tensor = torch.ops.lighthouse.attention(q, k, v, **config.settings(), **given)
+    return out
+
+
+def local_attention(q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig) -> Tensor:
+    """Causal attention inside the pieces of `config.local` tokens alone, differentiable once in q, k and v.
+
+    Args:
+        q: As `attention` takes it.
+        k: As `attention` takes it.
+        v: As `attention` takes it.
+        config: The settings, of which local, local_shift and scale count; local must be at least 1.
+
+    Returns:
+        (B, H, N, D), stored as (B, N, H, D).
+
+    Raises:
+        ValueError, TypeError: Naming the argument, its value and what it must be.
+    """
+    config = _check_types(q, k, v, config)
+    out: Tensor = torch.ops.lighthouse.local_attention(q, k, v, **config.settings())
     return out
 
 
@@ -108,6 +128,8 @@ def _check_types(q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig | Non
     Returns:
         The settings: the paper's, if none are given.
     """
+    if _check.is_sharded():
+        raise ValueError(_check.SHARDED)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         _check.instance(name, tensor, Tensor)
     if config is None:

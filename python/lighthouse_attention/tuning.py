@@ -5,6 +5,7 @@ Run as `python -m lighthouse_attention.tuning CONFIG`; `--help` lists its option
 
 import argparse
 import copy
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
@@ -18,11 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from lighthouse_attention import _check
 from lighthouse_attention._timing import Timing, default_device, describe, measure, table
 from lighthouse_attention.config import LighthouseConfig
+from lighthouse_attention.hugging_face.decoder import default_dense_layers
 from lighthouse_attention.hugging_face.wrap import unwrap, wrap
-from lighthouse_attention.operators import attention
+from lighthouse_attention.operators import attention, local_attention
 
 _FEWEST_KEPT = 0.02
-"""Below this share of tokens kept the method is reported to lose quality."""
+"""Below this share of tokens kept the method is reported to lose quality, where there are no pieces."""
 
 
 _FULL_ATTENTION = ("full_attention", "attention", "hybrid")
@@ -39,6 +41,13 @@ class Candidate(NamedTuple):
     """p·k/N: the share of tokens that may keep rows of their own."""
     both: Timing
     """Forward and backward of one layer."""
+    pieces: Timing | None
+    """Those of attention inside the pieces alone; None where there are no pieces."""
+
+    @property
+    def few(self) -> bool:
+        """Whether quality is reported to suffer: too few tokens are kept, and no pieces make up for it."""
+        return self.kept < _FEWEST_KEPT and self.config.local == 0
 
 
 class Tuning(NamedTuple):
@@ -51,11 +60,19 @@ class Tuning(NamedTuple):
 
 
 def candidates_for(tokens: int) -> list[LighthouseConfig]:
-    """Settings around the paper's for a context: 3 or 4 levels, pooled by 2, 4 or 8, N/128 to N/32 entries refined."""
+    """Settings to try at a context.
+
+    The paper's and their neighbours: 3 or 4 levels, pooled by 2, 4 or 8, N/128 to N/32 entries refined. And with pieces
+    of N/16 tokens, up to 2048 and up to 4096: 3 levels, pooled by 4, N/192 and N/64 entries refined.
+    """
     configs = []
-    for levels, factor, share in itertools.product((3, 4), (2, 4, 8), (128, 64, 32)):
+    published = itertools.product((3, 4), (2, 4, 8), (128, 64, 32), (0,))
+    pieces = itertools.product((3,), (4,), (192, 64), (min(2048, tokens // 16), min(4096, tokens // 16)))
+    for levels, factor, share, local in itertools.chain(published, pieces):
         budget = tokens // share // 128 * 128 or max(tokens // share, 16)
-        config = LighthouseConfig(levels=levels, pooling_factor=factor, budget=budget, tile_budget=min(budget, 128))
+        config = LighthouseConfig(
+            levels=levels, pooling_factor=factor, budget=budget, tile_budget=min(budget, 128), local=local
+        )
         if pays(config, tokens) and config not in configs:
             configs.append(config)
     return configs
@@ -74,7 +91,7 @@ def tune(
     tokens: int,
     candidates: Iterable[LighthouseConfig] | None = None,
     *,
-    dense_layers: int = 4,
+    dense_layers: int | None = None,
     inference_tokens: int = 2048,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -83,14 +100,15 @@ def tune(
     """Measures each candidate at the model's shape and prints a table, the fastest first.
 
     Before is dense attention in every layer, after is Lighthouse in all but the dense layers; both for the attention of
-    one training step, from one layer's time. Below it, the time of a prompt through the stock model beside that of one
+    one training step, from one layer's time. Candidates with pieces also have the time of attention inside the pieces
+    alone. Below the table, the time of a prompt through the stock model beside that of one
     that was wrapped and unwrapped, which is the same model.
 
     Args:
         model_config: A transformers config of a decoder; the shape of its attention is what counts.
         tokens: N, the context to train at.
         candidates: Settings to measure; `candidates_for(tokens)`, if not given.
-        dense_layers: How many layers stay dense.
+        dense_layers: How many layers stay dense; if not given, as `wrap` has it: none with pieces, else 4.
         inference_tokens: Length of the prompt; 0 leaves inference out. It runs over two of the model's layers.
         dtype: bfloat16 on a GPU and float32 on a CPU, if not given.
         device: A GPU where there is one, if not given.
@@ -102,7 +120,7 @@ def tune(
     """
     for name, value, least in (
         ("tokens", tokens, 1),
-        ("dense_layers", dense_layers, 0),
+        ("dense_layers", 0 if dense_layers is None else dense_layers, 0),
         ("inference_tokens", inference_tokens, 0),
         ("repeats", repeats, 1),
     ):
@@ -122,10 +140,9 @@ def tune(
     layers = _full_attention_layers(shape)
     if not layers:
         raise ValueError(f"model_config has {shape.num_hidden_layers} layers, and none with full causal attention")
-    dense_layers = min(dense_layers, layers)
     others = shape.num_hidden_layers - layers
     print(f"{describe(device)}, {str(dtype).removeprefix('torch.')}")
-    print(f"N={tokens} H={heads} G={kv_heads} D={head_dim}, {layers} layers of which {dense_layers} stay dense", end="")
+    print(f"N={tokens} H={heads} G={kv_heads} D={head_dim}, {layers} layers", end="")
     print(f"; {others} without full attention are left out" if others else "")
 
     def draw(n: int) -> Tensor:
@@ -157,25 +174,32 @@ def _measure(
 
     def candidate(config: LighthouseConfig) -> Candidate:
         kept = min(1.0, config.pooling_factor * config.budget / tokens)
-        return Candidate(config, config.gathered_rows(tokens), kept, both(lambda: attention(q, k, v, config)))
+        whole = both(lambda: attention(q, k, v, config))
+        return Candidate(config, config.gathered_rows(tokens), kept, whole, pieces.get(config.local))
 
+    lengths = {config.local: config for config in configs if config.local > 0}
+    pieces = {local: both(functools.partial(local_attention, q, k, v, config)) for local, config in lengths.items()}
     grouped = q.shape[1] != k.shape[1]
     dense = both(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped))
     return dense, sorted((candidate(config) for config in configs), key=lambda found: found.both.median)
 
 
-def _print(dense: Timing, found: list[Candidate], tokens: int, layers: int, dense_layers: int) -> None:
+def _print(dense: Timing, found: list[Candidate], tokens: int, layers: int, dense_layers: int | None) -> None:
     before = layers * dense.median
     rows = []
-    for config, length, kept, both in found:
-        after = dense_layers * dense.median + (layers - dense_layers) * both.median
-        few = " (few)" if kept < _FEWEST_KEPT else ""
-        shares = [str(length), f"{length / tokens:.1%}", f"{kept:.1%}{few}"]
-        times = [f"{dense.median:.2f}", str(both), f"{before:.0f}", f"{after:.0f}", f"{before / after:.2f}x"]
-        rows.append([config.describe(), *shares, *times])
-    header = ["settings", "S", "S/N", "tokens kept", "dense", "Lighthouse ms a layer", "before", "after ms a step", ""]
-    print(table(header, rows))
-    if any(candidate.kept < _FEWEST_KEPT for candidate in found):
+    for candidate in found:
+        config, length = candidate.config, candidate.rows
+        stay = min(len(default_dense_layers(config)) if dense_layers is None else dense_layers, layers)
+        after = stay * dense.median + (layers - stay) * candidate.both.median
+        kept = f"{candidate.kept:.1%}{' (few)' if candidate.few else ''}"
+        pieces = "-" if candidate.pieces is None else f"{candidate.pieces.median:.2f}"
+        layer = [f"{dense.median:.2f}", pieces, str(candidate.both)]
+        step = [str(stay), f"{before:.0f}", f"{after:.0f}", f"{before / after:.2f}x"]
+        rows.append([config.describe(), str(length), f"{length / tokens:.1%}", kept, *layer, *step])
+    layer = ["dense", "pieces alone", "Lighthouse ms a layer"]
+    step = ["dense layers", "before", "after ms a step", ""]
+    print(table(["settings", "S", "S/N", "tokens kept", *layer, *step], rows))
+    if any(candidate.few for candidate in found):
         warnings.warn(
             f"settings marked (few) keep less than {_FEWEST_KEPT:.0%} of the tokens, below which quality is reported to "
             "suffer",
@@ -220,7 +244,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What the settings cost on this machine, for a model and a context.")
     parser.add_argument("config", metavar="CONFIG", help="a model's folder or config.json")
     parser.add_argument("--tokens", type=int, required=True, metavar="N", help="the context to train at")
-    parser.add_argument("--dense-layers", type=int, default=4, metavar="N", help="layers that stay dense [4]")
+    parser.add_argument(
+        "--dense-layers", type=int, metavar="N", help="layers that stay dense [none with pieces, else 4]"
+    )
     parser.add_argument("--inference-tokens", type=int, default=2048, metavar="N", help="prompt; 0: none [2048]")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of each measurement [5]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="bfloat16 on a GPU")

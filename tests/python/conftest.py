@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 
 from lighthouse_attention import LighthouseConfig
 
 SMALL = LighthouseConfig(levels=3, pooling_factor=4, budget=16, tile_budget=8)
+PIECES = dataclasses.replace(SMALL, local=64, selection=None)
 
 
 @pytest.fixture(autouse=True)

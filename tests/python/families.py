@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from conftest import SMALL
-from lighthouse_attention import wrap
+from lighthouse_attention import LighthouseConfig, wrap
 
 DEVICE = torch.device(os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu"))
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -115,11 +115,24 @@ def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]
             assert difference <= 0.02 * expected[name].float().norm(), name
 
 
+def inside_pieces(q: Tensor, k: Tensor, v: Tensor, local: int, shift: int, scaling: float) -> Tensor:
+    """PyTorch's attention, piece by piece."""
+    borders = sorted({0, *range(shift, q.shape[2], local), q.shape[2]})
+    lengths = [end - begin for begin, end in zip(borders, borders[1:])]
+    parts = zip(*(x.split(lengths, dim=2) for x in (q, k, v)))
+    return torch.cat(
+        [F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True, scale=scaling) for part in parts], dim=2
+    )
+
+
 @contextmanager
-def by_hand(model: PreTrainedModel, layers: list[int]) -> Iterator[PreTrainedModel]:
+def by_hand(
+    model: PreTrainedModel, layers: list[int], config: LighthouseConfig = SMALL, alone: bool = False
+) -> Iterator[PreTrainedModel]:
     """The model with Lighthouse Attention in these layers, stage by stage, in every forward pass.
 
-    Norms come from what q_norm and k_norm take in, which is found by way of the projections.
+    Norms come from what q_norm and k_norm take in, which is found by way of the projections. Where there are pieces, the
+    layers are all that attend fully: pieces are shifted in every second one. `alone`: attention inside the pieces alone.
     """
     projected: dict[nn.Module, dict[str, Tensor]] = {}
 
@@ -129,13 +142,19 @@ def by_hand(model: PreTrainedModel, layers: list[int]) -> Iterator[PreTrainedMod
         if module.layer_idx not in layers:
             return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **options)  # type: ignore[no-any-return]
         assert mask is None
+        shift = config.local // 2 * (layers.index(module.layer_idx) % 2)
+        if alone:
+            return inside_pieces(q, k, v, config.local, shift, scaling).transpose(1, 2), None
         ops = torch.ops.lighthouse
-        geometry = [q.shape[2], SMALL.levels, SMALL.pooling_factor, SMALL.budget, SMALL.tile_budget]
+        geometry = [q.shape[2], config.levels, config.pooling_factor, config.budget, config.tile_budget]
         scores_q, scores_k, roots = ops.score(q, k, v, geometry)
         if projected.get(module):
             taken = projected.pop(module)
             scores_q, scores_k = ops.pool_scores(norms(taken["q"], q), norms(taken["k"], k), geometry)
-        rows, slots = ops.select(scores_q, scores_k, SMALL.selection, geometry)
+        rows, slots = ops.select(scores_q, scores_k, config.selection, geometry)
+        if config.local > 0:
+            both = ops.attend_both(q, k, v, roots, rows, slots, geometry, config.local, shift, scaling)
+            return both[0].transpose(1, 2), None
         gathered = ops.gather(q, k, v, roots, rows, slots, geometry)
         inner = F.scaled_dot_product_attention(*gathered, is_causal=True, enable_gqa=True, scale=scaling)
         return ops.scatter(inner, rows, slots, geometry).transpose(1, 2), None

@@ -1,4 +1,5 @@
 import importlib.metadata
+import pkgutil
 import subprocess
 import sys
 
@@ -8,6 +9,13 @@ from lighthouse_attention import _build, hugging_face
 
 def test_version() -> None:
     assert lighthouse_attention.__version__ == _build.VERSION
+
+
+def test_no_name_is_that_of_a_module() -> None:
+    """Importing the module would put it in the place of what the package exports."""
+    modules = {module.name for module in pkgutil.iter_modules(lighthouse_attention.__path__)}
+    assert {"benchmarking", "tuning"} <= modules
+    assert modules.isdisjoint(lighthouse_attention.__all__)
 
 
 def test_another_minor_version_of_pytorch_is_refused() -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 import numpy
 import pytest
@@ -11,8 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from conftest import SMALL, like, make_qkv
-from lighthouse_attention import LighthouseConfig, Selection, TokenScores, attention, gla_scores, select
+from conftest import PIECES, SMALL, like, make_qkv
+from lighthouse_attention import (
+    LighthouseConfig,
+    Selection,
+    TokenScores,
+    attention,
+    gla_scores,
+    local_attention,
+    select,
+)
+from lighthouse_attention.config import words_of
 
 OPS = torch.ops.lighthouse
 GEOMETRY = [256, SMALL.levels, SMALL.pooling_factor, SMALL.budget, SMALL.tile_budget]
@@ -61,22 +70,59 @@ def test_scores_of_gated_linear_attention() -> None:
 
 
 def test_config_has_the_settings_of_the_operators() -> None:
-    fields, hints = dataclasses.fields(LighthouseConfig), get_type_hints(LighthouseConfig)
-    for operator, given in (("check_config", 0), ("gathered_rows", 1), ("attention", 3), ("select_rows", 3)):
+    fields, hints, defaults = dataclasses.fields(LighthouseConfig), get_type_hints(LighthouseConfig), LighthouseConfig()
+    for operator, given in (
+        ("check_config", 0),
+        ("gathered_rows", 1),
+        ("local_shift_of_layer", 1),
+        ("attention", 3),
+        ("local_attention", 3),
+        ("select_rows", 3),
+    ):
         arguments = getattr(OPS, operator).default._schema.arguments[given:]
         assert all(argument.kwarg_only for argument in arguments)
         for argument, field in zip(arguments, fields):
-            assert (argument.name, argument.default_value) == (field.name, field.default)
+            assert (argument.name, argument.default_value) == (field.name, getattr(defaults, field.name))
     assert len(OPS.check_config.default._schema.arguments) == len(fields)
     for name, hint in hints.items():
-        if get_origin(hint) is Literal:
-            words = [repr(word) for word in get_args(hint)]
+        if words := [repr(word) for word in words_of(hint)]:
             with pytest.raises(ValueError) as error:
                 LighthouseConfig(**{name: "none of them"})
             listed = str(error.value).partition("must be ")[2].replace(" or ", ", ").split(", ")
             assert listed == words
         else:
             assert hint in (int, float | None)
+
+
+def test_selection_is_causal_beside_pieces_unless_it_is_given() -> None:
+    assert LighthouseConfig().selection == LighthouseConfig(local=0, selection=None).selection == "published"
+    assert LighthouseConfig(local=64).selection == "causal"
+    assert LighthouseConfig(local=64, selection="published").selection == "published"
+    assert LighthouseConfig(selection="causal").selection == "causal"
+    assert LighthouseConfig(local=64) == LighthouseConfig(local=64, selection="causal")
+    assert dataclasses.replace(LighthouseConfig(), local=64).selection == "published"  # as it was
+    assert LighthouseConfig(local=64).describe().endswith("causal W=64")
+
+
+def test_every_second_layer_is_shifted() -> None:
+    assert [LighthouseConfig(local=33).of_layer(i).local_shift for i in range(4)] == [0, 16, 0, 16]
+    assert LighthouseConfig().of_layer(1) == LighthouseConfig()
+    with pytest.raises(ValueError, match="index is -1; it must be at least 0"):
+        LighthouseConfig(local=33).of_layer(-1)
+
+
+def test_local_attention_is_attention_inside_pieces() -> None:
+    q, k, v = make_qkv()
+    config = dataclasses.replace(PIECES, scale=0.3).of_layer(1)
+    out = local_attention(q, k, v, config)
+    borders = [0, 32, 96, 160, 224, 256]
+    for begin, end in zip(borders, borders[1:]):
+        piece = (x[:, :, begin:end] for x in (q, k, v))
+        expected = F.scaled_dot_product_attention(*piece, is_causal=True, enable_gqa=True, scale=0.3)
+        torch.testing.assert_close(out[:, :, begin:end], expected)
+    assert out.transpose(1, 2).is_contiguous()
+    with pytest.raises(ValueError, match="local is 0; attention inside pieces needs at least 1 token"):
+        local_attention(q, k, v, SMALL)
 
 
 def operator_calls() -> dict[str, tuple[object, ...]]:
@@ -111,13 +157,15 @@ def operator_calls() -> dict[str, tuple[object, ...]]:
         "scatter": (gathered[0], rows, slots, GEOMETRY),
         "scatter_backward": (torch.randn(2, 4, 256, 16), rows, GEOMETRY),
         "attention": (q, k, v),
+        "local_attention": (q, k, v),
         "select_rows": (q.detach(), k.detach(), v.detach()),
     }
 
 
 @pytest.mark.parametrize("name", operator_calls())
 def test_opcheck(name: str) -> None:
-    torch.library.opcheck(getattr(OPS, name).default, operator_calls()[name])
+    settings = {"local": 48, "local_shift": 16} if name == "local_attention" else {}
+    torch.library.opcheck(getattr(OPS, name).default, operator_calls()[name], settings)
 
 
 @pytest.mark.parametrize("local", [0, 5])
@@ -218,7 +266,7 @@ def test_integers_of_the_settings(name: str, value: object) -> None:
     ("name", "values", "expected"),
     [
         ("scorer", ("loud", None, 1, ["norm"], numpy.ones(2)), "'norm', 'dilated' or 'gla'"),
-        ("selection", ("Causal", None, b"causal", torch.ones(2)), "'published' or 'causal'"),
+        ("selection", ("Causal", 0, b"causal", torch.ones(2)), "'published' or 'causal'"),
         ("scale", ("1", True, math.nan, -math.inf, 10**400, 1j, [1.0]), "a finite number"),
     ],
 )

@@ -2,7 +2,7 @@
 
 The rooms, from below: `unsupported` refuses what the method does not cover; `state` is what a wrapped model knows;
 `decoder` finds the layers to wrap; `scores` takes the scores of models with QK-norm; `interface` is what transformers
-calls; `wrap` puts it into a model; `stages` trains in two stages; `module` is all of it as a module around a model.
+calls; `wrap` puts it into a model; `stages` trains in stages; `module` is all of it as a module around a model.
 """
 
 _OLDEST = (5, 17)

@@ -7,9 +7,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lighthouse_attention import _check
+from lighthouse_attention.config import LighthouseConfig
 
-DENSE_LAYERS = (0, 1, -2, -1)
-"""The layers that stay dense in the paper."""
+
+def default_dense_layers(config: LighthouseConfig) -> tuple[int, ...]:
+    """The first and last two layers, as in the paper; none with pieces."""
+    return () if config.local > 0 else (0, 1, -2, -1)
 
 
 def find_decoder(model: nn.Module) -> tuple[PreTrainedModel, dict[int, nn.Module]]:
@@ -62,32 +65,40 @@ def check_decoder(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) ->
                 )
 
 
-def lighthouse_layers(attentions: dict[int, nn.Module], count: int, dense_layers: Iterable[int]) -> list[int]:
+def lighthouse_layers(
+    attentions: dict[int, nn.Module], count: int, dense_layers: Iterable[int] | None, config: LighthouseConfig
+) -> dict[int, LighthouseConfig]:
+    """The layers that train with Lighthouse, with the settings of each.
+
+    Pieces are shifted in every second layer with full attention, be it dense or not.
+    """
+    default = dense_layers is None
+    if dense_layers is None:
+        dense_layers = default_dense_layers(config)
     if not isinstance(dense_layers, Iterable):
         raise TypeError(f"dense_layers is {dense_layers!r}; it must be the indices of layers, such as (0, -1)")
     dense_layers = tuple(dense_layers)
     for index in dense_layers:
         _check.integer("dense_layers holds an index that", index)
-        if not -count <= index < count and dense_layers != DENSE_LAYERS:
+        if not -count <= index < count and not default:
             raise ValueError(
                 f"dense_layers holds {index}; the model has {count} layers, so that it must be from {-count} to {count - 1}"
             )
     dense = {index % count for index in dense_layers}
-    windows = {i for i, module in attentions.items() if _sliding_window(module) is not None}
-    layers = [i for i in attentions if i not in dense | windows]
+    full = [i for i, module in attentions.items() if _sliding_window(module) is None]
+    layers = {i: config.of_layer(order) for order, i in enumerate(full) if i not in dense}
     if not layers:
         others = "".join(
             f", {number} of them {what}"
             for number, what in (
-                (len(windows), "with a sliding window"),
+                (len(attentions) - len(full), "with a sliding window"),
                 (count - len(attentions), "without causal attention"),
             )
             if number
         )
-        default = " (the default)" if dense_layers == DENSE_LAYERS else ""
         raise ValueError(
-            f"dense_layers is {dense_layers}{default}, which leaves no layer to Lighthouse: the model has "
-            f"{count} layers{others}"
+            f"dense_layers is {dense_layers}{' (the default)' if default else ''}, which leaves no layer to Lighthouse: "
+            f"the model has {count} layers{others}"
         )
     return layers
 

@@ -9,7 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lighthouse_attention.hugging_face import scores
-from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, note_traced, under_way
+from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, note_traced, under_way
 from lighthouse_attention.hugging_face.unsupported import refuse_options
 
 
@@ -21,24 +21,27 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    lighthouse: bool = False,
+    lighthouse: Mode = "dense",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function. q (B, H, N, D), k and v (B, G, N, D) -> (B, N, H, D)"""
     layer: Layer | None = getattr(module, ATTRIBUTE, None)
-    if layer is None or not lighthouse or not _is_lighthouse(module, layer, query, key, value):
+    if layer is None or lighthouse == "dense" or not _has_all_keys(module, layer, query, key, value):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_options(module, attention_mask, dropout, kwargs)
-    scores_q, scores_k = scores.take(module, layer, query, key, value) or (None, None)
     settings = {**layer.config.settings(), "scale": scaling}
-    out = torch.ops.lighthouse.attention(query, key, value, **settings, scores_q=scores_q, scores_k=scores_k)
+    if lighthouse == "local":
+        out = torch.ops.lighthouse.local_attention(query, key, value, **settings)
+    else:
+        scores_q, scores_k = scores.take(module, layer, query, key, value) or (None, None)
+        out = torch.ops.lighthouse.attention(query, key, value, **settings, scores_q=scores_q, scores_k=scores_k)
     return out.transpose(1, 2), None
 
 
-def _is_lighthouse(module: nn.Module, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether a layer that was told to compute Lighthouse can: its keys and values must be those of the queries."""
+def _has_all_keys(module: nn.Module, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether a layer's keys and values are those of its queries, and no others: else its own attention runs."""
     if torch.compiler.is_compiling():
         note_traced()
     else:

@@ -15,9 +15,9 @@ _PREFIX = "module."
 
 
 class LighthouseWrapper(nn.Module):
-    """A Hugging Face decoder that trains with Lighthouse Attention; calling it calls the model.
+    """A Hugging Face decoder that trains with Lighthouse Attention as published, without pieces; calling it calls the model.
 
-    The model is wrapped in place (see `wrap`). The state dict and the names of modules and parameters are the model's own,
+    It takes the settings by the names that the method's introductions use; `wrap` takes a LighthouseConfig. The model is wrapped in place (see `wrap`). The state dict and the names of modules and parameters are the model's own,
     and what the wrapper has not, it takes from the model. transformers' Trainer, which reads the signature of a model,
     needs `remove_unused_columns=False` and `label_names=["labels"]` with it.
 
@@ -27,7 +27,7 @@ class LighthouseWrapper(nn.Module):
             [0.5, 0.25, 0.125] is p = 2 and, with the tokens, L = 4 levels.
         select_topk: S, the length of the gathered sequence over `tokens` tokens; the budget follows from it.
         tokens: The context length; the model's max_position_embeddings, if not given.
-        dense_layers: As `wrap` takes it.
+        dense_layers: As `wrap` takes it: the first and last two, if not given.
 
     Raises:
         ValueError: Naming the argument, its value and what it must be; for a length that cannot be had, the nearest.
@@ -40,7 +40,7 @@ class LighthouseWrapper(nn.Module):
         select_topk: int = 1024,
         *,
         tokens: int | None = None,
-        dense_layers: Iterable[int] = (0, 1, -2, -1),
+        dense_layers: Iterable[int] | None = None,
     ) -> None:
         super().__init__()
         tokens = _context(model) if tokens is None else tokens

@@ -38,7 +38,7 @@ def check_norms(attentions: dict[int, nn.Module]) -> None:
 
 
 def watch(attention: nn.Module, layer: Layer) -> list[Any]:
-    """Has what normalizes q and k keep the norms of what it takes in, in passes with Lighthouse.
+    """Has what normalizes q and k keep the norms of what it takes in, in passes that score by them.
 
     Returns:
         The handles of the hooks.
@@ -72,7 +72,7 @@ def _sides(name: str) -> str:
 
 def _before_attention(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for norm in getattr(attention, ATTRIBUTE).normalizations(attention):
-        setattr(norm, _TAKEN_IN, () if kwargs.get(LIGHTHOUSE) else None)
+        setattr(norm, _TAKEN_IN, () if kwargs.get(LIGHTHOUSE) == "lighthouse" else None)
 
 
 def _keep_norms(norm: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -1,15 +1,18 @@
-"""The two stages of training: a callback for transformers' Trainer, and the dense loss for loops of one's own."""
+"""The stages of training: callbacks for transformers' Trainer, and the dense loss for loops of your own."""
 
+import bisect
 import inspect
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lighthouse_attention import _check
+from lighthouse_attention.hugging_face.state import Mode
 from lighthouse_attention.hugging_face.wrap import set_mode, wrapped
 
 
@@ -58,7 +61,92 @@ def _loss(model: nn.Module, index: int, batch: Mapping[str, Any] | Tensor) -> fl
     return float(loss)
 
 
-class TwoStageCallback(TrainerCallback):
+class _StageCallback(TrainerCallback):
+    """Has a Trainer train a wrapped model in stages that follow one another.
+
+    A run that resumes does so in the stage of its step.
+    """
+
+    def __init__(self, starts: dict[str, int | float], modes: Sequence[Mode], evaluate: bool, warmup_steps: int | None):
+        """`starts` holds when each mode but the first starts, by the name of the argument that says so."""
+        for name, at in starts.items():
+            number = isinstance(at, numbers.Real) and not isinstance(at, bool)
+            if not number or not 0 <= at <= (math.inf if isinstance(at, numbers.Integral) else 1):
+                raise ValueError(f"{name} is {at!r}; it must be a step, or a share of all steps from 0.0 to 1.0")
+        if warmup_steps is not None:
+            _check.integer("warmup_steps", warmup_steps, least=0)
+        self.evaluate, self.warmup_steps = evaluate, warmup_steps
+        self._starts, self._modes = starts, modes
+        self._rates: list[Any] = []
+
+    def stage_starts(self, max_steps: int) -> list[int]:
+        """The first step, counted from 0, of each stage of a run of so many."""
+        steps = (int(at) if isinstance(at, numbers.Integral) else round(at * max_steps) for at in self._starts.values())
+        return [0, *steps]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        name = type(self).__name__
+        if not wrapped(kwargs["model"]):
+            raise ValueError(f"{name} needs a wrapped model: wrap(model, config) before the Trainer is made")
+        for mode in self._modes:  # that one cannot be switched to is said now, and not after hours
+            set_mode(kwargs["model"], mode)
+        starts = self.stage_starts(state.max_steps)
+        for (argument, at), start, before, mode in zip(self._starts.items(), starts[1:], starts, self._modes[1:]):
+            if start > state.max_steps:
+                raise ValueError(
+                    f"{argument} is {at}, and training has {state.max_steps} steps: the {mode} stage would never begin; "
+                    "give a step of it, or a share such as 0.625"
+                )
+            if start < before:
+                raise ValueError(
+                    f"{argument} is {at}, which is step {start} of {state.max_steps}; it must not be before step "
+                    f"{before}, where the stage before begins"
+                )
+        if self.evaluate and not _can_evaluate():
+            raise ValueError(
+                f"{name} evaluates at the end of each stage, and the Trainer has no eval_dataset: give it one, or pass "
+                f"evaluate=False to {name}"
+            )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        set_mode(kwargs["model"], self._modes[self._stage(state)])
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        share, groups = self._warmup_share(state), kwargs["optimizer"].param_groups
+        self._rates = [group["lr"] for group in groups] if share < 1 else []
+        for group, rate in zip(groups, self._rates):
+            group["lr"] = rate * share
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for group, rate in zip(kwargs["optimizer"].param_groups, self._rates):
+            group["lr"] = rate  # the scheduler knows nothing of the warm-up
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        ends_a_stage = state.global_step in (*self.stage_starts(state.max_steps), state.max_steps)
+        if ends_a_stage and self.evaluate:
+            control.should_evaluate = True
+
+    def _stage(self, state: TrainerState) -> int:
+        return bisect.bisect_right(self.stage_starts(state.max_steps), state.global_step) - 1
+
+    def _warmup_share(self, state: TrainerState) -> float:
+        """What part of the scheduled learning rate the step under way takes."""
+        starts, stage = [*self.stage_starts(state.max_steps), state.max_steps], self._stage(state)
+        first, end = starts[stage], starts[stage + 1]
+        steps = min(20, (end - first) // 10) if self.warmup_steps is None else self.warmup_steps
+        done = state.global_step - first + 1
+        return done / steps if first > 0 and done < steps else 1.0
+
+
+class TwoStageCallback(_StageCallback):
     """Has a Trainer train a wrapped model with Lighthouse up to a step, and densely from there on.
 
     A run that resumes does so in the stage of its step.
@@ -66,51 +154,45 @@ class TwoStageCallback(TrainerCallback):
     Args:
         switch_at: Steps with Lighthouse: a number, or a share of all steps as a float up to 1.0. The paper's is 0.625.
         evaluate: Has the Trainer evaluate, which is always dense, at the end of either stage; it needs an eval_dataset.
+        warmup_steps: Steps over which the learning rate rises to the scheduled one after the switch. If not given, 20, or
+            a tenth of the stage's steps where that is fewer. The Trainer logs the scheduled rate.
 
     Raises:
-        ValueError: switch_at is neither, or training begins with a model that is not wrapped, with fewer steps than
-            switch_at, or without an eval_dataset where one is needed.
+        ValueError: An argument is not what it must be, or training begins with a model that is not wrapped, with fewer
+            steps than switch_at, or without an eval_dataset where one is needed.
     """
 
-    def __init__(self, switch_at: int | float, evaluate: bool = True) -> None:
-        number = isinstance(switch_at, numbers.Real) and not isinstance(switch_at, bool)
-        if not number or not 0 <= switch_at <= (math.inf if isinstance(switch_at, numbers.Integral) else 1):
-            raise ValueError(f"switch_at is {switch_at!r}; it must be a step, or a share of all steps from 0.0 to 1.0")
-        self.switch_at = switch_at
-        self.evaluate = evaluate
+    def __init__(self, switch_at: int | float, evaluate: bool = True, warmup_steps: int | None = None) -> None:
+        super().__init__({"switch_at": switch_at}, ("lighthouse", "dense"), evaluate, warmup_steps)
 
-    def switch_step(self, max_steps: int) -> int:
-        """The first dense step of so many, counted from 0."""
-        if isinstance(self.switch_at, numbers.Integral):
-            return int(self.switch_at)
-        return round(self.switch_at * max_steps)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+class ThreeStageCallback(_StageCallback):
+    """Has a Trainer train a wrapped model inside pieces alone, then with Lighthouse beside the pieces, then densely.
+
+    A run that resumes does so in the stage of its step.
+
+    Args:
+        lighthouse_at: The first step with Lighthouse: a number counted from 0, or a share of all steps as a float up to
+            1.0.
+        dense_at: The first dense step, likewise.
+        evaluate: Has the Trainer evaluate, which is always dense, at the end of each stage; it needs an eval_dataset.
+        warmup_steps: Steps over which the learning rate rises to the scheduled one after each switch. If not given, 20,
+            or a tenth of the stage's steps where that is fewer. The Trainer logs the scheduled rate.
+
+    Raises:
+        ValueError: An argument is not what it must be, or training begins with a model that is not wrapped, or wrapped
+            without pieces, with fewer steps than the arguments say, or without an eval_dataset where one is needed.
+    """
+
+    def __init__(
+        self,
+        lighthouse_at: int | float,
+        dense_at: int | float,
+        evaluate: bool = True,
+        warmup_steps: int | None = None,
     ) -> None:
-        if not wrapped(kwargs["model"]):
-            raise ValueError("TwoStageCallback needs a wrapped model: wrap(model, config) before the Trainer is made")
-        if self.switch_step(state.max_steps) > state.max_steps:
-            raise ValueError(
-                f"switch_at is {self.switch_at}, and training has {state.max_steps} steps: the dense stage would never "
-                "begin; give a step of it, or a share such as 0.625"
-            )
-        if self.evaluate and not _can_evaluate():
-            raise ValueError(
-                "TwoStageCallback evaluates at the end of each stage, and the Trainer has no eval_dataset: give it one, "
-                "or pass evaluate=False to TwoStageCallback"
-            )
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        dense = state.global_step >= self.switch_step(state.max_steps)
-        set_mode(kwargs["model"], "dense" if dense else "lighthouse")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        ends_a_stage = state.global_step in (self.switch_step(state.max_steps), state.max_steps)
-        if ends_a_stage and self.evaluate:
-            control.should_evaluate = True
+        starts = {"lighthouse_at": lighthouse_at, "dense_at": dense_at}
+        super().__init__(starts, ("local", "lighthouse", "dense"), evaluate, warmup_steps)
 
 
 def _can_evaluate() -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,7 +11,9 @@ from torch import nn
 from lighthouse_attention.config import LighthouseConfig
 
 LIGHTHOUSE = "lighthouse"
-"""The attention implementation's name, and the keyword argument that tells a layer to compute it."""
+"""The attention implementation's name, and the keyword argument that tells a layer which mode but "dense" to compute."""
+Mode = Literal["local", "lighthouse", "dense"]
+"""Attention inside pieces alone; Lighthouse, with pieces beside it where there are any; the model's own."""
 ATTRIBUTE = "_lighthouse"
 """Where a wrapped decoder keeps its `Wrapping`, and each attention module that trains with Lighthouse its `Layer`."""
 
@@ -34,6 +36,7 @@ class Layer:
     """What an attention module that trains with Lighthouse knows of it."""
 
     config: LighthouseConfig
+    """With the layer's own local_shift."""
     notices: Notices
     norms: list[str]
     """Names of its submodules that normalize q, k, or first q and then k."""
@@ -54,13 +57,13 @@ class Pass(threading.local):
         self.without_mask: object = None
         """The model configuration of a traced training forward pass of which plain causal attention is right."""
         self.awaits_lighthouse = False
-        """Whether a layer should compute Lighthouse and none has yet."""
+        """Whether a layer should compute Lighthouse, or attend inside pieces, and none has yet."""
 
 
 under_way = Pass()
 
 traced: list[bool] = []
-"""Not empty once a layer with Lighthouse was compiled: in this process it is not seen any more whether one ran."""
+"""Not empty once a wrapped layer was compiled: in this process it is not seen any more whether one ran."""
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lighthouse_attention import _check
+
 DOCUMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
 _ATTENTION_DROPOUT = re.compile("att.*drop")
 _CHANGES_ATTENTION = {
@@ -23,7 +25,9 @@ class UnsupportedError(ValueError):
 
 
 def refuse_masks(given: Mapping[str, Any]) -> None:
-    """Holds the arguments of a decoder's forward pass to one whole sequence in each row of the batch."""
+    """Holds a decoder's forward pass to one whole sequence in each row of the batch."""
+    if _check.is_sharded():
+        raise UnsupportedError(_check.SHARDED)
     mask, positions = given.get("attention_mask"), given.get("position_ids")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         _require(

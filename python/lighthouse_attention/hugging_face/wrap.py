@@ -8,7 +8,7 @@ which activation checkpointing repeats). Everything else goes to PyTorch's atten
 import inspect
 import warnings
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,9 @@ from transformers.utils.import_utils import is_tracing
 from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.hugging_face import interface, scores
-from lighthouse_attention.hugging_face.decoder import DENSE_LAYERS, check_decoder, find_decoder, lighthouse_layers
-from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Notices, traced, under_way
+from lighthouse_attention.hugging_face.decoder import check_decoder, find_decoder, lighthouse_layers
+from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, Notices, traced, under_way
 from lighthouse_attention.hugging_face.unsupported import DOCUMENT_BOUNDS, UnsupportedError, refuse_masks
-
-Mode = Literal["lighthouse", "dense"]
 
 interface.register()  # at import: a wrapped model that was pickled is one again where it is loaded
 
@@ -30,7 +28,7 @@ interface.register()  # at import: a wrapped model that was pickled is one again
 def wrap(
     model: nn.Module,
     config: LighthouseConfig | None = None,
-    dense_layers: Iterable[int] = DENSE_LAYERS,
+    dense_layers: Iterable[int] | None = None,
     *,
     crossover: int = 0,
 ) -> "Wrapping":
@@ -38,13 +36,16 @@ def wrap(
 
     Training forward passes use it in every layer with full causal attention but the dense ones. Evaluation, generation,
     and sequences over which it cannot pay run the model's own attention. No parameter, buffer or state-dict key is added.
+    `set_mode` switches between the parts of a training run.
 
     Args:
         model: A `PreTrainedModel`, or a module that holds one (DistributedDataParallel, a PEFT model), with the "sdpa"
             attention implementation. Wrap before `torch.compile` and before distributing it.
-        config: The settings; the paper's, if not given. Its scale stays None: the model has its own.
-        dense_layers: Layers that stay dense, by their index, negative ones counted from the last; the first and last two
-            in the paper.
+        config: The settings; the paper's, if not given. Its scale stays None and its local_shift 0: the model has a
+            scale of its own, and each layer a shift. Every second layer with full attention has its pieces shifted by
+            half a piece (`LighthouseConfig.of_layer`).
+        dense_layers: Layers that stay dense, by their index, negative ones counted from the last. If not given, none
+            where config.local > 0, and the first and last two, as in the paper, where it is 0.
         crossover: Below so many tokens the model stays dense.
 
     Returns:
@@ -59,24 +60,29 @@ def wrap(
     _check.instance("config", config, LighthouseConfig)
     if config.scale is not None:
         raise ValueError(f"config.scale is {config.scale}; it must be None: the model has a scale of its own")
+    if config.local_shift != 0:
+        raise ValueError(
+            f"config.local_shift is {config.local_shift}; it must be 0: each layer gets a shift of its own"
+        )
     _check.integer("crossover", crossover, least=0)
     if wrapped(model):
         raise ValueError("the model is wrapped already; unwrap it first")
     decoder, attentions = find_decoder(model)
     check_decoder(decoder, attentions)
-    layers = lighthouse_layers(attentions, decoder.config.num_hidden_layers, dense_layers)
+    configs = lighthouse_layers(attentions, decoder.config.num_hidden_layers, dense_layers, config)
+    layers = {i: attentions[i] for i in configs}
     if config.scorer == "norm":
-        scores.check_norms({i: attentions[i] for i in layers})
+        scores.check_norms(layers)
     decoder.set_attn_implementation(LIGHTHOUSE)
     if decoder.config._attn_implementation != LIGHTHOUSE:
         raise TypeError(f"{type(decoder).__name__} does not take its attention from transformers' AttentionInterface")
-    return Wrapping(decoder, {i: attentions[i] for i in layers}, config, crossover)
+    return Wrapping(decoder, layers, config, configs, crossover)
 
 
 def unwrap(model: nn.Module) -> None:
     """Undoes `wrap`: the model is what it was, its weights aside.
 
-    Warns where it was trained with Lighthouse and with nothing else since.
+    Warns where it was trained, and not densely since.
 
     Raises:
         ValueError: The model is not wrapped.
@@ -90,10 +96,15 @@ def wrapped(model: nn.Module) -> bool:
 
 
 def set_mode(model: nn.Module, mode: Mode) -> None:
-    """Switches a wrapped model between stage 1, "lighthouse", and stage 2, "dense", at any step.
+    """Switches the attention that a wrapped model trains with, at any step.
+
+    Args:
+        model: As `wrap` took it.
+        mode: "local" is attention inside the pieces of config.local tokens alone; "lighthouse", the mode after `wrap`, is
+            Lighthouse Attention, with the pieces beside it where config.local > 0; "dense" is the model's own attention.
 
     Raises:
-        ValueError: The model is not wrapped, or there is no such mode.
+        ValueError: The model is not wrapped, there is no such mode, or there are no pieces.
     """
     _wrapping(model).set_mode(mode)
 
@@ -102,7 +113,12 @@ class Wrapping:
     """A wrapped model's decoder, its Lighthouse layers and their mode; `wrap` makes it."""
 
     def __init__(
-        self, decoder: PreTrainedModel, layers: dict[int, nn.Module], config: LighthouseConfig, crossover: int
+        self,
+        decoder: PreTrainedModel,
+        layers: dict[int, nn.Module],
+        config: LighthouseConfig,
+        configs: dict[int, LighthouseConfig],
+        crossover: int,
     ) -> None:
         self.decoder = decoder
         self.layers = layers
@@ -111,7 +127,7 @@ class Wrapping:
         self.crossover = crossover
         self.mode: Mode = "lighthouse"
         self._parameters = list(inspect.signature(decoder.forward).parameters)
-        self._trained_lighthouse = self._trained_dense = self._warned = False
+        self._awaits_dense = self._warned = False
         self._notices = Notices()
         self._handles = [
             decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True),
@@ -119,9 +135,9 @@ class Wrapping:
             decoder.register_state_dict_pre_hook(_before_saving),  # type: ignore[no-untyped-call]
         ]
         setattr(decoder, ATTRIBUTE, self)
-        for module in layers.values():
+        for index, module in layers.items():
             norms = scores.qk_norms(module) if config.scorer == "norm" else []
-            layer = Layer(config, self._notices, norms)
+            layer = Layer(configs[index], self._notices, norms)
             setattr(module, ATTRIBUTE, layer)
             layer.handles = scores.watch(module, layer)
 
@@ -136,8 +152,13 @@ class Wrapping:
 
     def set_mode(self, mode: Mode) -> None:
         """As the function of this name."""
-        if mode not in ("lighthouse", "dense"):
-            raise ValueError(f"mode is {mode!r}; it must be 'lighthouse' or 'dense'")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode is {mode!r}; it must be 'local', 'lighthouse' or 'dense'")
+        if mode == "local" and self.config.local == 0:
+            raise ValueError(
+                "mode is 'local', and the model was wrapped with local=0, without pieces; wrap it with a config such as "
+                "LighthouseConfig(local=2048)"
+            )
         self.mode = mode
 
     def uses_lighthouse(self, tokens: int) -> bool:
@@ -161,12 +182,12 @@ class Wrapping:
         self.decoder.set_attn_implementation("sdpa")
 
     def warn_without_dense_stage(self, done: str) -> None:
-        """Warns, once, where the model was trained with Lighthouse and with nothing else since."""
-        if self._trained_lighthouse and not self._trained_dense and not self._warned:
+        """Warns, once, where the model was trained, and not densely since."""
+        if self._awaits_dense and not self._warned:
             self._warned = True
             warnings.warn(
-                f"the model is {done} after training with Lighthouse alone: its dense loss is better after a second "
-                "stage, set_mode(model, 'dense') and some more steps, which is part of the method",
+                f"the model is {done} without a dense stage: its dense loss is better after set_mode(model, 'dense') and "
+                "some more steps, which are part of the method",
                 stacklevel=2,
             )
 
@@ -183,21 +204,20 @@ class Wrapping:
         given = dict(zip(self._parameters, args)) | kwargs
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         cached = any(_is_cache(value) for value in given.values())
-        lighthouse = self.mode == "lighthouse" and not self._stays_dense(inputs, cached)
+        dense = self.mode == "dense" or self._stays_dense(inputs, cached)
         if torch.is_grad_enabled():
-            self._trained_lighthouse |= lighthouse
-            self._trained_dense = not lighthouse
-        if lighthouse:
+            self._awaits_dense = not dense
+        if not dense:
             refuse_masks(given)
             under_way.awaits_lighthouse = True
         bounds = ("attention_mask", "position_ids", *DOCUMENT_BOUNDS)
-        plain = lighthouse or (not cached and all(given.get(name) is None for name in bounds))
+        plain = not dense or (not cached and all(given.get(name) is None for name in bounds))
         if plain and inputs is not None and is_tracing(inputs):
             under_way.without_mask = self.decoder.config
-        return (args, {**kwargs, LIGHTHOUSE: True}) if lighthouse else None
+        return None if dense else (args, {**kwargs, LIGHTHOUSE: self.mode})
 
     def _stays_dense(self, inputs: Tensor | None, cached: bool) -> bool:
-        """Whether the model's own attention runs though the mode is "lighthouse"; warns once of it in training."""
+        """Whether the model's own attention runs though the mode is another; warns once of it in training."""
         if cached:
             reason = ": a cache of keys and values was passed in"
         elif inputs is None:
@@ -211,8 +231,10 @@ class Wrapping:
         return reason != ""
 
     def _dense_because(self, tokens: int) -> str:
-        reason: str = _dense_because(tokens, self.crossover, **self.config.settings())
-        return reason
+        """Why the mode but "dense" cannot pay over so many tokens; empty where it can. Pieces alone always do."""
+        if tokens < self.crossover:
+            return f"below the crossover of {self.crossover}"
+        return _lighthouse_is_dense_because(tokens, **self.config.settings()) if self.mode == "lighthouse" else ""
 
 
 def _after_forward(decoder: nn.Module, args: object, out: object) -> None:
@@ -235,10 +257,8 @@ def _is_cache(value: object) -> bool:
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def _dense_because(tokens: int, crossover: int, **settings: Any) -> str:
+def _lighthouse_is_dense_because(tokens: int, **settings: Any) -> str:
     """Why Lighthouse cannot pay over so many tokens; empty where it can."""
-    if tokens < crossover:
-        return f"below the crossover of {crossover}"
     reason: str = torch.ops.lighthouse.dense_because(tokens, **settings)
     return reason
 

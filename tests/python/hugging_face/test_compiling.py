@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import PIECES, SMALL
 from families import DEVICE, TOKENS, every_version, loss_and_gradients, make_model, make_tokens, wrap_small
-from lighthouse_attention import set_mode
+from lighthouse_attention import LighthouseConfig, set_mode, wrap
 
 
 def without_masks(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -20,26 +21,30 @@ def without_masks(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> An
 
 
 @pytest.mark.parametrize(
-    ("family", "checkpointing", "dynamic"),
+    ("family", "config", "checkpointing", "dynamic"),
     [
-        pytest.param("Llama", False, False, marks=every_version),
-        ("Qwen3", False, False),
-        *((family, *way) for family in ("Llama", "Qwen3") for way in ((True, False), (False, True))),
+        pytest.param("Llama", SMALL, False, False, marks=every_version),
+        ("Llama", SMALL, True, False),
+        ("Llama", SMALL, False, True),
+        ("Qwen3", PIECES, False, False),
+        ("Qwen3", PIECES, True, False),
+        ("Qwen3", SMALL, False, True),
     ],
 )
 @torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
-def test_compiles_whole(family: str, checkpointing: bool, dynamic: bool) -> None:
-    """Without a graph break, and without a mask of N x N, in both modes.
+def test_compiles_whole(family: str, config: LighthouseConfig, checkpointing: bool, dynamic: bool) -> None:
+    """Without a graph break, and without a mask of N x N, in every mode.
 
     Scores taken on the way to the normalization are a side effect, consumed in the same layer; hence the patch.
     """
     torch._dynamo.reset()
     model = make_model(family)
-    wrap_small(model, family)
+    wrap(model, config, dense_layers=(0, -1))
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compiled = torch.compile(model, fullgraph=True, backend=without_masks)
-    for mode in ("lighthouse", "dense"):
+    modes: list[Any] = [*(["local"] if config.local else []), "lighthouse", "dense"]
+    for mode in modes:
         set_mode(model, mode)
         for batch in (2, 3) if dynamic else (2,):
             tokens = make_tokens(batch)

@@ -1,4 +1,4 @@
-"""A wrapped model on two processes: the loss of one process, and the keys of one process."""
+"""A wrapped model on two processes: the loss of one process, and the keys of one process; and what is refused there."""
 
 import os
 from pathlib import Path
@@ -8,27 +8,30 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.experimental import context_parallel
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import SMALL
+from conftest import PIECES, make_qkv
 from families import make_model, make_tokens
-from lighthouse_attention import set_mode, wrap
+from lighthouse_attention import UnsupportedError, attention, local_attention, select, set_mode, wrap
 from lighthouse_attention.hugging_face.wrap import wrapped
 
-STEPS = 4
+MODES = ("local", "local", "lighthouse", "lighthouse", "dense")
 WORLD = 2
 
 pytestmark = pytest.mark.skipif("LIGHTHOUSE_TEST_DEVICE" in os.environ, reason="gloo, on the CPU")
 
 
 def losses_of(model: torch.nn.Module, batch: torch.Tensor) -> list[float]:
-    """Of some steps in either mode, each the mean over all processes."""
+    """Of some steps in each mode, each the mean over all processes."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
-    for step in range(STEPS):
-        set_mode(model, "lighthouse" if step < STEPS // 2 else "dense")
+    for mode in MODES:
+        set_mode(model, mode)  # type: ignore[arg-type]
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         optimizer.step()
@@ -45,7 +48,7 @@ def worker(rank: int, kind: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     torch.set_num_threads(1)
     model: Any = make_model("Qwen3")
-    wrap(model, SMALL, dense_layers=(0, -1))
+    wrap(model, PIECES)
     if kind == "ddp":
         model = DistributedDataParallel(model)
     else:
@@ -67,10 +70,32 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
     found = torch.load(tmp_path / "result")
     model = make_model("Qwen3")
     keys = list(model.state_dict())
-    wrap(model, SMALL, dense_layers=(0, -1))
+    wrap(model, PIECES)
     expected = losses_of(model, make_tokens(WORLD))
     assert found["losses"] == pytest.approx(expected, rel=1e-5)
     assert expected[0] != pytest.approx(expected[-1], rel=1e-3)
     assert list(found["state"]) == keys
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(found["state"][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_context_parallel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It replaces attention in Python alone, so that an operator would attend to a part of the sequence."""
+    # context_parallel() does not restore it after an error.
+    monkeypatch.setattr(F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
+    model, tokens, qkv = make_model("Llama"), make_tokens(), make_qkv()
+    wrap(model, PIECES)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with context_parallel(init_device_mesh("cpu", (1,)), buffers=[tokens], buffer_seq_dims=[1]):
+            for function in (attention, local_attention, select):
+                with pytest.raises(ValueError, match=r"context_parallel\(\) is active.*needs all of it"):
+                    function(*qkv, PIECES)
+            for mode in ("local", "lighthouse"):
+                set_mode(model, mode)  # type: ignore[arg-type]
+                with pytest.raises(UnsupportedError, match=r"context_parallel\(\) is active"):
+                    model(input_ids=tokens)
+    finally:
+        dist.destroy_process_group()
+    set_mode(model, "lighthouse")
+    model(input_ids=tokens)

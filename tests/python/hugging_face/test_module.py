@@ -23,6 +23,7 @@ def test_is_wrap_with_the_settings_that_follow() -> None:
         expected_logits, expected = loss_and_gradients(model, tokens)
     wrapper = make_wrapper(make_model("Llama"))
     assert wrapper.lighthouse_config == config and config.gathered_rows(TOKENS) == LENGTH
+    assert config.local == 0 and config.selection == "published"
     assert wrapper.config is wrapper.module.config
     logits, gradients = loss_and_gradients(wrapper, tokens)
     assert torch.equal(logits, expected_logits)
@@ -31,6 +32,12 @@ def test_is_wrap_with_the_settings_that_follow() -> None:
     with pytest.warns(UserWarning, match="unwrapped"):
         unwrapped = wrapper.unwrap()
     assert unwrapped is wrapper.module and unwrapped.config._attn_implementation == "sdpa"
+
+
+def test_the_published_layers_stay_dense() -> None:
+    model = make_model("Llama", num_hidden_layers=6)
+    LighthouseWrapper(model, RATIOS, LENGTH, tokens=TOKENS)
+    assert list(model.model._lighthouse.layers) == [2, 3]
 
 
 def test_has_the_keys_of_the_model() -> None:

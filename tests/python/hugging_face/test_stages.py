@@ -1,4 +1,4 @@
-"""The two stages of a run, in transformers' Trainer and in a loop of one's own."""
+"""The stages of a run, in transformers' Trainer and in a loop of one's own."""
 
 import math
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from conftest import SMALL
+from conftest import PIECES, SMALL
 from families import DEVICE, every_version, make_model, make_tokens
-from lighthouse_attention import LighthouseWrapper, TwoStageCallback, dense_loss, set_mode, wrap
+from lighthouse_attention import LighthouseWrapper, ThreeStageCallback, TwoStageCallback, dense_loss, set_mode, wrap
 
 
 class Recorder(TrainerCallback):
@@ -30,18 +30,18 @@ class Recorder(TrainerCallback):
 
 
 def train(
-    model: PreTrainedModel, wrapping: Any, out: Path, callback: TwoStageCallback, **changes: Any
+    model: PreTrainedModel, wrapping: Any, out: Path, callback: TrainerCallback, **changes: Any
 ) -> tuple[Trainer, Recorder]:
     rows = [{"input_ids": row, "labels": row} for row in make_tokens(8).cpu()]
     arguments = dict(max_steps=5, per_device_train_batch_size=2, per_device_eval_batch_size=4, save_strategy="no")
     arguments |= dict(report_to=[], disable_tqdm=True, use_cpu=DEVICE.type == "cpu") | changes.pop("arguments", {})
-    recorder = Recorder(wrapping)
+    recorder, more = Recorder(wrapping), changes.pop("more_callbacks", [])
     trainer = changes.pop("kind", Trainer)(
         model,
         TrainingArguments(str(out), **arguments),
         train_dataset=rows,
         eval_dataset=changes.pop("eval_dataset", rows[:4]),
-        callbacks=[callback, recorder],
+        callbacks=[callback, recorder, *more],
     )
     trainer.train(**changes)
     return trainer, recorder
@@ -58,6 +58,57 @@ def test_trainer_switches_and_evaluates_densely(switch_at: int | float, tmp_path
     assert recorder.evaluated[-1][1] == pytest.approx(final.mean, rel=1e-2 if DEVICE.type == "cuda" else 1e-5)
     _, recorder = train(model, wrapping, tmp_path, TwoStageCallback(0, evaluate=False))
     assert recorder.modes == ["dense"] * 5 and not recorder.evaluated
+
+
+def test_trainer_trains_in_three_stages(tmp_path: Path) -> None:
+    model = make_model("Llama")
+    wrapping = wrap(model, PIECES)
+    _, recorder = train(model, wrapping, tmp_path, ThreeStageCallback(0.4, 0.8))
+    assert recorder.modes == ["local"] * 2 + ["lighthouse"] * 2 + ["dense"]
+    assert [step for step, _ in recorder.evaluated] == [2, 4, 5]
+    _, recorder = train(model, wrapping, tmp_path, ThreeStageCallback(0, 4, evaluate=False))
+    assert recorder.modes == ["lighthouse"] * 4 + ["dense"] and not recorder.evaluated
+
+
+class Rates(TrainerCallback):
+    """The learning rate of every optimizer step, and what the scheduler is left with."""
+
+    def __init__(self) -> None:
+        self.taken, self.left = [], []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
+        inner = getattr(optimizer, "optimizer", optimizer)
+        inner.register_step_pre_hook(lambda o, *_: self.taken.append(o.param_groups[0]["lr"]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
+        self.left.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4, [1, 1, 0.25, 0.5, 0.75, 0.25, 0.5, 0.75]), (None, [1] * 8)])
+def test_the_learning_rate_warms_up_after_a_switch(steps: int | None, expected: list[float], tmp_path: Path) -> None:
+    """In the second stage and the third, on top of the schedule; by default not where a stage is a few steps long."""
+    model, rates = make_model("Llama"), Rates()
+    wrapping = wrap(model, PIECES)
+    callback = ThreeStageCallback(2, 5, evaluate=False, warmup_steps=steps)
+    arguments = {"max_steps": 8, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
+    train(model, wrapping, tmp_path, callback, arguments=arguments, more_callbacks=[rates])
+    schedule = [1e-3 * (8 - step) / 8 for step in range(9)]
+    assert rates.taken == pytest.approx([share * rate for share, rate in zip(expected, schedule)])
+    assert rates.left == pytest.approx(schedule[1:])
+
+
+def test_a_warm_up_is_20_steps_or_a_tenth_of_the_stage() -> None:
+    def warm_up(callback: TrainerCallback, first: int, steps: int) -> list[float]:
+        state = TrainerState(max_steps=steps)
+        shares = []
+        for state.global_step in range(first, steps):
+            shares.append(callback._warmup_share(state))
+        return shares[: shares.index(1.0)]
+
+    assert warm_up(TwoStageCallback(500), 500, 1000) == pytest.approx([step / 20 for step in range(1, 20)])
+    assert warm_up(TwoStageCallback(900), 900, 1000) == pytest.approx([step / 10 for step in range(1, 10)])
+    assert warm_up(TwoStageCallback(900, warmup_steps=4), 900, 1000) == [0.25, 0.5, 0.75]
+    assert warm_up(TwoStageCallback(0), 0, 1000) == []
 
 
 def test_a_resumed_run_goes_on_in_its_stage(tmp_path: Path) -> None:
@@ -127,7 +178,21 @@ def test_errors_of_the_callback(tmp_path: Path) -> None:
             TwoStageCallback(switch_at)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs a wrapped model"):
         train(make_model("Llama"), None, tmp_path, TwoStageCallback(3))
-    assert TwoStageCallback(1).switch_step(10) == 1 and TwoStageCallback(1.0).switch_step(10) == 10
+    assert TwoStageCallback(1).stage_starts(10) == [0, 1] and TwoStageCallback(1.0).stage_starts(10) == [0, 10]
+    with pytest.raises(ValueError, match="dense_at is 1.5; it must be a step, or a share"):
+        ThreeStageCallback(0.4, 1.5)
+    with pytest.raises(ValueError, match="warmup_steps is -1; it must be at least 0"):
+        ThreeStageCallback(0.4, 0.8, warmup_steps=-1)
+    model = make_model("Llama")
+    with pytest.raises(ValueError, match="dense_at is 0.2, which is step 1 of 5; it must not be before step 2"):
+        train(model, wrap(model, PIECES), tmp_path, ThreeStageCallback(2, 0.2))
+    with pytest.raises(
+        ValueError, match="lighthouse_at is 6, and training has 5 steps: the lighthouse stage would never"
+    ):
+        train(model, None, tmp_path, ThreeStageCallback(6, 7))
+    model = make_model("Llama")
+    with pytest.raises(ValueError, match="mode is 'local', and the model was wrapped with local=0"):
+        train(model, wrap(model, SMALL, dense_layers=(0, -1)), tmp_path, ThreeStageCallback(0.4, 0.8))
 
 
 @every_version

@@ -1,6 +1,7 @@
 """Wrapped models against stock ones, and against Lighthouse Attention put into them by hand."""
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from conftest import SMALL
+from conftest import PIECES, SMALL
 from families import (
     DEVICE,
     LIGHTHOUSE_LAYERS,
@@ -73,6 +74,61 @@ def test_wrapped_is_what_it_is_by_hand(family: str) -> None:
         assert_same_gradients(gradients, expected)
 
 
+FULL_LAYERS = {"Llama": [0, 1, 2, 3], "Qwen3": [0, 1, 2, 3], "Gemma3": [1, 3]}
+
+
+@pytest.mark.parametrize("family", FULL_LAYERS)
+def test_pieces_are_what_they_are_by_hand(family: str) -> None:
+    """Alone and beside Lighthouse, in all layers with full attention; those with a sliding window keep their own."""
+    stock, model, tokens = make_model(family), make_model(family), make_tokens()
+    dense_logits, _ = loss_and_gradients(stock, tokens)
+    assert list(wrap(model, PIECES).layers) == FULL_LAYERS[family]
+    found = []
+    for mode in ("local", "lighthouse"):
+        with by_hand(stock, FULL_LAYERS[family], PIECES, alone=mode == "local"):
+            expected_logits, expected = loss_and_gradients(stock, tokens)
+        assert not torch.allclose(dense_logits, expected_logits)
+        set_mode(model, mode)
+        logits, gradients = loss_and_gradients(model, tokens)
+        found.append(logits)
+        assert_same_gradients({"logits": logits, **gradients}, {"logits": expected_logits, **expected})
+    assert not torch.allclose(*found)
+    expected = stock.eval()(input_ids=tokens).logits
+    assert torch.equal(model.eval()(input_ids=tokens).logits, expected)
+
+
+def test_every_second_layer_with_full_attention_is_shifted() -> None:
+    def shifts(family: str, config: LighthouseConfig, **options: Any) -> dict[int, int]:
+        layers = wrap(make_model(family, num_hidden_layers=6, **options.pop("changes", {})), config, **options).layers
+        return {i: attention._lighthouse.config.local_shift for i, attention in layers.items()}
+
+    assert shifts("Llama", PIECES) == {0: 0, 1: 32, 2: 0, 3: 32, 4: 0, 5: 32}
+    assert shifts("Llama", PIECES, dense_layers=(0, -1)) == {1: 32, 2: 0, 3: 32, 4: 0}
+    assert shifts("Llama", SMALL) == {2: 0, 3: 0}
+    alternating = {"layer_types": ["sliding_attention", "full_attention"] * 3}
+    assert shifts("Gemma3", PIECES, changes=alternating) == {1: 0, 3: 32, 5: 0}
+    with pytest.raises(ValueError, match="config.local_shift is 8; it must be 0"):
+        wrap(make_model("Llama"), dataclasses.replace(PIECES, local_shift=8))
+
+
+def test_pieces_alone_need_pieces_and_always_pay() -> None:
+    model, tokens = make_model("Llama"), make_tokens(1, 40)
+    with wrap_small(model), pytest.raises(ValueError, match="mode is 'local', and the model was wrapped with local=0"):
+        set_mode(model, "local")
+    expected = model(input_ids=tokens).logits
+    wrapping = wrap(model, dataclasses.replace(PIECES, local=16))
+    set_mode(model, "local")
+    assert not wrapping.uses_lighthouse(TOKENS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not torch.allclose(model(input_ids=tokens).logits, expected)
+    unwrap(model)
+    wrap(model, PIECES, crossover=41)
+    set_mode(model, "local")
+    with pytest.warns(UserWarning, match="dense attention over 40 tokens: below the crossover of 41"):
+        assert torch.equal(model(input_ids=tokens).logits, expected)
+
+
 @families
 def test_unwrapped_is_stock(family: str, tmp_path: Path) -> None:
     stock, model, tokens = make_model(family), make_model(family), make_tokens()
@@ -103,11 +159,22 @@ def test_generates_while_wrapped(family: str, training: bool) -> None:
     assert torch.equal(model.generate(prompt, max_new_tokens=8, do_sample=False), expected)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+@pytest.mark.parametrize(
+    ("family", "config", "mode"),
+    [
+        ("Llama", SMALL, "lighthouse"),
+        ("Qwen3", SMALL, "lighthouse"),
+        ("Qwen3", PIECES, "lighthouse"),
+        ("Qwen3", PIECES, "local"),
+    ],
+)
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_gives_the_same_bits(family: str, reentrant: bool) -> None:
+def test_activation_checkpointing_gives_the_same_bits(
+    family: str, config: LighthouseConfig, mode: Any, reentrant: bool
+) -> None:
     model, tokens = make_model(family), make_tokens()
-    wrap_small(model, family)
+    wrap(model, config, dense_layers=(0, -1))
+    set_mode(model, mode)
     expected_logits, expected = loss_and_gradients(model, tokens)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     logits, gradients = loss_and_gradients(model, tokens)
@@ -156,7 +223,7 @@ def test_arguments_of_wrap() -> None:
     wrap_small(model)
     with pytest.raises(ValueError, match="wrapped already"):
         wrap_small(model)
-    with pytest.raises(ValueError, match="mode is 'loose'; it must be 'lighthouse' or 'dense'"):
+    with pytest.raises(ValueError, match="mode is 'loose'; it must be 'local', 'lighthouse' or 'dense'"):
         set_mode(model, "loose")  # type: ignore[arg-type]
 
 
@@ -188,14 +255,16 @@ def test_as_a_context_manager() -> None:
     assert torch.equal(model(input_ids=tokens).logits, expected)
 
 
-def test_warns_once_where_no_dense_stage_was_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["local", "lighthouse"])
+def test_warns_once_where_no_dense_stage_was_trained(mode: Any, tmp_path: Path) -> None:
     model, tokens = make_model("Llama"), make_tokens()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        wrap_small(model)
+        wrap(model, PIECES)
+        set_mode(model, mode)
         model.save_pretrained(tmp_path / "untrained")
         loss_and_gradients(model, tokens)
-    with pytest.warns(UserWarning, match="saved after training with Lighthouse alone"):
+    with pytest.warns(UserWarning, match="saved without a dense stage"):
         model.save_pretrained(tmp_path / "first")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -208,7 +277,7 @@ def test_warns_once_where_no_dense_stage_was_trained(tmp_path: Path) -> None:
         unwrap(model)
         wrap_small(model)
         loss_and_gradients(model, tokens)
-    with pytest.warns(UserWarning, match="unwrapped after training with Lighthouse alone"):
+    with pytest.warns(UserWarning, match="unwrapped without a dense stage"):
         unwrap(model)
 
 
@@ -218,7 +287,7 @@ def test_warns_where_lighthouse_came_after_the_dense_stage(tmp_path: Path) -> No
     for mode in ("dense", "lighthouse"):
         set_mode(model, mode)
         loss_and_gradients(model, tokens)
-    with pytest.warns(UserWarning, match="saved after training with Lighthouse alone"):
+    with pytest.warns(UserWarning, match="saved without a dense stage"):
         model.save_pretrained(tmp_path)
 
 

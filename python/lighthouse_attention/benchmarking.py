@@ -1,13 +1,13 @@
-"""Times one attention layer on the machine at hand: dense, Lighthouse, and native sparse attention where it is installed.
+"""Times one attention layer on this machine: dense, inside pieces, Lighthouse, and native sparse attention (if installed).
 
-The function is `lighthouse_attention.benchmark()`, the command `python -m lighthouse_attention.benchmark`.
+The function is `lighthouse_attention.benchmark()`, the command `python -m lighthouse_attention.benchmarking`.
 """
 
 import argparse
 import functools
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lighthouse_attention import _check
 from lighthouse_attention._timing import Timing, default_device, describe, measure, table
-from lighthouse_attention.config import LighthouseConfig
-from lighthouse_attention.operators import attention
+from lighthouse_attention.config import LighthouseConfig, words_of
+from lighthouse_attention.operators import attention, local_attention
 
 _NSA_GROUP = 16
 _NSA_BLOCK = 64
@@ -46,13 +46,17 @@ def benchmark(
 ) -> list[Result]:
     """Prints a table of what one attention layer takes: milliseconds, median (lowest-highest), and memory.
 
+    Its rows are dense attention; attention inside the pieces alone, if there are any; Lighthouse, with the pieces beside
+    it; PyTorch's own attention over as many rows as Lighthouse gathers; native sparse attention. What Lighthouse takes
+    beyond the pieces alone and the rows alone is its overhead.
+
     Args:
         tokens: N; 98304 on a GPU and 8192 on a CPU, if not given.
         heads: H
         kv_heads: G; H, if not given.
         head_dim: D
         batch: B
-        config: The settings; if not given the paper's, with its share of tokens refined, N / 64.
+        config: The settings; if not given, pieces of N / 16 tokens, 2048 at most, and a budget of about N / 192.
         dtype: bfloat16 on a GPU and float32 on a CPU, if not given.
         device: A GPU where there is one, if not given.
         repeats: Of each measurement, after two to warm up.
@@ -77,22 +81,30 @@ def benchmark(
         _check.integer(name, value, least=1)
     if heads % kv_heads != 0:
         raise ValueError(f"heads is {heads}; it must be a multiple of kv_heads, which is {kv_heads}")
-    config = config or LighthouseConfig(budget=max(128, tokens // 64 // 128 * 128))
+    if config is None:
+        local = min(2048, max(1, tokens // 16))
+        config = LighthouseConfig(budget=max(128, tokens // 192 // 128 * 128), local=local)
     rows = config.gathered_rows(tokens)
     print(f"{describe(device)}, {str(dtype).removeprefix('torch.')}")
     print(f"B={batch} N={tokens} H={heads} G={kv_heads} D={head_dim}; {config.describe()}; S={rows}")
 
-    def draw(n: int) -> Tensor:
-        x = torch.randn(batch, tokens, n, head_dim, dtype=dtype, device=device)
-        return x.transpose(1, 2).requires_grad_()
+    def draw(length: int) -> tuple[Tensor, ...]:
+        shapes = [(batch, length, n, head_dim) for n in (heads, kv_heads, kv_heads)]
+        return tuple(
+            torch.randn(shape, dtype=dtype, device=device).transpose(1, 2).requires_grad_() for shape in shapes
+        )
 
-    qkv = (draw(heads), draw(kv_heads), draw(kv_heads))
-    kinds: list[tuple[str, Callable[..., Tensor] | str]] = [
-        ("dense", functools.partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=heads != kv_heads)),
-        ("Lighthouse", functools.partial(attention, config=config)),
-        ("NSA", _native_sparse(heads, kv_heads, device)),
+    stock = functools.partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=heads != kv_heads)
+    kinds: dict[str, Callable[..., Tensor] | str] = {"dense": stock}
+    if config.local > 0:
+        kinds["pieces alone"] = functools.partial(local_attention, config=config)
+    kinds["Lighthouse"] = functools.partial(attention, config=config)
+    kinds["rows alone"] = stock
+    kinds["NSA"] = _native_sparse(heads, kv_heads, device)
+    qkv = draw(tokens)
+    results = [
+        _measure(name, kind, draw(rows) if name == "rows alone" else qkv, repeats) for name, kind in kinds.items()
     ]
-    results = [_measure(name, kind, qkv, repeats) for name, kind in kinds]
     _print(results)
     return results
 
@@ -153,7 +165,7 @@ def _print(results: list[Result]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Times dense and Lighthouse attention on this machine.")
+    parser = argparse.ArgumentParser(description="Times dense, local and Lighthouse attention on this machine.")
     for name, default, meaning in (
         ("tokens", None, "N; 98304 on a GPU, 8192 on a CPU"),
         ("heads", 8, "H"),
@@ -169,8 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = get_type_hints(LighthouseConfig)
     for name, hint in settings.items():
         option = f"--{name.replace('_', '-')}"
-        if get_origin(hint) is Literal:
-            parser.add_argument(option, choices=get_args(hint), help="of LighthouseConfig")
+        if words := words_of(hint):
+            parser.add_argument(option, choices=words, help="of LighthouseConfig")
         else:
             parser.add_argument(option, type=int if hint is int else float, metavar="N", help="of LighthouseConfig")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
