@@ -1,4 +1,4 @@
-"""Continues the pretraining of a checkpoint at a longer context, in two stages, with transformers.
+"""Continues the pretraining of a checkpoint at a longer context, in three stages, with transformers.
 
     python examples/pretrain.py --out runs/pretrained --context 1024
     python examples/extend.py runs/pretrained --out runs/extended --context 4096
@@ -22,7 +22,6 @@ parser.add_argument("--out", required=True, help="folder to save the model to")
 parser.add_argument("--text", help="folder of Python files to read [PyTorch's own]")
 parser.add_argument("--context", type=int, default=4096)
 parser.add_argument("--steps", type=int, default=60)
-parser.add_argument("--dense-layers", type=int, nargs="*", default=[0, -1])
 options = parser.parse_args()
 
 torch.manual_seed(0)
@@ -46,22 +45,24 @@ else:
 train, held_out = train.to(device), held_out.to(device).split(1)
 
 budget = options.context // 64
-config = LighthouseConfig(budget=budget, tile_budget=math.gcd(budget, 128))
-wrap(model, config, dense_layers=options.dense_layers)
+wrap(model, LighthouseConfig(local=options.context // 16, budget=budget, tile_budget=math.gcd(budget, 128)))
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.95), weight_decay=0.1)
 schedule = get_cosine_schedule_with_warmup(optimizer, options.steps // 10, options.steps)
-switch = options.steps * 2 // 3
 print(f"before: dense loss {dense_loss(model, held_out).mean:.3f}")
-for step in range(options.steps):
-    if step == switch:
-        print(f"after stage 1: dense loss {dense_loss(model, held_out).mean:.3f}")
-        set_mode(model, "dense")
-    row = train[step % len(train)][None]
-    model(input_ids=row, labels=row, use_cache=False).loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    schedule.step()
-    optimizer.zero_grad()
-print(f"after stage 2: dense loss {dense_loss(model, held_out).mean:.3f}")
+lighthouse_at, dense_at = options.steps // 2, options.steps * 3 // 4
+for mode, steps in (
+    ("local", range(lighthouse_at)),
+    ("lighthouse", range(lighthouse_at, dense_at)),
+    ("dense", range(dense_at, options.steps)),
+):
+    set_mode(model, mode)
+    for step in steps:
+        row = train[step % len(train)][None]
+        model(input_ids=row, labels=row, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    print(f"after {mode}: dense loss {dense_loss(model, held_out).mean:.3f}")
 unwrap(model)
 model.save_pretrained(options.out)

@@ -1,4 +1,4 @@
-"""Pretrains a small Llama from scratch on bytes of text, in two stages, with transformers' Trainer.
+"""Pretrains a small Llama from scratch on bytes of text, in three stages, with transformers' Trainer.
 
     python examples/pretrain.py --out runs/pretrained
 
@@ -10,7 +10,7 @@ import math
 
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
-from lighthouse_attention import LighthouseConfig, TwoStageCallback, unwrap, wrap
+from lighthouse_attention import LighthouseConfig, ThreeStageCallback, unwrap, wrap
 from text import read_rows
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,10 +35,9 @@ model = LlamaForCausalLM(
         eos_token_id=None,
     )
 )
-# A 64th of the tokens refined, as in the paper, where it is 1536 of 98304.
 budget = options.context // 64
-config = LighthouseConfig(budget=budget, tile_budget=math.gcd(budget, 128))
-print(wrap(model, config, dense_layers=(0, -1)), "S =", config.gathered_rows(options.context))
+config = LighthouseConfig(local=options.context // 16, budget=budget, tile_budget=math.gcd(budget, 128))
+print(wrap(model, config), "S =", config.gathered_rows(options.context))
 
 trainer = Trainer(
     model,
@@ -59,7 +58,7 @@ trainer = Trainer(
     ),
     train_dataset=[{"input_ids": row, "labels": row} for row in train],
     eval_dataset=[{"input_ids": row, "labels": row} for row in held_out],
-    callbacks=[TwoStageCallback(switch_at=0.6)],
+    callbacks=[ThreeStageCallback(lighthouse_at=0.5, dense_at=0.75)],
 )
 trainer.train()
 unwrap(model)
