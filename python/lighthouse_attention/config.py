@@ -68,7 +68,7 @@ class LighthouseConfig:
         return dataclasses.replace(self, local_shift=shift)
 
     def gathered_rows(self, tokens: int) -> int:
-        """S, the length of the gathered sequence over so many tokens.
+        """S, the length of the gathered sequence over `tokens` tokens.
 
         Raises ValueError where the budget has more tiles than there are roots.
         """

@@ -1,4 +1,4 @@
-"""What the settings cost on the machine at hand, for a model's shape and a context, before and after.
+"""What the settings cost on this machine, for a model's shape and a context, before and after.
 
 Run as `python -m lighthouse_attention.tuning CONFIG`; `--help` lists its options.
 """

@@ -1,4 +1,4 @@
-"""Tiny random models of the families that wrap knows, and a slow reference of what a wrapped one computes."""
+"""Tiny random models of the families that wrap supports, and a slow reference of what a wrapped one computes."""
 
 import os
 from collections.abc import Iterator

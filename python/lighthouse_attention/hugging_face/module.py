@@ -74,7 +74,7 @@ class LighthouseWrapper(nn.Module):
 
 
 def config_of_length(length: int, tokens: int, pool_ratios: Sequence[float] = (0.5, 0.25, 0.125)) -> LighthouseConfig:
-    """The settings with which the gathered sequence over so many tokens has that length.
+    """The settings with which the gathered sequence over `tokens` tokens is of that length.
 
     The budget k is what is left of the length beside the roots, by the entries that each refinement adds. Budgets above
     128 are multiples of 32, so that no tile is too small; the tile budget is their largest divisor up to 128.

@@ -80,7 +80,7 @@ class _StageCallback(TrainerCallback):
         self._rates: list[Any] = []
 
     def stage_starts(self, max_steps: int) -> list[int]:
-        """The first step, counted from 0, of each stage of a run of so many."""
+        """The first step, counted from 0, of each stage of a run of `max_steps`."""
         steps = (int(at) if isinstance(at, numbers.Integral) else round(at * max_steps) for at in self._starts.values())
         return [0, *steps]
 
@@ -90,7 +90,7 @@ class _StageCallback(TrainerCallback):
         name = type(self).__name__
         if not wrapped(kwargs["model"]):
             raise ValueError(f"{name} needs a wrapped model: wrap(model, config) before the Trainer is made")
-        for mode in self._modes:  # that one cannot be switched to is said now, and not after hours
+        for mode in self._modes:  # raises now, and not after hours
             set_mode(kwargs["model"], mode)
         starts = self.stage_starts(state.max_steps)
         for (argument, at), start, before, mode in zip(self._starts.items(), starts[1:], starts, self._modes[1:]):
@@ -114,10 +114,7 @@ class _StageCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         set_mode(kwargs["model"], self._modes[self._stage(state)])
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+        # From here on, since DeepSpeed's optimizer steps within the backward pass.
         share, groups = self._warmup_share(state), kwargs["optimizer"].param_groups
         self._rates = [group["lr"] for group in groups] if share < 1 else []
         for group, rate in zip(groups, self._rates):
@@ -127,7 +124,7 @@ class _StageCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         for group, rate in zip(kwargs["optimizer"].param_groups, self._rates):
-            group["lr"] = rate  # the scheduler knows nothing of the warm-up
+            group["lr"] = rate  # as the scheduler left it, and before it steps
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         ends_a_stage = state.global_step in (*self.stage_starts(state.max_steps), state.max_steps)

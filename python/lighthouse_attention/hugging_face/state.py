@@ -33,7 +33,7 @@ class Notices:
 
 @dataclasses.dataclass
 class Layer:
-    """What an attention module that trains with Lighthouse knows of it."""
+    """What an attention module that trains with Lighthouse keeps of it."""
 
     config: LighthouseConfig
     """With the layer's own local_shift."""

@@ -46,7 +46,7 @@ def wrap(
             half a piece (`LighthouseConfig.of_layer`).
         dense_layers: Layers that stay dense, by their index, negative ones counted from the last. If not given, none
             where config.local > 0, and the first and last two, as in the paper, where it is 0.
-        crossover: Below so many tokens the model stays dense.
+        crossover: The model stays dense over fewer tokens than this.
 
     Returns:
         What was wrapped; as a context manager it unwraps at the end.
@@ -162,7 +162,7 @@ class Wrapping:
         self.mode = mode
 
     def uses_lighthouse(self, tokens: int) -> bool:
-        """Whether a training forward pass over so many tokens would compute Lighthouse now."""
+        """Whether a training forward pass over `tokens` tokens would compute Lighthouse now."""
         return self.mode == "lighthouse" and not self._dense_because(tokens)
 
     def unwrap(self) -> None:
@@ -231,7 +231,7 @@ class Wrapping:
         return reason != ""
 
     def _dense_because(self, tokens: int) -> str:
-        """Why the mode but "dense" cannot pay over so many tokens; empty where it can. Pieces alone always do."""
+        """Why the mode, if not "dense", cannot pay over `tokens` tokens; empty where it can. Pieces alone always do."""
         if tokens < self.crossover:
             return f"below the crossover of {self.crossover}"
         return _lighthouse_is_dense_because(tokens, **self.config.settings()) if self.mode == "lighthouse" else ""
@@ -258,7 +258,7 @@ def _is_cache(value: object) -> bool:
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
 def _lighthouse_is_dense_because(tokens: int, **settings: Any) -> str:
-    """Why Lighthouse cannot pay over so many tokens; empty where it can."""
+    """Why Lighthouse cannot pay over `tokens` tokens; empty where it can."""
     reason: str = torch.ops.lighthouse.dense_because(tokens, **settings)
     return reason
 

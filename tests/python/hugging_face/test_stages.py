@@ -1,4 +1,4 @@
-"""The stages of a run, in transformers' Trainer and in a loop of one's own."""
+"""The stages of a run, in transformers' Trainer and in a loop of your own."""
 
 import math
 from pathlib import Path
