@@ -18,9 +18,9 @@ void RecipeOptions::add_to(CLI::App& verb) {
       ->capture_default_str();
 }
 
-train::Recipe RecipeOptions::read() const {
+run::Recipe RecipeOptions::read() const {
   at::set_num_threads(threads);
-  return train::Recipe::read(recipe, overrides);
+  return run::Recipe::read(recipe, overrides);
 }
 
 }  // namespace lighthouse::app

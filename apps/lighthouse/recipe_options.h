@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
 namespace lighthouse::app {
 
@@ -19,7 +19,7 @@ struct RecipeOptions {
   void add_to(CLI::App& verb);
 
   /// Reads the recipe, and has PyTorch use that many threads.
-  train::Recipe read() const;
+  run::Recipe read() const;
 };
 
 }  // namespace lighthouse::app

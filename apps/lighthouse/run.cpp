@@ -5,17 +5,17 @@
 #include "apps/lighthouse/checks.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/run/recipe_changes.h"
+#include "lighthouse/run/stage.h"
 #include "lighthouse/train/device.h"
-#include "lighthouse/train/recipe_changes.h"
-#include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
 namespace {
 
 namespace fs = std::filesystem;
 
-fs::path newest_checkpoint(const train::RunFolder& folder) {
-  const auto all = train::Checkpoints(folder.checkpoints()).list();
+fs::path newest_checkpoint(const run::RunFolder& folder) {
+  const auto all = run::Checkpoints(folder.checkpoints()).list();
   check_argument(!all.empty(), "there is no checkpoint in '", folder.checkpoints().string(),
                  "'; RUN must be the folder of a run that has saved one");
   return all.back();
@@ -30,27 +30,27 @@ void RunOptions::add_to(CLI::App& verb) {
 }
 
 Run open_run(const RunOptions& options) {
-  const train::RunFolder folder(options.run);
+  const run::RunFolder folder(options.run);
   check_argument(fs::exists(folder.recipe()), "RUN is '", options.run,
                  "'; it must be the folder of a run, with a recipe.toml");
-  const train::Recipe recipe = train::Recipe::read(folder.recipe());
+  const run::Recipe recipe = run::Recipe::read(folder.recipe());
   const fs::path path =
       options.checkpoint.empty() ? newest_checkpoint(folder) : fs::path(options.checkpoint);
-  const train::Checkpoint checkpoint = train::read_checkpoint(path);
-  if (const auto changes = train::recipe_changes(recipe, checkpoint); !changes.empty()) {
+  const run::Checkpoint checkpoint = run::read_checkpoint(path);
+  if (const auto changes = run::recipe_changes(recipe, checkpoint); !changes.empty()) {
     const fs::path place = io::normal_path(path).parent_path();
     const bool own = fs::exists(folder.checkpoints()) && equivalent(place, folder.checkpoints());
     check_argument(own, "--checkpoint is '", path.string(), "', which is of another run than '",
-                   options.run, "': ", train::joined(changes));
+                   options.run, "': ", run::joined(changes));
     std::cerr << "note: recipe.toml has changed since this checkpoint, whose own recipe is used: "
-              << train::joined(changes) << '\n';
+              << run::joined(changes) << '\n';
   }
-  return {folder, train::recipe_of(checkpoint, recipe), path, checkpoint};
+  return {folder, run::recipe_of(checkpoint, recipe), path, checkpoint};
 }
 
-const train::StageRecipe& stage_as_trained(const train::Recipe& recipe) {
+const run::StageRecipe& stage_as_trained(const run::Recipe& recipe) {
   for (auto stage = recipe.stages.rbegin(); stage != recipe.stages.rend(); ++stage) {
-    if (train::computed_attention(*stage) != nn::Mode::kDense) return *stage;
+    if (run::computed_attention(*stage) != nn::Mode::kDense) return *stage;
   }
   return recipe.stages.back();
 }
@@ -60,9 +60,9 @@ model::Llama load_model(const Run& run, const std::string& device) {
                             ? train::find_device(run.recipe.run.device, "run.device of the recipe")
                             : train::find_device(device, "--device");
   model::Llama model(run.recipe.model);
-  train::restore(run.checkpoint.model, train::parameters_of(model), "the checkpoint");
-  model->to(at, train::scalar_type(run.recipe.run.dtype));
-  model->set_attention(train::attention_plan(stage_as_trained(run.recipe)));
+  run::restore(run.checkpoint.model, run::parameters_of(model), "the checkpoint");
+  model->to(at, run::scalar_type(run.recipe.run.dtype));
+  model->set_attention(run::attention_plan(stage_as_trained(run.recipe)));
   return model;
 }
 

@@ -5,9 +5,9 @@
 #include <string>
 
 #include "lighthouse/model/llama.h"
-#include "lighthouse/train/checkpoint.h"
-#include "lighthouse/train/recipe.h"
-#include "lighthouse/train/run_folder.h"
+#include "lighthouse/run/checkpoint.h"
+#include "lighthouse/run/recipe.h"
+#include "lighthouse/run/run_folder.h"
 
 namespace lighthouse::app {
 
@@ -21,10 +21,10 @@ struct RunOptions {
 
 /// A run that is there, and one of its checkpoints.
 struct Run {
-  train::RunFolder folder;
-  train::Recipe recipe;        ///< as it was when the checkpoint was made (train::recipe_of)
+  run::RunFolder folder;
+  run::Recipe recipe;          ///< as it was when the checkpoint was made (run::recipe_of)
   std::filesystem::path path;  ///< of the checkpoint
-  train::Checkpoint checkpoint;
+  run::Checkpoint checkpoint;
 };
 
 /// Throws std::invalid_argument where there is no run, no checkpoint of it, or the checkpoint is of
@@ -33,7 +33,7 @@ Run open_run(const RunOptions& options);
 
 /// The stage whose attention "as trained" is: the last with Lighthouse, or the last of all where
 /// there is none.
-const train::StageRecipe& stage_as_trained(const train::Recipe& recipe);
+const run::StageRecipe& stage_as_trained(const run::Recipe& recipe);
 
 /// The model of the run's checkpoint, with the attention of that stage.
 /// @param device in place of the recipe's; empty: the recipe's

@@ -5,23 +5,23 @@
 
 #include "apps/lighthouse/peak_memory.h"
 #include "lighthouse/model/llama.h"
-#include "lighthouse/train/stage.h"
+#include "lighthouse/run/stage.h"
 #include "lighthouse/train/step.h"
 
 namespace lighthouse::app {
 
-Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c10::Device device,
+Trial run_trial(const run::Recipe& recipe, const run::StageRecipe& stage, c10::Device device,
                 int steps) {
   Trial trial;
   const PeakMemory memory(device);
   at::manual_seed(recipe.run.seed);
   model::Llama model(recipe.model);
   model->to(device);
-  train::AdamW optimizer(model, recipe.optimizer, train::scalar_type(recipe.run.dtype));
-  model->set_attention(train::attention_plan(stage));
+  train::AdamW optimizer(model, recipe.optimizer, run::scalar_type(recipe.run.dtype));
+  model->set_attention(run::attention_plan(stage));
   model->set_recompute_mlp(recipe.run.recompute_mlp);
-  const train::StepPlan plan{train::computed_attention(stage), stage.batch, stage.context,
-                             stage.sequences_at_once()};
+  const run::StepPlan plan{run::computed_attention(stage), stage.batch, stage.context,
+                           stage.sequences_at_once()};
   const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
                                         at::TensorOptions(at::kLong).device(device));
   const data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "apps/lighthouse/clock.h"
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
 namespace lighthouse::app {
 
@@ -17,7 +17,7 @@ struct Trial {
 
 /// Trains the recipe's model for two steps and then, timed, `steps` more, as the stage does, on
 /// random tokens.
-Trial run_trial(const train::Recipe& recipe, const train::StageRecipe& stage, c10::Device device,
+Trial run_trial(const run::Recipe& recipe, const run::StageRecipe& stage, c10::Device device,
                 int steps);
 
 }  // namespace lighthouse::app

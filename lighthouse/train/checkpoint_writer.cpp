@@ -20,8 +20,8 @@ std::map<std::string, at::Tensor> copy(const std::map<std::string, at::Tensor>& 
 
 }  // namespace
 
-void CheckpointWriter::begin(const Checkpoint& checkpoint) {
-  Checkpoint copied = checkpoint;
+void CheckpointWriter::begin(const run::Checkpoint& checkpoint) {
+  run::Checkpoint copied = checkpoint;
   copied.model = copy(checkpoint.model);
   copied.optimizer = copy(checkpoint.optimizer);
   copied.random = checkpoint.random.clone();

@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/run/checkpoint.h"
 
 namespace lighthouse::train {
 
@@ -14,14 +14,14 @@ namespace lighthouse::train {
 class CheckpointWriter {
  public:
   /// @param keep,keep_every as Checkpoints::write takes them
-  CheckpointWriter(Checkpoints checkpoints, int64_t keep, int64_t keep_every)
+  CheckpointWriter(run::Checkpoints checkpoints, int64_t keep, int64_t keep_every)
       : checkpoints_(std::move(checkpoints)), keep_(keep), keep_every_(keep_every) {}
 
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
   /// Copies the tensors and begins to write. The one before it must have ended (`wait`).
-  void begin(const Checkpoint& checkpoint);
+  void begin(const run::Checkpoint& checkpoint);
 
   /// Once: what went wrong with one that has just ended; empty where nothing did, or none has.
   std::string poll();
@@ -29,7 +29,7 @@ class CheckpointWriter {
   std::string wait();
 
  private:
-  Checkpoints checkpoints_;
+  run::Checkpoints checkpoints_;
   int64_t keep_, keep_every_;
   std::future<std::string> failure_;  ///< of the one under way; its end waits for that one's
 };

@@ -4,7 +4,7 @@
 
 namespace lighthouse::train {
 
-AdamW::AdamW(model::Llama& model, const OptimizerRecipe& recipe, at::ScalarType compute)
+AdamW::AdamW(model::Llama& model, const run::OptimizerRecipe& recipe, at::ScalarType compute)
     : recipe_(recipe), copies_(compute != at::kFloat), groups_(2) {
   groups_[0].weight_decay = recipe.weight_decay;
   for (const auto& parameter : model->named_parameters()) {

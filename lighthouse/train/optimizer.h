@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "lighthouse/model/llama.h"
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
 namespace lighthouse::train {
 
@@ -18,7 +18,8 @@ namespace lighthouse::train {
 class AdamW {
  public:
   /// @param model in float32; it is of type `compute` then
-  AdamW(model::Llama& model, const OptimizerRecipe& recipe, at::ScalarType compute = at::kFloat);
+  AdamW(model::Llama& model, const run::OptimizerRecipe& recipe,
+        at::ScalarType compute = at::kFloat);
 
   /// Adds the gradients that a backward pass left in the model to those of the step. This is the
   /// place where gradients of several processes are to be reduced.
@@ -53,7 +54,7 @@ class AdamW {
     std::vector<at::Tensor> exp_avgs, exp_avg_sqs;
   };
 
-  OptimizerRecipe recipe_;
+  run::OptimizerRecipe recipe_;
   bool copies_;  ///< the model has copies of the weights
   std::vector<Group> groups_;
   at::Tensor step_;

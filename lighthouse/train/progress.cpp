@@ -22,12 +22,12 @@ std::string clock(double seconds) {
 
 }  // namespace
 
-Progress::Progress(std::ostream& out, bool terminal, const std::vector<StageRecipe>& stages)
+Progress::Progress(std::ostream& out, bool terminal, const std::vector<run::StageRecipe>& stages)
     : out_(out),
       terminal_(terminal),
       stages_(stages),
       by_seconds_(!stages.empty() && stages.front().by_seconds()) {
-  for (const StageRecipe& stage : stages) all_ += stage.length();
+  for (const run::StageRecipe& stage : stages) all_ += stage.length();
 }
 
 Progress::~Progress() {
@@ -35,15 +35,15 @@ Progress::~Progress() {
 }
 
 /// Steps or seconds.
-double Progress::done(const StepMetrics& m) const {
+double Progress::done(const run::StepMetrics& m) const {
   return by_seconds_ ? m.seconds : static_cast<double>(m.step);
 }
 
 /// "lighthouse 1:02, dense ?"
-std::string Progress::left(const StepMetrics& m) const {
+std::string Progress::left(const run::StepMetrics& m) const {
   std::string text;
   double end = 0;
-  for (const StageRecipe& stage : stages_) {
+  for (const run::StageRecipe& stage : stages_) {
     end += stage.length();
     const double rest = std::max(0.0, std::min(stage.length(), end - done(m)));
     if (rest == 0 && &stage != &stages_.back()) continue;
@@ -55,7 +55,7 @@ std::string Progress::left(const StepMetrics& m) const {
   return text;
 }
 
-void Progress::step(const StepMetrics& m, bool edge_of_stage) {
+void Progress::step(const run::StepMetrics& m, bool edge_of_stage) {
   const double pace = 1 / m.tokens_per_second;
   pace_ = m.stage != stage_ ? pace : 0.9 * pace_ + 0.1 * pace;
   stage_ = m.stage;

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "lighthouse/train/metrics.h"
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/metrics.h"
+#include "lighthouse/run/recipe.h"
 
 namespace lighthouse::train {
 
@@ -15,27 +15,27 @@ namespace lighthouse::train {
 /// plain line about twenty times a run, and at the first and last step of each stage.
 class Progress {
  public:
-  Progress(std::ostream& out, bool terminal, const std::vector<StageRecipe>& stages);
+  Progress(std::ostream& out, bool terminal, const std::vector<run::StageRecipe>& stages);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  void step(const StepMetrics& metrics, bool edge_of_stage);
+  void step(const run::StepMetrics& metrics, bool edge_of_stage);
   /// Of what is done before the first step, in bytes.
   void prepare(const std::string& what, uint64_t done, uint64_t all);
   /// A line that stays.
   void say(const std::string& line);
 
  private:
-  double done(const StepMetrics& metrics) const;
-  std::string left(const StepMetrics& metrics) const;
+  double done(const run::StepMetrics& metrics) const;
+  std::string left(const run::StepMetrics& metrics) const;
   /// A line that the next one takes the place of.
   void draw(const std::string& line);
 
   std::ostream& out_;
   bool terminal_;
   bool drawn_ = false;
-  const std::vector<StageRecipe>& stages_;
+  const std::vector<run::StageRecipe>& stages_;
   bool by_seconds_;
   double all_ = 0;        ///< steps or seconds of the whole run
   int64_t line_ = 0;      ///< how many of the plain lines are due

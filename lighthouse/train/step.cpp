@@ -7,7 +7,7 @@
 namespace lighthouse::train {
 
 StepResult train_step(model::Llama& model, AdamW& optimizer, const data::Batch& batch,
-                      const StepPlan& plan, const OptimizerRecipe& recipe, double lr,
+                      const run::StepPlan& plan, const run::OptimizerRecipe& recipe, double lr,
                       StepGraphs* graphs) {
   const at::Device device = model->parameters().front().device();
   const auto tokens = static_cast<double>(batch.tokens.numel());

@@ -2,8 +2,8 @@
 
 #include "lighthouse/data/loader.h"
 #include "lighthouse/model/llama.h"
+#include "lighthouse/run/stage.h"
 #include "lighthouse/train/optimizer.h"
-#include "lighthouse/train/stage.h"
 #include "lighthouse/train/step_graphs.h"
 
 namespace lighthouse::train {
@@ -20,7 +20,7 @@ struct StepResult {
 /// @param batch on any device
 /// @param graphs where given, passes are replayed from them, the same but for their speed
 StepResult train_step(model::Llama& model, AdamW& optimizer, const data::Batch& batch,
-                      const StepPlan& plan, const OptimizerRecipe& recipe, double lr,
+                      const run::StepPlan& plan, const run::OptimizerRecipe& recipe, double lr,
                       StepGraphs* graphs = nullptr);
 
 }  // namespace lighthouse::train

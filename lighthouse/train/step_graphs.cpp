@@ -73,7 +73,8 @@ struct StepGraphs::Graph {
   at::Tensor result;
 };
 
-at::Tensor StepGraphs::run(const StepPlan& kind, const data::Batch& micro_batch, const Pass& pass) {
+at::Tensor StepGraphs::run(const run::StepPlan& kind, const data::Batch& micro_batch,
+                           const Pass& pass) {
   const auto [found, is_first] = graphs_.try_emplace(kind);
   if (is_first) return pass(micro_batch);
   if (found->second == nullptr) {
@@ -90,7 +91,7 @@ at::Tensor StepGraphs::run(const StepPlan& kind, const data::Batch& micro_batch,
 
 struct StepGraphs::Graph {};
 
-at::Tensor StepGraphs::run(const StepPlan& /*kind*/, const data::Batch& micro_batch,
+at::Tensor StepGraphs::run(const run::StepPlan& /*kind*/, const data::Batch& micro_batch,
                            const Pass& pass) {
   return pass(micro_batch);
 }

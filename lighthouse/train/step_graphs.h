@@ -9,7 +9,7 @@
 
 #include "lighthouse/data/loader.h"
 #include "lighthouse/model/llama.h"
-#include "lighthouse/train/stage.h"
+#include "lighthouse/run/stage.h"
 
 namespace lighthouse::train {
 
@@ -33,13 +33,13 @@ class StepGraphs {
   /// Does what `pass` does. The first pass of a kind sets libraries up and runs as it is; the
   /// second is captured, and it and all that follow are replayed.
   /// @param micro_batch on the model's device, which is a GPU; of one shape throughout a kind
-  at::Tensor run(const StepPlan& kind, const data::Batch& micro_batch, const Pass& pass);
+  at::Tensor run(const run::StepPlan& kind, const data::Batch& micro_batch, const Pass& pass);
 
  private:
   struct Graph;
 
   std::vector<at::Tensor> parameters_;
-  std::map<StepPlan, std::unique_ptr<Graph>> graphs_;
+  std::map<run::StepPlan, std::unique_ptr<Graph>> graphs_;
 };
 
 }  // namespace lighthouse::train

@@ -19,21 +19,21 @@
 #include "lighthouse/io/file.h"
 #include "lighthouse/model/base_model.h"
 #include "lighthouse/model/hugging_face.h"
-#include "lighthouse/train/checkpoint.h"
-#include "lighthouse/train/checkpoint_space.h"
+#include "lighthouse/run/checkpoint.h"
+#include "lighthouse/run/checkpoint_space.h"
+#include "lighthouse/run/metrics.h"
+#include "lighthouse/run/recipe_changes.h"
+#include "lighthouse/run/run_folder.h"
+#include "lighthouse/run/stage.h"
+#include "lighthouse/run/summary.h"
+#include "lighthouse/run/tensorboard.h"
 #include "lighthouse/train/checkpoint_writer.h"
 #include "lighthouse/train/device.h"
-#include "lighthouse/train/metrics.h"
 #include "lighthouse/train/optimizer.h"
 #include "lighthouse/train/progress.h"
-#include "lighthouse/train/recipe_changes.h"
-#include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/schedule.h"
-#include "lighthouse/train/stage.h"
 #include "lighthouse/train/step.h"
 #include "lighthouse/train/stop_signals.h"
-#include "lighthouse/train/summary.h"
-#include "lighthouse/train/tensorboard.h"
 
 namespace lighthouse::train {
 namespace {
@@ -41,7 +41,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// The same weights on every device.
-model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
+model::Llama new_model(const run::Recipe& recipe, at::Device device, bool resume) {
   at::manual_seed(recipe.run.seed);
   model::Llama model(recipe.model);
   if (!recipe.init_from.empty() && !resume) {
@@ -50,20 +50,20 @@ model::Llama new_model(const Recipe& recipe, at::Device device, bool resume) {
       check_argument(tensor.isfinite().all().item<bool>(), "model.init_from is '", recipe.init_from,
                      "', whose tensor '", name, "' has values that are not finite");
     }
-    restore(weights, parameters_of(model), "model.init_from");
+    run::restore(weights, run::parameters_of(model), "model.init_from");
   }
   model->to(device);
   return model;
 }
 
 /// The run that a checkpoint is of.
-RunFolder run_of(const fs::path& checkpoint) {
-  return RunFolder(io::normal_path(checkpoint).parent_path().parent_path());
+run::RunFolder run_of(const fs::path& checkpoint) {
+  return run::RunFolder(io::normal_path(checkpoint).parent_path().parent_path());
 }
 
 /// Reads the data, says what it is, and holds it against the model.
 /// @param list what the run began with; empty: it begins
-data::Corpus read_data(const Recipe& recipe, const data::FileList& list, Progress& progress) {
+data::Corpus read_data(const run::Recipe& recipe, const data::FileList& list, Progress& progress) {
   const auto tell = [&](const char* what, uint64_t done, uint64_t all) {
     progress.prepare(what, done, all);
   };
@@ -74,7 +74,7 @@ data::Corpus read_data(const Recipe& recipe, const data::FileList& list, Progres
 }
 
 /// Throws unless a run has begun in the folder, if only to make it.
-void check_run(const RunFolder& folder) {
+void check_run(const run::RunFolder& folder) {
   check_argument(fs::is_directory(folder.path()) &&
                      (fs::is_directory(folder.checkpoints()) || fs::is_empty(folder.path())),
                  "there is no run to resume in '", folder.path().string(),
@@ -82,9 +82,9 @@ void check_run(const RunFolder& folder) {
 }
 
 /// The checkpoint to resume from; an empty path if there is none yet.
-fs::path starting_point(const RunFolder& folder, const Start& start) {
+fs::path starting_point(const run::RunFolder& folder, const Start& start) {
   if (!start.from) {
-    const auto all = Checkpoints(folder.checkpoints()).list();
+    const auto all = run::Checkpoints(folder.checkpoints()).list();
     return all.empty() ? fs::path() : all.back();
   }
   fs::path path = io::normal_path(*start.from);
@@ -104,7 +104,7 @@ void stop_if_asked() {
 }
 
 /// Keeps what an export will hand on of the model that the run begins with, since folders go.
-void keep_base(const RunFolder& folder, const fs::path& from) {
+void keep_base(const run::RunFolder& folder, const fs::path& from) {
   if (!fs::exists(from / "config.json") || fs::exists(folder.base())) return;
   const fs::path partial = folder.path() / ".partial-base";
   fs::remove_all(partial);
@@ -114,8 +114,8 @@ void keep_base(const RunFolder& folder, const fs::path& from) {
 
 class Trainer {
  public:
-  Trainer(const Recipe& recipe, const RunFolder& folder, const data::FileList& list, bool resume,
-          std::ostream& out, bool terminal, const Clock& clock)
+  Trainer(const run::Recipe& recipe, const run::RunFolder& folder, const data::FileList& list,
+          bool resume, std::ostream& out, bool terminal, const Clock& clock)
       : recipe_(recipe),
         folder_(folder),
         out_(out),
@@ -128,12 +128,12 @@ class Trainer {
                 static_cast<uint64_t>(recipe.data.shuffle_block)),
         device_(find_device(recipe.run.device, "run.device")),
         model_(new_model(recipe, device_, resume)),
-        optimizer_(model_, recipe.optimizer, scalar_type(recipe.run.dtype)),
+        optimizer_(model_, recipe.optimizer, run::scalar_type(recipe.run.dtype)),
         checkpoints_(folder.checkpoints()),
         writer_(checkpoints_, recipe.run.keep_checkpoints, recipe.run.keep_every_steps) {
     use_deterministic_algorithms(recipe.run.deterministic);
     model_->set_recompute_mlp(recipe.run.recompute_mlp);
-    for (const StageRecipe& stage : recipe.stages) {
+    for (const run::StageRecipe& stage : recipe.stages) {
       model_->reserve_context(stage.context);
       if (stage.dense_share > 0) model_->reserve_context(stage.dense_context);
       auto& batches = held_out_[stage.context];
@@ -148,24 +148,24 @@ class Trainer {
   const data::FileList& files() const { return corpus_.files(); }
 
   void resume(const fs::path& path, bool force);
-  void branch(const fs::path& path, const Checkpoint& checkpoint);
+  void branch(const fs::path& path, const run::Checkpoint& checkpoint);
   int run();
 
  private:
   /// A stage, and where in the run it is. Stages by seconds end at fixed seconds of the run, so
   /// that what the last step of one takes too long is the next one's loss, and not the run's.
   struct Stage {
-    const StageRecipe& recipe;
+    const run::StageRecipe& recipe;
     int64_t first;  ///< steps of the run before it
     double begin;   ///< seconds of the run before it, where it is by seconds
   };
 
   /// Where what is measured goes.
   struct Metrics {
-    MetricsFile file;
-    TensorBoard tensorboard;
+    run::MetricsFile file;
+    run::TensorBoard tensorboard;
 
-    void write(const SkipMetrics& skip) { file.write(skip); }
+    void write(const run::SkipMetrics& skip) { file.write(skip); }
     void write(const auto& metrics) {
       file.write(metrics);
       tensorboard.write(metrics);
@@ -176,17 +176,18 @@ class Trainer {
   void run(const Stage& stage, Metrics& metrics);
   bool ended(const Stage& stage) const;
   double learning_rate(const Stage& stage) const;
-  void restore_from(const Checkpoint& checkpoint);
-  void use(const StageRecipe& stage, nn::Mode attention);
-  EvalMetrics evaluate(const Stage& stage, const char* when);
-  std::variant<StepMetrics, SkipMetrics> train_step(const Stage& stage, StepGraphs* graphs);
+  void restore_from(const run::Checkpoint& checkpoint);
+  void use(const run::StageRecipe& stage, nn::Mode attention);
+  run::EvalMetrics evaluate(const Stage& stage, const char* when);
+  std::variant<run::StepMetrics, run::SkipMetrics> train_step(const Stage& stage,
+                                                              StepGraphs* graphs);
   void save();
   void finish_saving();
   void report(const std::string& failure);
   int64_t tokens() const { return static_cast<int64_t>(loader_.position()); }
 
-  const Recipe& recipe_;
-  const RunFolder& folder_;
+  const run::Recipe& recipe_;
+  const run::RunFolder& folder_;
   std::ostream& out_;
   const Clock& clock_;
   Progress progress_;
@@ -196,11 +197,11 @@ class Trainer {
   at::Device device_;
   model::Llama model_;
   AdamW optimizer_;
-  Checkpoints checkpoints_;
+  run::Checkpoints checkpoints_;
   CheckpointWriter writer_;
   StopSignals signals_;
   std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< by context
-  const StageRecipe* attention_of_ = nullptr;             ///< of the model now; none: dense
+  const run::StageRecipe* attention_of_ = nullptr;        ///< of the model now; none: dense
   std::vector<int64_t> stage_starts_;                     ///< Checkpoint::stage_starts
   int64_t step_ = 0;                                      ///< steps done
   int64_t saved_ = -1;                                    ///< the newest checkpoint's
@@ -209,10 +210,10 @@ class Trainer {
 };
 
 void Trainer::resume(const fs::path& path, bool force) {
-  const Checkpoint checkpoint = read_checkpoint(path);
-  const std::vector<std::string> changed = recipe_changes(recipe_, checkpoint);
+  const run::Checkpoint checkpoint = run::read_checkpoint(path);
+  const std::vector<std::string> changed = run::recipe_changes(recipe_, checkpoint);
   check_argument(changed.empty() || force,
-                 "the recipe differs from that of the checkpoint: ", joined(changed),
+                 "the recipe differs from that of the checkpoint: ", run::joined(changed),
                  "; resume with the recipe.toml in the run's folder, or accept the changes "
                  "(--force)");
   check_reaches(recipe_, checkpoint);
@@ -221,7 +222,7 @@ void Trainer::resume(const fs::path& path, bool force) {
   if (!changed.empty()) {
     const nlohmann::ordered_json record{{"step", step_}, {"changed", changed}};
     io::Appender(folder_.forced()).append(record.dump() + '\n');
-    progress_.say("resumed with a changed recipe (--force): " + joined(changed));
+    progress_.say("resumed with a changed recipe (--force): " + run::joined(changed));
   }
   checkpoints_.remove_after(step_);
   progress_.say(message("resumed after step ", step_));
@@ -233,14 +234,14 @@ void Trainer::resume(const fs::path& path, bool force) {
 }
 
 /// The other run's metrics up to there are this one's too.
-void Trainer::branch(const fs::path& path, const Checkpoint& checkpoint) {
-  const std::vector<std::string> changed = branch_changes(recipe_, checkpoint);
+void Trainer::branch(const fs::path& path, const run::Checkpoint& checkpoint) {
+  const std::vector<std::string> changed = run::branch_changes(recipe_, checkpoint);
   restore_from(checkpoint);
-  const RunFolder other = run_of(path);
+  const run::RunFolder other = run_of(path);
   if (fs::exists(other.metrics())) {
     io::write_atomically(folder_.metrics(), io::read_file(other.metrics()));
-    const MetricsFile up_to_here(folder_.metrics(), step_);
-    TensorBoard(folder_.tensorboard(), 0).write(read_metrics(folder_.metrics()));
+    const run::MetricsFile up_to_here(folder_.metrics(), step_);
+    run::TensorBoard(folder_.tensorboard(), 0).write(run::read_metrics(folder_.metrics()));
   }
   const nlohmann::ordered_json record{
       {"from", io::normal_path(path).string()}, {"step", step_}, {"changed", changed}};
@@ -250,14 +251,14 @@ void Trainer::branch(const fs::path& path, const Checkpoint& checkpoint) {
   progress_.say(message("branched after step ", step_, ", with ", changed.size(), " changes"));
 }
 
-void Trainer::restore_from(const Checkpoint& checkpoint) {
+void Trainer::restore_from(const run::Checkpoint& checkpoint) {
   check_argument(corpus_.fingerprint() == checkpoint.corpus,
                  "data.path does not lead to the data that the run began with: it has the "
                  "fingerprint ",
                  corpus_.fingerprint(), ", not ", checkpoint.corpus);
-  restore(checkpoint.model, optimizer_.weights(), "the checkpoint");
+  run::restore(checkpoint.model, optimizer_.weights(), "the checkpoint");
   optimizer_.publish_weights();
-  restore(checkpoint.optimizer, optimizer_.state(), "the checkpoint");
+  run::restore(checkpoint.optimizer, optimizer_.state(), "the checkpoint");
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   generator.set_state(checkpoint.random);
   loader_.seek(checkpoint.position);
@@ -301,7 +302,7 @@ void Trainer::run_stages() {
     throw;
   }
   finish_saving();
-  const MetricsHistory history = read_metrics(folder_.metrics());
+  const run::MetricsHistory history = run::read_metrics(folder_.metrics());
   if (skipped_ == step_) {
     throw std::runtime_error(message(
         "all ", skipped_, " steps were skipped, the last because ", history.skips.back().why,
@@ -309,26 +310,26 @@ void Trainer::run_stages() {
   }
   std::vector<int64_t> bounds = stage_starts_;
   bounds.push_back(step_);
-  const Summary summary = summarize(recipe_, bounds, history, token_frequency_loss_);
+  const run::Summary summary = run::summarize(recipe_, bounds, history, token_frequency_loss_);
   if (!std::isfinite(summary.final_loss())) {
     throw std::runtime_error(
         "the held-out loss at the end is not a finite number: the model is of no use, and there is "
         "no summary; a lower optimizer.lr or a longer optimizer.warmup_steps may help");
   }
-  io::write_atomically(folder_.summary(), to_json(summary));
-  print(out_, summary);
+  io::write_atomically(folder_.summary(), run::to_json(summary));
+  run::print(out_, summary);
 }
 
 /// A checkpoint is made right after its step, and evaluations come before the next one, so that a
 /// run that is resumed from a checkpoint repeats the evaluations after its step. Evaluations change
 /// nothing, and may be cut short.
 void Trainer::run(const Stage& stage, Metrics& metrics) {
-  const RunRecipe& every = recipe_.run;
+  const run::RunRecipe& every = recipe_.run;
   const auto divides = [](int64_t period, int64_t step) {
     return period > 0 && step % period == 0;
   };
   const auto evaluate_now = [&](const char* when) {
-    const EvalMetrics eval = evaluate(stage, when);
+    const run::EvalMetrics eval = evaluate(stage, when);
     metrics.write(eval);
     progress_.say(message(when, " stage ", eval.stage, ": held-out loss ", eval.dense_loss,
                           " dense, ", eval.trained_loss, " as trained"));
@@ -342,12 +343,12 @@ void Trainer::run(const Stage& stage, Metrics& metrics) {
 
     const auto step = train_step(stage, every.cuda_graphs ? &graphs : nullptr);
     const bool last = ended(stage), edge = step_ == stage.first + 1 || last;
-    const auto* skip = std::get_if<SkipMetrics>(&step);
+    const auto* skip = std::get_if<run::SkipMetrics>(&step);
     if (skip != nullptr) {
       metrics.write(*skip);
       progress_.say(message("step ", skip->step, " is skipped: ", skip->why));
     } else {
-      const auto& trained = std::get<StepMetrics>(step);
+      const auto& trained = std::get<run::StepMetrics>(step);
       if (edge || divides(every.log_every_steps, step_)) metrics.write(trained);
       progress_.step(trained, edge);
     }
@@ -373,7 +374,7 @@ bool Trainer::ended(const Stage& stage) const {
 
 /// Of the next step.
 double Trainer::learning_rate(const Stage& stage) const {
-  const OptimizerRecipe& optimizer = recipe_.optimizer;
+  const run::OptimizerRecipe& optimizer = recipe_.optimizer;
   const double of_run =
       recipe_.by_seconds()
           ? train::learning_rate(optimizer, step_, seconds_, recipe_.total_seconds())
@@ -381,15 +382,15 @@ double Trainer::learning_rate(const Stage& stage) const {
   return of_run * warmup_share(stage.recipe, step_ - stage.first, seconds_ - stage.begin);
 }
 
-void Trainer::use(const StageRecipe& stage, nn::Mode attention) {
-  const StageRecipe* wanted = attention == nn::Mode::kDense ? nullptr : &stage;
+void Trainer::use(const run::StageRecipe& stage, nn::Mode attention) {
+  const run::StageRecipe* wanted = attention == nn::Mode::kDense ? nullptr : &stage;
   if (wanted == attention_of_) return;
-  model_->set_attention(wanted != nullptr ? attention_plan(stage) : model::AttentionPlan());
+  model_->set_attention(wanted != nullptr ? run::attention_plan(stage) : model::AttentionPlan());
   attention_of_ = wanted;
 }
 
-EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
-  const nn::Mode attention = computed_attention(stage.recipe);
+run::EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
+  const nn::Mode attention = run::computed_attention(stage.recipe);
   use(stage.recipe, attention);
   const auto& batches = held_out_.at(stage.recipe.context);
   const auto loss = [&](bool as_trained) {
@@ -400,9 +401,10 @@ EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
   return {step_, stage.recipe.name, when, dense, trained, tokens(), seconds_};
 }
 
-std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage, StepGraphs* graphs) {
+std::variant<run::StepMetrics, run::SkipMetrics> Trainer::train_step(const Stage& stage,
+                                                                     StepGraphs* graphs) {
   const double start = clock_();
-  const StepPlan plan = step_plan(stage.recipe, step_ - stage.first);
+  const run::StepPlan plan = run::step_plan(stage.recipe, step_ - stage.first);
   const double lr = learning_rate(stage);
   const data::Batch batch = loader_.next(plan.sequences, plan.context);
   use(stage.recipe, plan.attention);
@@ -412,16 +414,16 @@ std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage, S
   const double seconds = clock_() - start;
   seconds_ += seconds;
   if (!done.skipped) {
-    return StepMetrics{step_,
-                       stage.recipe.name,
-                       std::string(to_string(plan.attention)),
-                       done.loss,
-                       lr,
-                       done.grad_norm,
-                       tokens(),
-                       seconds_,
-                       static_cast<double>(batch.tokens.numel()) / seconds,
-                       memory_in_use(device_)};
+    return run::StepMetrics{step_,
+                            stage.recipe.name,
+                            std::string(to_string(plan.attention)),
+                            done.loss,
+                            lr,
+                            done.grad_norm,
+                            tokens(),
+                            seconds_,
+                            static_cast<double>(batch.tokens.numel()) / seconds,
+                            memory_in_use(device_)};
   }
   const std::string why =
       message("its loss is ", done.loss, " and its gradient norm ", done.grad_norm);
@@ -432,7 +434,7 @@ std::variant<StepMetrics, SkipMetrics> Trainer::train_step(const Stage& stage, S
                 ". The newest checkpoint is from before it. A lower optimizer.lr or a longer "
                 "optimizer.warmup_steps may help"));
   }
-  return SkipMetrics{step_, stage.recipe.name, why};
+  return run::SkipMetrics{step_, stage.recipe.name, why};
 }
 
 void Trainer::report(const std::string& failure) {
@@ -448,7 +450,7 @@ void Trainer::finish_saving() {
 void Trainer::save() {
   report(writer_.wait());
   saved_ = step_;
-  Checkpoint checkpoint;
+  run::Checkpoint checkpoint;
   checkpoint.step = step_;
   checkpoint.position = loader_.position();
   checkpoint.seconds = seconds_;
@@ -471,10 +473,10 @@ double steady_seconds() {
   return std::chrono::duration<double>(now).count();
 }
 
-int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
+int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
           const Clock& clock) {
   recipe.validate();
-  const RunFolder folder(recipe.run.out);
+  const run::RunFolder folder(recipe.run.out);
   const bool resumes = start.resume || start.from;
   const auto check_new = [&](bool is_new) {
     check_argument(is_new, "the run's folder '", folder.path().string(),
@@ -492,15 +494,15 @@ int train(const Recipe& recipe, const Start& start, std::ostream& out, bool term
     take_folder();
     from = starting_point(folder, start);
   }
-  if (const std::string warning = check_checkpoint_space(recipe, folder); !warning.empty()) {
+  if (const std::string warning = run::check_checkpoint_space(recipe, folder); !warning.empty()) {
     out << "WARNING: " << warning << '\n';
   }
-  std::optional<Checkpoint> begin;
+  std::optional<run::Checkpoint> begin;
   if (start.branch) {
-    begin = read_checkpoint(*start.branch);
-    branch_changes(recipe, *begin);  // what cannot be branched from leaves no folder behind
+    begin = run::read_checkpoint(*start.branch);
+    run::branch_changes(recipe, *begin);  // what cannot be branched from leaves no folder behind
   }
-  const RunFolder first = start.branch ? run_of(*start.branch) : folder;
+  const run::RunFolder first = start.branch ? run_of(*start.branch) : folder;
   Trainer trainer(recipe, folder, data::read_file_list(first.data()),
                   /*resume=*/!from.empty() || begin, out, terminal, clock);
 

@@ -5,7 +5,7 @@
 #include <iosfwd>
 #include <optional>
 
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
 namespace lighthouse::train {
 
@@ -41,7 +41,7 @@ double steady_seconds();
 /// @throws std::runtime_error where a file cannot be read or written, a checkpoint is damaged,
 ///         another process has the folder, too many steps or all of them are skipped, or the
 ///         held-out loss at the end is not finite
-int train(const Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
+int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
           const Clock& clock = steady_seconds);
 
 }  // namespace lighthouse::train

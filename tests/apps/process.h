@@ -15,22 +15,22 @@
 #include <thread>
 #include <vector>
 
-#include "lighthouse/train/checkpoint.h"
-#include "lighthouse/train/run_folder.h"
-#include "tests/train/support.h"
+#include "lighthouse/run/checkpoint.h"
+#include "lighthouse/run/run_folder.h"
+#include "tests/run/support.h"
 
 namespace lighthouse::app {
 
 namespace fs = std::filesystem;
+using run::Checkpoints;
+using run::dense_stage;
+using run::kLighthouseStage;
+using run::read_checkpoint;
+using run::recipe_head;
+using run::RunFolder;
+using run::write_text;
 using std::chrono::microseconds;
 using testing::Folder;
-using train::Checkpoints;
-using train::dense_stage;
-using train::kLighthouseStage;
-using train::read_checkpoint;
-using train::recipe_head;
-using train::RunFolder;
-using train::write_text;
 
 /// The program as a process of its own; what it says goes to a file.
 class Program {

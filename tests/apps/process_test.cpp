@@ -2,16 +2,16 @@
 #include <cmath>
 #include <random>
 
-#include "lighthouse/train/metrics.h"
+#include "lighthouse/run/metrics.h"
 #include "tests/apps/process.h"
 
 namespace lighthouse::app {
 namespace {
 
-using train::MetricsHistory;
-using train::read_metrics;
-using train::Recipe;
-using train::StepMetrics;
+using run::MetricsHistory;
+using run::read_metrics;
+using run::Recipe;
+using run::StepMetrics;
 
 TEST_F(ProcessTest, KilledAtAnyMomentAndResumedItGivesTheSameBits) {
   finish("whole", false);

@@ -22,7 +22,7 @@ void set_gradients(model::Llama& model, double value) {
 TEST(AdamW, UpdatesByItsDefinitionAndDecaysMatricesAlone) {
   at::manual_seed(1);
   model::Llama model(tiny());
-  OptimizerRecipe recipe;
+  run::OptimizerRecipe recipe;
   recipe.weight_decay = 0.5;
   AdamW optimizer(model, recipe);
   std::vector<double> expected;
@@ -56,7 +56,7 @@ TEST(AdamW, ClipsTheGlobalNorm) {
   const auto update_of = [](double gradient, double max_grad_norm) {
     at::manual_seed(1);
     model::Llama model(tiny());
-    OptimizerRecipe recipe;
+    run::OptimizerRecipe recipe;
     recipe.max_grad_norm = max_grad_norm;
     recipe.eps = 1;  // the size of a gradient then shows in the update
     AdamW optimizer(model, recipe);

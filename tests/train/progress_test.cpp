@@ -8,20 +8,20 @@
 namespace lighthouse::train {
 namespace {
 
-StepMetrics step(int64_t number, int64_t tokens) {
+run::StepMetrics step(int64_t number, int64_t tokens) {
   return {
       number,          number > 100 ? "second" : "first", "dense", 2.5, 1e-3, 0.5, tokens, 1, 100,
       int64_t{3} << 29};
 }
 
 /// Stages of so many steps, of 4000 tokens each.
-std::vector<StageRecipe> stages(int64_t first, int64_t second) {
-  std::vector<StageRecipe> both(2);
+std::vector<run::StageRecipe> stages(int64_t first, int64_t second) {
+  std::vector<run::StageRecipe> both(2);
   both[0].name = "first";
   both[0].steps = first;
   both[1].name = "second";
   both[1].steps = second;
-  for (StageRecipe& stage : both) stage.context = 4000;
+  for (run::StageRecipe& stage : both) stage.context = 4000;
   return both;
 }
 
@@ -57,7 +57,7 @@ TEST(Progress, CountsSecondsWhereStagesAreBySeconds) {
   both[1].seconds = 80;
   Progress progress(out, false, both);
   const auto step_at = [&](int64_t number, double seconds) {
-    StepMetrics metrics = step(number, 4000 * number);
+    run::StepMetrics metrics = step(number, 4000 * number);
     metrics.seconds = seconds;
     return metrics;
   };
@@ -98,7 +98,7 @@ TEST(Progress, SmoothsTheTimeOfAToken) {
   std::ostringstream out;
   const auto both = stages(2, 100);
   Progress progress(out, true, both);
-  StepMetrics slow = step(2, 8000);
+  run::StepMetrics slow = step(2, 8000);
   slow.tokens_per_second = 10;
   progress.step(step(1, 4000), false);
   progress.step(slow, false);

@@ -10,7 +10,7 @@ namespace lighthouse::train {
 namespace {
 
 TEST(LearningRate, WarmsUpAndDecaysLinearly) {
-  OptimizerRecipe recipe;
+  run::OptimizerRecipe recipe;
   recipe.lr = 2;
   recipe.warmup_steps = 4;
   recipe.final_lr_share = 0.25;
@@ -21,7 +21,7 @@ TEST(LearningRate, WarmsUpAndDecaysLinearly) {
 }
 
 TEST(LearningRate, WarmsUpAtTheStartOfAStage) {
-  StageRecipe stage;
+  run::StageRecipe stage;
   EXPECT_EQ(warmup_share(stage, 0, 0), 1);
   stage.warmup_steps = 4;
   const std::vector<double> expected{0.25, 0.5, 0.75, 1, 1, 1};
@@ -32,7 +32,7 @@ TEST(LearningRate, WarmsUpAtTheStartOfAStage) {
 
 /// A stage of so few steps that its warm-up would not end.
 TEST(LearningRate, WarmsUpWithinAQuarterOfAStagesSeconds) {
-  StageRecipe stage;
+  run::StageRecipe stage;
   stage.warmup_steps = 20;
   stage.seconds = 8;
   const std::vector<double> expected{0.05, 0.25, 0.5, 0.75, 1, 1, 1};  // half a second a step
@@ -45,11 +45,11 @@ TEST(LearningRate, WarmsUpWithinAQuarterOfAStagesSeconds) {
 
 /// Five steps of 2 seconds each, of a run of 10.
 TEST(LearningRate, FollowsTheShareOfTheSecondsThatAreSpent) {
-  OptimizerRecipe recipe;
+  run::OptimizerRecipe recipe;
   recipe.lr = 1;
   recipe.warmup_steps = 2;
   recipe.final_lr_share = 0.5;
-  const auto rates = [&](Decay decay) {
+  const auto rates = [&](run::Decay decay) {
     recipe.decay = decay;
     std::vector<double> all;
     for (const int64_t step : {0, 1, 2, 3, 4, 5}) {
@@ -57,23 +57,23 @@ TEST(LearningRate, FollowsTheShareOfTheSecondsThatAreSpent) {
     }
     return all;
   };
-  const auto expect = [&](Decay decay, const std::vector<double>& expected) {
+  const auto expect = [&](run::Decay decay, const std::vector<double>& expected) {
     const std::vector<double> found = rates(decay);
     for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-15) << i;
   };
-  expect(Decay::kLinear, {0.5, 0.9, 0.8, 0.7, 0.6, 0.5});
+  expect(run::Decay::kLinear, {0.5, 0.9, 0.8, 0.7, 0.6, 0.5});
   recipe.decay_share = 0.4;
-  expect(Decay::kStable, {0.5, 1, 1, 1, 0.75, 0.5});
-  expect(Decay::kCosine, {0.5, 0.75 + std::cos(std::numbers::pi / 5) / 4});
+  expect(run::Decay::kStable, {0.5, 1, 1, 1, 0.75, 0.5});
+  expect(run::Decay::kCosine, {0.5, 0.75 + std::cos(std::numbers::pi / 5) / 4});
   // A step that begins after the last second: stages have one step at least.
   EXPECT_EQ(learning_rate(recipe, 6, 12.0, 10.0), 0.5);
 }
 
 TEST(LearningRate, DecaysAsACosine) {
-  OptimizerRecipe recipe;
+  run::OptimizerRecipe recipe;
   recipe.lr = 2;
   recipe.warmup_steps = 2;
-  recipe.decay = Decay::kCosine;
+  recipe.decay = run::Decay::kCosine;
   recipe.final_lr_share = 0.5;
   const std::vector<double> expected{1, 2, 1.5 + std::sqrt(0.125), 1.5, 1.5 - std::sqrt(0.125), 1};
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -82,10 +82,10 @@ TEST(LearningRate, DecaysAsACosine) {
 }
 
 TEST(LearningRate, StaysStableUntilTheDecay) {
-  OptimizerRecipe recipe;
+  run::OptimizerRecipe recipe;
   recipe.lr = 1;
   recipe.warmup_steps = 2;
-  recipe.decay = Decay::kStable;
+  recipe.decay = run::Decay::kStable;
   recipe.decay_share = 0.4;
   recipe.final_lr_share = 0.2;
   const std::vector<double> expected{0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2};
@@ -95,7 +95,7 @@ TEST(LearningRate, StaysStableUntilTheDecay) {
 }
 
 TEST(LearningRate, DecaysFromTheFirstStepWithoutAWarmUp) {
-  OptimizerRecipe recipe;
+  run::OptimizerRecipe recipe;
   recipe.lr = 1;
   recipe.warmup_steps = 0;
   recipe.final_lr_share = 0;

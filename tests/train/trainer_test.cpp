@@ -14,18 +14,28 @@
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/corpus.h"
-#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/run/checkpoint.h"
+#include "lighthouse/run/metrics.h"
+#include "lighthouse/run/run_folder.h"
 #include "lighthouse/train/device.h"
-#include "lighthouse/train/metrics.h"
-#include "lighthouse/train/run_folder.h"
 #include "lighthouse/train/step_graphs.h"
+#include "tests/run/support.h"
 #include "tests/support/device.h"
-#include "tests/train/support.h"
 
 namespace lighthouse::train {
 namespace {
 
 namespace fs = std::filesystem;
+using run::Checkpoints;
+using run::dense_stage;
+using run::kLighthouseStage;
+using run::read_checkpoint;
+using run::Recipe;
+using run::recipe_head;
+using run::RunFolder;
+using run::timed_stage;
+using run::write_text;
+using testing::Folder;
 using testing::throws;
 
 class TrainerTest : public ::testing::Test {
@@ -54,8 +64,8 @@ class TrainerTest : public ::testing::Test {
     return out.str();
   }
 
-  MetricsHistory metrics(const std::string& out = "run") const {
-    return read_metrics(RunFolder(folder / out).metrics());
+  run::MetricsHistory metrics(const std::string& out = "run") const {
+    return run::read_metrics(RunFolder(folder / out).metrics());
   }
 
   fs::path checkpoint(int64_t step, const std::string& out = "run") const {
@@ -78,12 +88,12 @@ TEST_F(TrainerTest, LearnsAndLeavesItsFiles) {
   const std::string said = train(recipe(kLighthouseStage + dense_stage("dense", 12)));
   EXPECT_NE(said.find("Token frequencies alone"), std::string::npos) << said;
 
-  const MetricsHistory history = metrics();
+  const run::MetricsHistory history = metrics();
   ASSERT_EQ(history.steps.size(), 22u);
   EXPECT_LT(history.steps.back().loss, history.steps.front().loss - 0.5);
   int64_t tokens = 0;
   for (size_t i = 0; i < history.steps.size(); ++i) {
-    const StepMetrics& step = history.steps[i];
+    const run::StepMetrics& step = history.steps[i];
     const bool first_stage = i < 10;
     EXPECT_EQ(step.step, static_cast<int64_t>(i) + 1);
     EXPECT_EQ(step.stage, first_stage ? "lighthouse" : "dense");
@@ -92,7 +102,7 @@ TEST_F(TrainerTest, LearnsAndLeavesItsFiles) {
     EXPECT_GT(step.seconds, i == 0 ? 0 : history.steps[i - 1].seconds);
   }
   std::vector<std::pair<int64_t, std::string>> evals;
-  for (const EvalMetrics& eval : history.evals) {
+  for (const run::EvalMetrics& eval : history.evals) {
     evals.emplace_back(eval.step, eval.when);
     EXPECT_EQ(eval.dense_loss == eval.trained_loss, eval.stage == "dense") << eval.step;
   }
@@ -132,7 +142,7 @@ TEST_F(TrainerTest, RecordsAStageThatRunsDenseAsDense) {
   train(asked);
   train(dense);
   EXPECT_TRUE(same_tensors(checkpoint(2, "asked"), checkpoint(2, "dense")));
-  for (const StepMetrics& step : metrics("asked").steps) EXPECT_EQ(step.attention, "dense");
+  for (const run::StepMetrics& step : metrics("asked").steps) EXPECT_EQ(step.attention, "dense");
   const auto summary = nlohmann::json::parse(io::read_file(RunFolder(folder / "asked").summary()));
   EXPECT_EQ(summary.at("stages")[0].at("attention"), "dense");
 }
@@ -155,7 +165,7 @@ TEST_F(TrainerTest, MicroBatchesAddUpToTheBatch) {
   train(whole);
   train(parts);
   // The sums are the same, in another order.
-  const StepMetrics a = metrics("whole").steps[0], b = metrics("parts").steps[0];
+  const run::StepMetrics a = metrics("whole").steps[0], b = metrics("parts").steps[0];
   EXPECT_NEAR(b.loss / a.loss, 1, 1e-5);
   EXPECT_NEAR(b.grad_norm / a.grad_norm, 1, 1e-4);
 }
@@ -483,9 +493,9 @@ Clock quarters() {
 }
 
 /// Each stage, by its steps.
-std::map<std::string, int64_t> steps_of(const MetricsHistory& history) {
+std::map<std::string, int64_t> steps_of(const run::MetricsHistory& history) {
   std::map<std::string, int64_t> steps;
-  for (const StepMetrics& step : history.steps) ++steps[step.stage];
+  for (const run::StepMetrics& step : history.steps) ++steps[step.stage];
   return steps;
 }
 
@@ -499,7 +509,7 @@ TEST_F(TrainerTest, EndsStagesWhenTheirSecondsAreSpent) {
   EXPECT_NE(said.find("step 1, second 0/2  a (dense)"), std::string::npos) << said;
 
   // a ends after 1 second, b after 1.6, and c would have ended after 1.7: but it has a step.
-  const MetricsHistory history = metrics();
+  const run::MetricsHistory history = metrics();
   EXPECT_EQ(steps_of(history), (std::map<std::string, int64_t>{{"a", 4}, {"b", 3}, {"c", 1}}));
   ASSERT_EQ(history.steps.size(), 8u);
   for (size_t i = 0; i < 8; ++i) {
@@ -577,7 +587,7 @@ TEST_F(TrainerTest, SkipsStepsThatAreNotFiniteAndThenStops) {
       [&] { train(r); }, {"would be skipped like 2 before it", "its loss is", "optimizer.lr"}));
   const auto newest = Checkpoints(RunFolder(folder / "run").checkpoints()).list();
   ASSERT_FALSE(newest.empty());
-  const MetricsHistory history = metrics();
+  const run::MetricsHistory history = metrics();
   EXPECT_EQ(history.skips.size(), 2u);
   EXPECT_EQ(read_checkpoint(newest.back()).step, static_cast<int64_t>(history.steps.size()));
 }
@@ -608,13 +618,13 @@ TEST_F(TrainerTest, FailsWhereTheModelAtTheEndIsOfNoUse) {
 TEST_F(TrainerTest, SkipsStepsOfLargeGradientsAndGoesOn) {
   Recipe plain = recipe(dense_stage("s", 8), "plain");
   train(plain);
-  const MetricsHistory all = metrics("plain");
+  const run::MetricsHistory all = metrics("plain");
   std::vector<double> norms;
-  for (const StepMetrics& step : all.steps) norms.push_back(step.grad_norm);
+  for (const run::StepMetrics& step : all.steps) norms.push_back(step.grad_norm);
   Recipe r = recipe(dense_stage("s", 8));
   r.optimizer.skip_grad_norm = *std::max_element(norms.begin(), norms.end()) * 0.999;
   const std::string said = train(r);
-  const MetricsHistory history = metrics();
+  const run::MetricsHistory history = metrics();
   ASSERT_GE(history.skips.size(), 1u);
   EXPECT_EQ(history.skips.size() + history.steps.size(), 8u);
   EXPECT_NE(said.find(message("step ", history.skips[0].step, " is skipped")), std::string::npos);
@@ -633,7 +643,7 @@ TEST_F(TrainerTest, SkipsStepsOfLargeGradientsAndGoesOn) {
 TEST_F(TrainerTest, TrainsInBfloat16) {
   Recipe exact = recipe(kLighthouseStage + dense_stage("dense", 6), "exact");
   Recipe rounded = recipe(kLighthouseStage + dense_stage("dense", 6), "rounded");
-  rounded.run.dtype = Dtype::kBFloat16;
+  rounded.run.dtype = run::Dtype::kBFloat16;
   train(exact);
   train(rounded);
   const auto a = metrics("exact"), b = metrics("rounded");
@@ -652,10 +662,10 @@ TEST_F(TrainerTest, TrainsInBfloat16) {
 /// bfloat16 with the attention kernels of real runs, float32 with plain products.
 TEST_F(TrainerTest, ReplaysStepsToTheSameBits) {
   if (testing::device().is_cpu()) GTEST_SKIP() << "CUDA graphs are of a GPU";
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16}) {
+  for (const run::Dtype dtype : {run::Dtype::kFloat32, run::Dtype::kBFloat16}) {
     const std::string name = std::string(to_string(dtype)) + '-';
     std::optional<testing::AttentionKernels> kernels;
-    if (dtype == Dtype::kBFloat16) kernels.emplace();
+    if (dtype == run::Dtype::kBFloat16) kernels.emplace();
     Recipe eager = recipe(kLighthouseStage + dense_stage("dense", 6), name + "eager");
     eager.run.dtype = dtype;
     eager.run.checkpoint_every_steps = 6;

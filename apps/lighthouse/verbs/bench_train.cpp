@@ -20,8 +20,8 @@
 #include "lighthouse/model/llama.h"
 #include "lighthouse/model/token_loss.h"
 #include "lighthouse/ops/attention.h"
+#include "lighthouse/run/stage.h"
 #include "lighthouse/train/device.h"
-#include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
 namespace {
@@ -39,7 +39,7 @@ struct Options {
 
 /// What a training step of a stage takes. Milliseconds.
 struct Row {
-  const train::StageRecipe* stage;
+  const run::StageRecipe* stage;
   int64_t dense_layers, lighthouse_layers;
   int64_t rows;  ///< S; 0 where all layers are dense
   Times step;
@@ -52,12 +52,12 @@ struct Row {
   double rest() const { return step.median() - attention - products; }
 };
 
-at::TensorOptions options_of(const train::Recipe& recipe, at::Device device) {
-  return at::TensorOptions(device).dtype(train::scalar_type(recipe.run.dtype));
+at::TensorOptions options_of(const run::Recipe& recipe, at::Device device) {
+  return at::TensorOptions(device).dtype(run::scalar_type(recipe.run.dtype));
 }
 
 /// Micro-batches of a step.
-double parts_of(const train::StageRecipe& stage) {
+double parts_of(const run::StageRecipe& stage) {
   return static_cast<double>(stage.batch) / static_cast<double>(stage.sequences_at_once());
 }
 
@@ -73,7 +73,7 @@ double time_alone(at::Device device, const F& f) {
 }
 
 /// Forward and backward of one layer's attention.
-double time_attention(const train::Recipe& recipe, const train::StageRecipe& stage, bool lighthouse,
+double time_attention(const run::Recipe& recipe, const run::StageRecipe& stage, bool lighthouse,
                       at::Device device) {
   const model::LlamaConfig& m = recipe.model;
   const int64_t sequences = stage.sequences_at_once();
@@ -104,8 +104,7 @@ double time_projection(int64_t rows, int64_t in, int64_t out, const at::TensorOp
   });
 }
 
-double time_products(const train::Recipe& recipe, const train::StageRecipe& stage,
-                     at::Device device) {
+double time_products(const run::Recipe& recipe, const run::StageRecipe& stage, at::Device device) {
   const model::LlamaConfig& m = recipe.model;
   const auto options = options_of(recipe, device);
   const int64_t rows = stage.sequences_at_once() * stage.context;
@@ -123,7 +122,7 @@ double time_products(const train::Recipe& recipe, const train::StageRecipe& stag
 }
 
 /// 6 a weight of a matrix and token, and 12 H D a pair of rows that attention compares.
-double model_flops(const train::Recipe& recipe, const Row& row) {
+double model_flops(const run::Recipe& recipe, const Row& row) {
   const model::LlamaConfig& m = recipe.model;
   const auto weights = static_cast<double>(
       m.num_parameters() - (m.tie_word_embeddings ? 0 : m.vocab_size * m.hidden_size));
@@ -134,10 +133,10 @@ double model_flops(const train::Recipe& recipe, const Row& row) {
          12 * attended * static_cast<double>(row.stage->batch * m.num_attention_heads * m.head_dim);
 }
 
-Row measure(const train::Recipe& recipe, const train::StageRecipe& stage, at::Device device,
+Row measure(const run::Recipe& recipe, const run::StageRecipe& stage, at::Device device,
             int steps) {
   const int64_t layers = recipe.model.num_hidden_layers;
-  const int64_t dense = train::count_dense_layers(stage, layers);
+  const int64_t dense = run::count_dense_layers(stage, layers);
   Row row{&stage, dense, layers - dense, 0, {}};
   if (dense < layers) row.rows = gathered_rows(stage.context, stage.config);
   const Trial trial = run_trial(recipe, stage, device, steps);
@@ -186,7 +185,7 @@ void print(const std::vector<Row>& rows) {
 
 void bench_train(const Options& options) {
   const Output json(options.json);
-  const train::Recipe recipe = options.recipe.read();
+  const run::Recipe recipe = options.recipe.read();
   const at::Device device = train::find_device(recipe.run.device, "run.device");
   train::use_deterministic_algorithms(recipe.run.deterministic);
   const std::string title =
@@ -197,7 +196,7 @@ void bench_train(const Options& options) {
               " parameters, ", options.steps, " steps after 2");
   std::cout << title << "\n\n";
   std::vector<Row> rows;
-  for (const train::StageRecipe& stage : recipe.stages) {
+  for (const run::StageRecipe& stage : recipe.stages) {
     std::cerr << "stage " << stage.name << " ...\n";
     rows.push_back(measure(recipe, stage, device, options.steps));
   }

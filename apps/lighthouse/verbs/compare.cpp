@@ -13,9 +13,9 @@
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
 #include "lighthouse/io/table.h"
-#include "lighthouse/train/metrics.h"
-#include "lighthouse/train/run_folder.h"
-#include "lighthouse/train/summary.h"
+#include "lighthouse/run/metrics.h"
+#include "lighthouse/run/run_folder.h"
+#include "lighthouse/run/summary.h"
 
 namespace lighthouse::app {
 namespace {
@@ -36,24 +36,24 @@ json read_json(const fs::path& file) {
   }
 }
 
-train::Summary summary_of(const fs::path& folder) {
-  const fs::path file = train::RunFolder(folder).summary();
+run::Summary summary_of(const fs::path& folder) {
+  const fs::path file = run::RunFolder(folder).summary();
   check_argument(exists(file), "RUN is '", folder.string(),
                  "', which has no summary.json; it must be a finished run");
-  return train::read_summary(file);
+  return run::read_summary(file);
 }
 
 /// A run's files, as `lighthouse train` and `lighthouse eval` leave them.
 struct Run {
   std::string name;
-  train::Summary summary;
-  std::vector<train::EvalMetrics> evals;
+  run::Summary summary;
+  std::vector<run::EvalMetrics> evals;
   json evaluation;  ///< of `lighthouse eval --json RUN/eval.json`; null where there is none
 
   explicit Run(const fs::path& folder)
-      : name(train::RunFolder(folder).name()),
+      : name(run::RunFolder(folder).name()),
         summary(summary_of(folder)),
-        evals(train::read_metrics(train::RunFolder(folder).metrics()).evals) {
+        evals(run::read_metrics(run::RunFolder(folder).metrics()).evals) {
     if (exists(folder / "eval.json")) evaluation = read_json(folder / "eval.json");
   }
 };
@@ -73,7 +73,7 @@ void print_stages(const std::vector<Run>& runs) {
   Table table{{"run", "stage", "attention", "steps", "time", "tokens/s", "dense before",
                "dense after", "brought", "as trained before", "as trained after"}};
   for (const Run& run : runs) {
-    for (const train::StageSummary& stage : run.summary.stages) {
+    for (const run::StageSummary& stage : run.summary.stages) {
       table.push_back({run.name, stage.name, stage.attention, std::to_string(stage.steps),
                        fixed(stage.seconds, 0, " s"), fixed(stage.tokens_per_second, 0),
                        fixed(stage.dense_loss_before, 3), fixed(stage.dense_loss_after, 3),
@@ -120,7 +120,7 @@ void print_runs(const std::vector<Run>& runs) {
 /// The held-out loss that a run had after that many seconds, with dense attention: on the line
 /// between the evaluations around it; NaN where there is none on one side.
 double loss_at(const Run& run, double seconds) {
-  const std::vector<train::EvalMetrics>& evals = run.evals;
+  const std::vector<run::EvalMetrics>& evals = run.evals;
   for (size_t i = 1; i < evals.size(); ++i) {
     const double before = evals[i - 1].seconds, after = evals[i].seconds;
     if (seconds < before || seconds > after || before == after) continue;
@@ -207,10 +207,10 @@ std::string to_json(const std::vector<Run>& runs) {
                          {"tokens_per_second", run.summary.tokens() / seconds},
                          {"speed_up", runs.front().summary.seconds() / seconds},
                          {"dense_loss", run.summary.final_loss()}};
-    figures.update(ordered_json::parse(train::to_json(run.summary)));
+    figures.update(ordered_json::parse(run::to_json(run.summary)));
     figures["evals"] = ordered_json::array();
-    for (const train::EvalMetrics& eval : run.evals) {
-      figures["evals"].push_back(ordered_json::parse(train::to_line(eval)));
+    for (const run::EvalMetrics& eval : run.evals) {
+      figures["evals"].push_back(ordered_json::parse(run::to_line(eval)));
     }
     for (const char* field : {"leak_dense", "leak_as_trained"}) {
       figures[field] = nearest_leak(run, field);

@@ -15,7 +15,7 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/corpus.h"
 #include "lighthouse/io/table.h"
-#include "lighthouse/train/stage.h"
+#include "lighthouse/run/stage.h"
 
 namespace lighthouse::app {
 namespace {
@@ -63,7 +63,7 @@ void eval_run(const Options& options) {
   const Output json(options.json);
   Run run = open_run(options.run);
   if (!options.data.empty()) run.recipe.data.path = options.data;
-  const train::Recipe& recipe = run.recipe;
+  const run::Recipe& recipe = run.recipe;
   const auto corpus = data::Corpus::read(recipe.data, data::read_file_list(run.folder.data()));
   check_argument(corpus.fingerprint() == run.checkpoint.corpus,
                  "data.path (--data) does not lead to what the run was trained on: it has the "
@@ -72,7 +72,7 @@ void eval_run(const Options& options) {
 
   model::Llama model = load_model(run, options.device);
   const at::Device device = model->parameters().front().device();
-  const train::StageRecipe& stage = stage_as_trained(recipe);
+  const run::StageRecipe& stage = stage_as_trained(recipe);
   auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
                                         recipe.model.vocab_size);
 
@@ -83,7 +83,7 @@ void eval_run(const Options& options) {
     batch = {batch.tokens.to(device), batch.targets.to(device)};
   }
   const eval::HeldOutLoss dense = loss(false);
-  const nn::Mode attention = train::computed_attention(stage);
+  const nn::Mode attention = run::computed_attention(stage);
   const bool differs = attention != nn::Mode::kDense;
   const eval::HeldOutLoss trained = differs ? loss(true) : dense;
   const double bytes =

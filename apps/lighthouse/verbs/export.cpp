@@ -20,8 +20,8 @@
 #include "lighthouse/io/safetensors.h"
 #include "lighthouse/model/base_model.h"
 #include "lighthouse/model/hugging_face.h"
-#include "lighthouse/train/metrics.h"
-#include "lighthouse/train/stage.h"
+#include "lighthouse/run/metrics.h"
+#include "lighthouse/run/stage.h"
 
 namespace lighthouse::app {
 namespace {
@@ -36,11 +36,11 @@ struct Options {
 
 /// How far a run had come with its stages.
 struct Done {
-  const train::StageRecipe* stage;
+  const run::StageRecipe* stage;
   int64_t steps;
 };
 
-std::vector<Done> stages_done(const train::Recipe& recipe, const train::Checkpoint& checkpoint) {
+std::vector<Done> stages_done(const run::Recipe& recipe, const run::Checkpoint& checkpoint) {
   std::vector<Done> done;
   const std::vector<int64_t>& starts = checkpoint.stage_starts;
   for (size_t i = 0; i < starts.size(); ++i) {
@@ -53,22 +53,22 @@ std::vector<Done> stages_done(const train::Recipe& recipe, const train::Checkpoi
 /// The model is what dense attention makes of it; where none was trained last, that is not much.
 std::string warning_of(const std::vector<Done>& done) {
   if (done.empty()) return "This model was not trained: it is as it was initialized.";
-  if (train::computed_attention(*done.back().stage) == nn::Mode::kDense) return "";
+  if (run::computed_attention(*done.back().stage) == nn::Mode::kDense) return "";
   return "The last stage of training was not dense: the loss of this model is that of dense "
          "attention, "
          "which is better after a dense stage. A run with Lighthouse ends with one.";
 }
 
-std::string model_card(const train::Recipe& recipe, const train::Checkpoint& checkpoint,
-                       const train::MetricsHistory& history, const std::vector<Done>& done) {
+std::string model_card(const run::Recipe& recipe, const run::Checkpoint& checkpoint,
+                       const run::MetricsHistory& history, const std::vector<Done>& done) {
   std::ostringstream out;
   out << "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# "
-      << train::RunFolder(recipe.run.out).name() << "\n\n";
+      << run::RunFolder(recipe.run.out).name() << "\n\n";
   if (const std::string warning = warning_of(done); !warning.empty()) {
     out << "**Warning.** " << warning << "\n\n";
   }
   const bool with_lighthouse = std::ranges::any_of(done, [](const Done& one) {
-    return train::computed_attention(*one.stage) == nn::Mode::kLighthouse;
+    return run::computed_attention(*one.stage) == nn::Mode::kLighthouse;
   });
   out << "An ordinary dense decoder (`" << to_string(recipe.model.model_type) << "`) of "
       << recipe.model.num_parameters() << " parameters, trained "
@@ -80,7 +80,7 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
   out << ".\n\n| stage | attention | steps | context | tokens a step | settings |\n"
       << "| --- | --- | --- | --- | --- | --- |\n";
   for (const auto& [stage, steps] : done) {
-    const nn::Mode attention = train::computed_attention(*stage);
+    const nn::Mode attention = run::computed_attention(*stage);
     out << "| " << stage->name << " | " << to_string(attention) << " | " << steps
         << (steps < stage->steps ? message(" of ", stage->steps) : "")
         << (stage->by_seconds() ? message(" (", stage->seconds, " s)") : "") << " | "
@@ -88,8 +88,8 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
     if (attention != nn::Mode::kDense) out << describe(stage->config);
     out << " |\n";
   }
-  const train::EvalMetrics* last = nullptr;
-  for (const train::EvalMetrics& eval : history.evals) {
+  const run::EvalMetrics* last = nullptr;
+  for (const run::EvalMetrics& eval : history.evals) {
     if (eval.step <= checkpoint.step) last = &eval;
   }
   if (last != nullptr) {
@@ -102,7 +102,7 @@ std::string model_card(const train::Recipe& recipe, const train::Checkpoint& che
 
 /// Whether the run's tokens are bytes: those of text are. Without a list of its data, as of an
 /// older run, its vocabulary alone tells.
-bool is_of_bytes(const train::RunFolder& run, const train::Recipe& recipe) {
+bool is_of_bytes(const run::RunFolder& run, const run::Recipe& recipe) {
   const data::FileList files = data::read_file_list(run.data());
   return recipe.model.vocab_size == 256 && recipe.init_from.empty() &&
          std::ranges::none_of(
@@ -133,7 +133,7 @@ bool write_base(const fs::path& base, int64_t context, const fs::path& folder) {
 
 /// Where what the run's first model had besides weights is; an empty path where that was a new one,
 /// or, which is said, is nowhere.
-fs::path base_of(const train::RunFolder& run, const std::string& init_from) {
+fs::path base_of(const run::RunFolder& run, const std::string& init_from) {
   if (fs::exists(run.base())) return run.base();
   if (init_from.empty() || fs::exists(fs::path(init_from) / "config.json")) return init_from;
   std::cerr << "WARNING: the model that the run began with, '" << init_from
@@ -151,8 +151,7 @@ std::map<std::string, at::Tensor> in_type(std::map<std::string, at::Tensor> tens
 void export_run(const Options& options) {
   check_argument(!fs::exists(options.folder) || fs::is_empty(options.folder), "DIR is '",
                  options.folder, "', which is not empty; it must be new");
-  const at::ScalarType type =
-      train::scalar_type(parse_word<train::Dtype>(options.dtype, "--dtype"));
+  const at::ScalarType type = run::scalar_type(parse_word<run::Dtype>(options.dtype, "--dtype"));
   const auto [run, recipe, path, checkpoint] = open_run(options.run);
   const std::vector<Done> done = stages_done(recipe, checkpoint);
   const fs::path base = base_of(run, recipe.init_from);
@@ -172,7 +171,7 @@ void export_run(const Options& options) {
     tokenizer = "that of " + recipe.init_from;
   }
   io::write_atomically(folder / "README.md",
-                       model_card(recipe, checkpoint, train::read_metrics(run.metrics()), done));
+                       model_card(recipe, checkpoint, run::read_metrics(run.metrics()), done));
   const std::string config =
       model::to_config_json(recipe.model, context, /*end_token=*/bytes ? 0 : -1, options.dtype);
   // Last: with it the folder is a model.
@@ -196,7 +195,7 @@ void add_export(CLI::App& app) {
       ->check(not_empty())
       ->required();
   verb->add_option("--dtype", options->dtype,
-                   "type that weights are stored in: " + all_words<train::Dtype>())
+                   "type that weights are stored in: " + all_words<run::Dtype>())
       ->capture_default_str();
   verb->callback([options] { export_run(*options); });
 }

@@ -38,9 +38,9 @@ struct Options {
 constexpr int64_t kShortest = 64;  ///< has room for question and key
 
 /// An eighth of the longest context of the run's stages, a quarter, half, and all of it.
-std::vector<int64_t> default_contexts(const train::Recipe& recipe) {
+std::vector<int64_t> default_contexts(const run::Recipe& recipe) {
   int64_t longest = 0;
-  for (const train::StageRecipe& stage : recipe.stages) longest = std::max(longest, stage.context);
+  for (const run::StageRecipe& stage : recipe.stages) longest = std::max(longest, stage.context);
   std::vector<int64_t> contexts{longest / 8, longest / 4, longest / 2, longest};
   std::erase_if(contexts, [&](int64_t context) { return context < kShortest; });
   return contexts.empty() ? std::vector{kShortest} : contexts;

@@ -12,9 +12,9 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/table.h"
 #include "lighthouse/ops/attention.h"
-#include "lighthouse/train/checkpoint_space.h"
+#include "lighthouse/run/checkpoint_space.h"
+#include "lighthouse/run/stage.h"
 #include "lighthouse/train/device.h"
-#include "lighthouse/train/stage.h"
 
 namespace lighthouse::app {
 namespace {
@@ -36,12 +36,12 @@ struct Cost {
 
 /// Bytes of a weight and what belongs to it between steps: itself, its two moments, and the copy
 /// that the model computes with.
-double bytes_of_weight(const train::Recipe& recipe) {
-  return recipe.run.dtype == train::Dtype::kFloat32 ? 12 : 14;
+double bytes_of_weight(const run::Recipe& recipe) {
+  return recipe.run.dtype == run::Dtype::kFloat32 ? 12 : 14;
 }
 
 /// A step of a model that has so many layers, all of one kind, beyond its weights and moments.
-Cost measure(train::Recipe recipe, train::StageRecipe stage, int64_t layers, nn::Mode attention,
+Cost measure(run::Recipe recipe, run::StageRecipe stage, int64_t layers, nn::Mode attention,
              at::Device device) {
   recipe.model.num_hidden_layers = layers;
   stage.attention = attention;
@@ -54,11 +54,11 @@ Cost measure(train::Recipe recipe, train::StageRecipe stage, int64_t layers, nn:
 
 /// A layer costs the difference of two layers and one; the rest of the model, what one layer
 /// leaves.
-Cost expect(const train::Recipe& recipe, const train::StageRecipe& stage, at::Device device) {
-  const nn::Mode attention = train::computed_attention(stage);
+Cost expect(const run::Recipe& recipe, const run::StageRecipe& stage, at::Device device) {
+  const nn::Mode attention = run::computed_attention(stage);
   const Cost one = measure(recipe, stage, 1, attention, device);
   const Cost layer = measure(recipe, stage, 2, attention, device) - one;
-  const int64_t dense = train::count_dense_layers(stage, recipe.model.num_hidden_layers);
+  const int64_t dense = run::count_dense_layers(stage, recipe.model.num_hidden_layers);
   Cost dense_layer = layer;
   if (attention != nn::Mode::kDense && dense > 0) {
     dense_layer = measure(recipe, stage, 2, nn::Mode::kDense, device) -
@@ -76,7 +76,7 @@ std::string duration(double seconds) {
 std::string gib(double bytes) { return fixed(bytes / (1 << 30), 2); }
 
 void plan(const RecipeOptions& options) {
-  const train::Recipe recipe = options.read();
+  const run::Recipe recipe = options.read();
   const at::Device device = train::find_device(recipe.run.device, "run.device");
   const auto available = static_cast<double>(memory_of(device));
   const auto parameters = static_cast<double>(recipe.model.num_parameters());
@@ -84,20 +84,20 @@ void plan(const RecipeOptions& options) {
   std::cout << describe(device) << ", " << to_string(recipe.run.dtype) << ", " << gib(available)
             << " GiB of memory\n\nparameters " << recipe.model.num_parameters() << "; GiB: weights "
             << gib(4 * parameters) << ", moments " << gib(8 * parameters);
-  const bool copies = recipe.run.dtype != train::Dtype::kFloat32;
+  const bool copies = recipe.run.dtype != run::Dtype::kFloat32;
   if (copies) std::cout << ", copies in bfloat16 " << gib(2 * parameters);
   std::cout << ", gradients " << gib((copies ? 6 : 4) * parameters) << "; a checkpoint on the disk "
-            << gib(train::checkpoint_bytes(recipe)) << "\n\n";
+            << gib(run::checkpoint_bytes(recipe)) << "\n\n";
 
   Table table{{"stage", "attention", "context", "S", "S/N", "steps", "ms a step", "ktok/s", "time",
                "activations GiB", "all GiB", "fits"}};
   double seconds = 0;
   const bool timed = recipe.by_seconds();
-  for (const train::StageRecipe& stage : recipe.stages) {
+  for (const run::StageRecipe& stage : recipe.stages) {
     std::cerr << "stage " << stage.name << " ...\n";
     const Cost cost = expect(recipe, stage, device);
     const auto context = static_cast<double>(stage.context);
-    const nn::Mode attention = train::computed_attention(stage);
+    const nn::Mode attention = run::computed_attention(stage);
     const int64_t rows =
         attention == nn::Mode::kLighthouse ? gathered_rows(stage.context, stage.config) : 0;
     const double all = states + cost.memory;

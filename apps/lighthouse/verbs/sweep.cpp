@@ -20,9 +20,9 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/table.h"
-#include "lighthouse/train/run_folder.h"
+#include "lighthouse/run/run_folder.h"
+#include "lighthouse/run/summary.h"
 #include "lighthouse/train/stop_signals.h"
-#include "lighthouse/train/summary.h"
 #include "lighthouse/train/trainer.h"
 
 namespace lighthouse::app {
@@ -72,7 +72,7 @@ struct Axis {
 struct Point {
   std::vector<std::string> values;  ///< of the axes
   std::string name;                 ///< of its folder
-  train::Recipe recipe;
+  run::Recipe recipe;
 };
 
 /// A name that a file system takes, and a reader too.
@@ -86,7 +86,7 @@ std::string folder_name(const std::vector<Axis>& axes, const std::vector<std::st
 }
 
 /// Folders move.
-std::string without_folder(train::Recipe recipe) {
+std::string without_folder(run::Recipe recipe) {
   recipe.run.out.clear();
   return recipe.to_toml();
 }
@@ -126,20 +126,20 @@ std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
 }
 
 /// What a run came to; nothing where it has not ended.
-std::optional<train::Summary> summary_of(const Point& point) {
-  const train::RunFolder folder(point.recipe.run.out);
+std::optional<run::Summary> summary_of(const Point& point) {
+  const run::RunFolder folder(point.recipe.run.out);
   if (!fs::exists(folder.summary())) return {};
-  const train::Recipe trained = train::Recipe::read(folder.recipe());
+  const run::Recipe trained = run::Recipe::read(folder.recipe());
   check_argument(without_folder(trained) == without_folder(point.recipe), "the run in '",
                  folder.path().string(),
                  "' has another recipe; choose another --out, or remove that run");
-  return train::read_summary(folder.summary());
+  return run::read_summary(folder.summary());
 }
 
 /// Trains what is not there yet. Returns what went wrong; throws CLI::RuntimeError where a signal
 /// ended it.
 std::string train_point(const Point& point) {
-  const train::RunFolder folder(point.recipe.run.out);
+  const run::RunFolder folder(point.recipe.run.out);
   train::Start start;
   start.resume = fs::exists(folder.path());
   std::string failure;
@@ -178,14 +178,14 @@ void sweep(const Options& options) {
   nlohmann::ordered_json runs = nlohmann::ordered_json::array();
   int failed = 0;
   // Of what is there already: what cannot be taken over is said before anything runs.
-  std::vector<std::optional<train::Summary>> summaries;
+  std::vector<std::optional<run::Summary>> summaries;
   summaries.reserve(points.size());
   for (const Point& point : points) summaries.push_back(summary_of(point));
   for (size_t i = 0; i < points.size(); ++i) {
     const Point& point = points[i];
     std::cout << "== " << i + 1 << " of " << points.size() << ": " << point.name << '\n';
     if (options.dry_run) continue;
-    std::optional<train::Summary>& summary = summaries[i];
+    std::optional<run::Summary>& summary = summaries[i];
     const std::string failure = summary ? "" : train_point(point);
     if (!summary && failure.empty()) summary = summary_of(point);
 

@@ -10,7 +10,7 @@
 #include "apps/lighthouse/terminal.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
-#include "lighthouse/train/run_folder.h"
+#include "lighthouse/run/run_folder.h"
 
 namespace lighthouse::app {
 namespace {
@@ -26,9 +26,9 @@ struct Options {
 };
 
 void run(const Options& options) {
-  train::Recipe recipe = options.recipe.read();
+  run::Recipe recipe = options.recipe.read();
   if (!options.out.empty()) recipe.run.out = options.out;
-  train::print(std::cout, recipe);
+  run::print(std::cout, recipe);
   if (options.dry_run) return;
 
   check_argument(!options.force || options.resume || !options.resume_from.empty(),
@@ -39,7 +39,7 @@ void run(const Options& options) {
   if (!options.resume_from.empty()) start.from = options.resume_from;
   if (!options.branch_from.empty()) start.branch = options.branch_from;
   const int signal = train::train(recipe, start, std::cout, is_terminal());
-  const train::RunFolder folder(recipe.run.out);
+  const run::RunFolder folder(recipe.run.out);
   if (signal != 0) {
     std::cout << "stopped, with a checkpoint in " << folder.checkpoints().string()
               << "; to resume:\n  lighthouse train " << folder.recipe().string() << " --resume\n";
@@ -75,7 +75,7 @@ void add_train(CLI::App& app) {
   verb->add_flag("--force", options->force,
                  "resume even if the recipe has changed; RUN/forced.jsonl records the changes");
   verb->add_flag("--dry-run", options->dry_run, "print what would run, without running it");
-  verb->footer("Keys of a recipe, their defaults and meaning:\n" + train::describe_fields());
+  verb->footer("Keys of a recipe, their defaults and meaning:\n" + run::describe_fields());
   verb->callback([options] { run(*options); });
 }
 

@@ -6,10 +6,10 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/model/hugging_face.h"
-#include "lighthouse/train/recipe_fields.h"
-#include "lighthouse/train/run_folder.h"
+#include "lighthouse/run/recipe_fields.h"
+#include "lighthouse/run/run_folder.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 /// Whether the node is of the value's type; it is set then. A number may be an integer.
@@ -286,4 +286,4 @@ Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::st
   return recipe;
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -1,4 +1,4 @@
-#include "lighthouse/train/metrics.h"
+#include "lighthouse/run/metrics.h"
 
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -8,7 +8,7 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/json.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 using nlohmann::ordered_json;
@@ -127,4 +127,4 @@ void MetricsFile::write(const StepMetrics& step) { file_.append(to_line(step)); 
 void MetricsFile::write(const SkipMetrics& skip) { file_.append(to_line(skip)); }
 void MetricsFile::write(const EvalMetrics& eval) { file_.append(to_line(eval)); }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

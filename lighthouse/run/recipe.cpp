@@ -1,4 +1,4 @@
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
 #include <algorithm>
 #include <ostream>
@@ -8,10 +8,10 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/io/table.h"
-#include "lighthouse/train/recipe_fields.h"
-#include "lighthouse/train/stage.h"
+#include "lighthouse/run/recipe_fields.h"
+#include "lighthouse/run/stage.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 constexpr double kMostTokens = 1e15;  ///< of a stage: sums over stages stay far from overflow
@@ -181,4 +181,4 @@ std::string describe_fields() {
   return out.str();
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "lighthouse/model/llama.h"
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// Everything that a run goes on from, between two steps.
 struct Checkpoint {
@@ -73,4 +73,4 @@ std::map<std::string, at::Tensor> parameters_of(const model::Llama& model);
 void restore(const std::map<std::string, at::Tensor>& from,
              const std::map<std::string, at::Tensor>& into, const std::string& source);
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -8,7 +8,7 @@
 #include "tests/support/folder.h"
 #include "tests/support/throws.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 using testing::Folder;
 
@@ -47,4 +47,4 @@ inline std::string timed_stage(const std::string& name, double seconds) {
          "\ncontext = 128\nbatch = 2\n";
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -1,12 +1,12 @@
-#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/run/checkpoint.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "lighthouse/train/recipe_changes.h"
-#include "tests/train/support.h"
+#include "lighthouse/run/recipe_changes.h"
+#include "tests/run/support.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 namespace fs = std::filesystem;
@@ -207,4 +207,4 @@ TEST(Restore, RefusesOtherTensors) {
 }
 
 }  // namespace
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

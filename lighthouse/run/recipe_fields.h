@@ -10,12 +10,12 @@
 #include <variant>
 #include <vector>
 
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
 // The fields of a recipe: of this one list are made the defaults, the parser, the overrides, the
 // help and the table.
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// The numbers that a field may be.
 struct Range {
@@ -103,4 +103,4 @@ void check_part(const std::string& part, const Check& check) {
   }
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -1,11 +1,11 @@
-#include "lighthouse/train/checkpoint_space.h"
+#include "lighthouse/run/checkpoint_space.h"
 
 #include <gtest/gtest.h>
 
 #include "tests/support/folder.h"
 #include "tests/support/throws.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 using testing::throws;
@@ -70,4 +70,4 @@ TEST(CheckpointSpace, LooksAtTheDiskOfAFolderThatIsNotThereYet) {
 }
 
 }  // namespace
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

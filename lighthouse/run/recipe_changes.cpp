@@ -1,11 +1,11 @@
-#include "lighthouse/train/recipe_changes.h"
+#include "lighthouse/run/recipe_changes.h"
 
 #include <algorithm>
 
 #include "lighthouse/core/check.h"
-#include "lighthouse/train/recipe_fields.h"
+#include "lighthouse/run/recipe_fields.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 struct Change {
@@ -109,4 +109,4 @@ Recipe recipe_of(const Checkpoint& checkpoint, const Recipe& run) {
   return recipe;
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -3,10 +3,10 @@
 #include <cstdint>
 #include <string>
 
-#include "lighthouse/train/recipe.h"
-#include "lighthouse/train/run_folder.h"
+#include "lighthouse/run/recipe.h"
+#include "lighthouse/run/run_folder.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// Bytes of a checkpoint of the recipe: weights and two moments in float32.
 double checkpoint_bytes(const Recipe& recipe);
@@ -25,4 +25,4 @@ std::string check_checkpoint_space(const Recipe& recipe, int64_t present, double
 /// what is free is taken to have room.
 std::string check_checkpoint_space(const Recipe& recipe, const RunFolder& folder);
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

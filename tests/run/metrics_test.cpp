@@ -1,12 +1,12 @@
-#include "lighthouse/train/metrics.h"
+#include "lighthouse/run/metrics.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "tests/train/support.h"
+#include "tests/run/support.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 StepMetrics step(int64_t number) {
@@ -83,4 +83,4 @@ TEST(Metrics, NameALineThatIsNone) {
 }
 
 }  // namespace
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

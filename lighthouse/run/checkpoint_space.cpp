@@ -1,13 +1,13 @@
-#include "lighthouse/train/checkpoint_space.h"
+#include "lighthouse/run/checkpoint_space.h"
 
 #include <algorithm>
 #include <filesystem>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/table.h"
-#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/run/checkpoint.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 namespace fs = std::filesystem;
@@ -59,4 +59,4 @@ std::string check_checkpoint_space(const Recipe& recipe, const RunFolder& folder
                                 message("the disk of '", folder.path().string(), "'"));
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

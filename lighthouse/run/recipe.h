@@ -12,7 +12,7 @@
 #include "lighthouse/data/source.h"
 #include "lighthouse/model/llama.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// How the learning rate falls after the warm-up, to its final share.
 enum class Decay {
@@ -24,15 +24,15 @@ enum class Decay {
 /// The type that a model computes in. Its weights are kept in float32.
 enum class Dtype { kFloat32, kBFloat16 };
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run
 
 template <>
-inline constexpr std::array lighthouse::kWords<lighthouse::train::Decay>{"linear", "cosine",
-                                                                         "stable"};
+inline constexpr std::array lighthouse::kWords<lighthouse::run::Decay>{"linear", "cosine",
+                                                                       "stable"};
 template <>
-inline constexpr std::array lighthouse::kWords<lighthouse::train::Dtype>{"float32", "bfloat16"};
+inline constexpr std::array lighthouse::kWords<lighthouse::run::Dtype>{"float32", "bfloat16"};
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 inline at::ScalarType scalar_type(Dtype dtype) {
   return dtype == Dtype::kFloat32 ? at::kFloat : at::kBFloat16;
@@ -152,4 +152,4 @@ void print(std::ostream& out, const Recipe& recipe);
 /// Every field there is: its key, its default and what it means, a line each.
 std::string describe_fields();
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

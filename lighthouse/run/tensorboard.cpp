@@ -1,4 +1,4 @@
-#include "lighthouse/train/tensorboard.h"
+#include "lighthouse/run/tensorboard.h"
 
 #include <array>
 #include <bit>
@@ -11,7 +11,7 @@
 // the contents. Each holds an event, a message of protocol buffers; the numbers of its fields are
 // those of TensorFlow's event.proto and summary.proto.
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 double seconds_since_1970() {
@@ -122,4 +122,4 @@ uint32_t crc32c(std::string_view bytes) {
   return ~crc;
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

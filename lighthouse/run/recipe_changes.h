@@ -3,12 +3,12 @@
 #include <string>
 #include <vector>
 
-#include "lighthouse/train/checkpoint.h"
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/checkpoint.h"
+#include "lighthouse/run/recipe.h"
 
 // What a run has in common with the checkpoint that it goes on from.
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// "optimizer.beta1: 0.9 -> 0.5" for every field that decides about the weights and is not as in
 /// the checkpoint, and a line for every stage that one of the two lacks.
@@ -28,4 +28,4 @@ std::string joined(const std::vector<std::string>& changes);
 /// rest (paths, what is measured and saved when) as the run has it now.
 Recipe recipe_of(const Checkpoint& checkpoint, const Recipe& run);
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -1,4 +1,4 @@
-#include "lighthouse/train/checkpoint.h"
+#include "lighthouse/run/checkpoint.h"
 
 #include <ATen/ATen.h>
 
@@ -13,7 +13,7 @@
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/safetensors.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 namespace fs = std::filesystem;
@@ -252,4 +252,4 @@ void restore(const std::map<std::string, at::Tensor>& from,
   }
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

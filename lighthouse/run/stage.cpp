@@ -1,11 +1,11 @@
-#include "lighthouse/train/stage.h"
+#include "lighthouse/run/stage.h"
 
 #include <cmath>
 #include <set>
 
 #include "lighthouse/core/geometry.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 std::string dense_because(const StageRecipe& stage) {
   if (stage.attention == nn::Mode::kDense) return "";
@@ -42,4 +42,4 @@ model::AttentionPlan attention_plan(const StageRecipe& stage) {
   return {attention, stage.config, stage.dense_layers};
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

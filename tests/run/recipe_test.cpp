@@ -1,4 +1,4 @@
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -8,7 +8,7 @@
 
 #include "tests/support/throws.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 namespace fs = std::filesystem;
@@ -487,4 +487,4 @@ TEST_F(RecipeTest, HasThePapersModelAndDemosOfTheSameLength) {
 }
 
 }  // namespace
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "lighthouse/train/metrics.h"
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/metrics.h"
+#include "lighthouse/run/recipe.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// What came out of a stage. Losses are means per token, in nats.
 struct StageSummary {
@@ -49,4 +49,4 @@ Summary read_summary(const std::filesystem::path& file);
 /// The table by stage.
 void print(std::ostream& out, const Summary& summary);
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -7,7 +7,7 @@
 
 #include "lighthouse/io/file.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// A training step. Losses are means per token, in nats.
 struct StepMetrics {
@@ -73,4 +73,4 @@ class MetricsFile {
   io::Appender file_;
 };
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -1,4 +1,4 @@
-#include "lighthouse/train/recipe_fields.h"
+#include "lighthouse/run/recipe_fields.h"
 
 #include <algorithm>
 #include <charconv>
@@ -10,7 +10,7 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/core/settings.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 using enum Decides;
@@ -278,4 +278,4 @@ void check_range(const Field& field, const std::string& section, const std::stri
                  only_infinite ? " and finite" : "");
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -1,4 +1,4 @@
-#include "lighthouse/train/summary.h"
+#include "lighthouse/run/summary.h"
 
 #include <algorithm>
 #include <limits>
@@ -10,9 +10,9 @@
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/json.h"
 #include "lighthouse/io/table.h"
-#include "lighthouse/train/stage.h"
+#include "lighthouse/run/stage.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 /// The evaluation before or after a stage. A run that was forced to go on with other stages may
@@ -134,4 +134,4 @@ void print(std::ostream& out, const Summary& summary) {
       << fixed(summary.token_frequency_loss, 4) << " on the held-out text.\n";
 }
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

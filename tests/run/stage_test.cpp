@@ -1,8 +1,8 @@
-#include "lighthouse/train/stage.h"
+#include "lighthouse/run/stage.h"
 
 #include <gtest/gtest.h>
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 StageRecipe lighthouse_stage() {
@@ -77,4 +77,4 @@ TEST(AttentionPlan, IsTheStages) {
 }
 
 }  // namespace
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -1,12 +1,12 @@
-#include "lighthouse/train/tensorboard.h"
+#include "lighthouse/run/tensorboard.h"
 
 #include <gtest/gtest.h>
 
 #include <cstring>
 
-#include "tests/train/support.h"
+#include "tests/run/support.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 namespace {
 
 namespace fs = std::filesystem;
@@ -51,4 +51,4 @@ TEST(TensorBoard, WritesAnEventFileForEachTimeThatARunGoesOn) {
 }
 
 }  // namespace
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -6,7 +6,7 @@
 
 #include "lighthouse/io/file.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// Where the files of a run lie.
 class RunFolder {
@@ -35,4 +35,4 @@ class RunFolder {
   std::filesystem::path path_;
 };
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

@@ -5,9 +5,9 @@
 #include <string>
 
 #include "lighthouse/model/llama.h"
-#include "lighthouse/train/recipe.h"
+#include "lighthouse/run/recipe.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// What one step of a stage computes. The tokens of a step are the same throughout the stage.
 struct StepPlan {
@@ -38,4 +38,4 @@ StepPlan step_plan(const StageRecipe& stage, int64_t step);
 /// The attention of the stage's steps that are not of its dense share.
 model::AttentionPlan attention_plan(const StageRecipe& stage);
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run

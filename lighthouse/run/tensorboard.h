@@ -6,9 +6,9 @@
 #include <string_view>
 
 #include "lighthouse/io/file.h"
-#include "lighthouse/train/metrics.h"
+#include "lighthouse/run/metrics.h"
 
-namespace lighthouse::train {
+namespace lighthouse::run {
 
 /// The metrics of a run as TensorBoard reads them: train/..., eval/..., over the steps.
 class TensorBoard {
@@ -31,4 +31,4 @@ class TensorBoard {
 /// The checksum of records: CRC-32C.
 uint32_t crc32c(std::string_view bytes);
 
-}  // namespace lighthouse::train
+}  // namespace lighthouse::run
