@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from conftest import SMALL
+from conftest import PIECES, SMALL
 from families import (
     LIGHTHOUSE_LAYERS,
     MIXTURE,
@@ -56,6 +57,27 @@ def test_scores_are_norms_of_what_is_normalized(family: str, monkeypatch: pytest
         assert scores.shape == (1, heads, TOKENS)
         torch.testing.assert_close(scores, by_head.float().norm(dim=-1))
         assert scores.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "expected"),
+    [("Llama", "lighthouse", {"score"}), ("Qwen3", "lighthouse", {"pool_scores", "roots"}), ("Qwen3", "local", set())],
+)
+def test_tokens_are_scored_once(family: str, mode: Any, expected: set[str]) -> None:
+    called: set[str] = set()
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(function.name().removeprefix("lighthouse::"))
+            return function(*args, **(kwargs or {}))
+
+    model = make_model(family)
+    attention = wrap(model, PIECES).layers[1]
+    set_mode(model, mode)
+    with Record():
+        model(input_ids=make_tokens(1), use_cache=False)
+    assert called & {"score", "pool_scores", "roots"} == expected
+    assert not any("_lighthouse_norms" in vars(module) and module._lighthouse_norms for module in attention.modules())
 
 
 def test_scores_of_norms_without_weights_and_of_a_shared_one(monkeypatch: pytest.MonkeyPatch) -> None:
