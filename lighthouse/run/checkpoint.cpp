@@ -6,30 +6,41 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
 #include <stdexcept>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/io/checksum.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/safetensors.h"
+#include "lighthouse/io/sharded_tensors.h"
 
 namespace lighthouse::run {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kFormat = 3, kOldest = 2;  ///< the older one has all fields of the recipe
+using Tensors = std::map<std::string, at::Tensor>;
+
+// Format 2 has all fields of the recipe, 3 those that decide about the weights.
+constexpr int64_t kOldest = 2, kFirstWithManifest = 4, kFormat = 4;
+constexpr size_t kDigits = 16;  ///< of a checksum
 constexpr const char* kModel = "model.safetensors";
 constexpr const char* kOptimizer = "optimizer.safetensors";
 constexpr const char* kRandom = "random.safetensors";
 constexpr const char* kState = "state.json";
+constexpr const char* kManifest = "manifest.json";
 constexpr const char* kChecksums = "checksums.txt";
 constexpr std::string_view kPrefix = "step-";
 constexpr std::string_view kPartial = ".partial-";
 
-/// A hash of the bytes. Every round maps its 64 bits one to one, so no two texts that differ in one
-/// 8-byte word alone have the same.
-uint64_t checksum(std::string_view bytes) {
+/// The hash that checksums.txt held in formats 2 and 3.
+std::string old_checksum(const fs::path& path) {
+  const std::string text = io::read_file(path);
+  std::string_view bytes = text;
   uint64_t hash = bytes.size();
   for (; !bytes.empty(); bytes.remove_prefix(std::min<size_t>(8, bytes.size()))) {
     uint64_t word = 0;
@@ -37,20 +48,9 @@ uint64_t checksum(std::string_view bytes) {
     hash = (hash ^ word) * 0x9E3779B97F4A7C15u;
     hash ^= hash >> 32;
   }
-  return hash;
-}
-
-/// The lines of kChecksums for what is in that folder.
-std::array<std::string, 4> checksum_lines(const fs::path& folder) {
-  std::array<std::string, 4> lines;
-  std::string* line = lines.data();
-  for (const char* name : {kModel, kOptimizer, kRandom, kState}) {
-    std::array<char, 17> hex{};
-    std::snprintf(hex.data(), hex.size(), "%016llx",
-                  static_cast<unsigned long long>(checksum(io::read_file(folder / name))));
-    *line++ = message(hex.data(), "  ", name, '\n');
-  }
-  return lines;
+  std::array<char, 17> digits{};
+  std::snprintf(digits.data(), digits.size(), "%016llx", static_cast<unsigned long long>(hash));
+  return digits.data();
 }
 
 std::string folder_name(int64_t step) {
@@ -75,29 +75,58 @@ std::vector<fs::path> entries(const fs::path& folder) {
   return {fs::directory_iterator(folder), fs::directory_iterator()};
 }
 
-/// Throws where the files are not those that were written.
-void verify(const fs::path& path) {
-  const std::string written = io::read_file(path / kChecksums);
-  std::string_view rest = written;
-  for (const std::string& line : checksum_lines(path)) {
-    if (!rest.starts_with(line)) {
-      const std::string name = line.substr(line.find("  ") + 2);
-      throw std::runtime_error(message("'", (path / name.substr(0, name.size() - 1)).string(),
-                                       "' is damaged: its checksum is ", line.substr(0, 16),
-                                       ", and ", kChecksums, " has '",
-                                       rest.substr(0, std::min<size_t>(16, rest.size())), "'"));
+/// Throws where a file that checksums.txt lists is not what was written. Returns their names.
+std::set<std::string> verify(const fs::path& path) {
+  const fs::path list = path / kChecksums;
+  std::set<std::string> names;
+  std::istringstream lines(io::read_file(list));
+  std::string line;
+  for (int64_t number = 1; std::getline(lines, line); ++number) {
+    const size_t digits = line.find("  ");
+    // A file's last line that has no end was cut short.
+    if (digits != kDigits || lines.eof() || line.find('/') != std::string::npos) {
+      throw std::runtime_error(message("'", list.string(), "' is damaged: line ", number,
+                                       " is not a checksum and the name of a file"));
     }
-    rest.remove_prefix(line.size());
+    const std::string written = line.substr(0, kDigits), name = line.substr(kDigits + 2);
+    const std::string found = io::xxh64(path / name);
+    if (found != written && old_checksum(path / name) != written) {
+      throw std::runtime_error(message("'", (path / name).string(),
+                                       "' is damaged: its checksum is ", found, ", and ",
+                                       kChecksums, " has '", written, "'"));
+    }
+    names.insert(name);
   }
-  if (!rest.empty()) {
-    throw std::runtime_error(
-        message("'", (path / kChecksums).string(), "' is damaged: it has too many lines"));
-  }
+  return names;
+}
+
+/// Where tensors lie: in which files, and the whole shape of each.
+nlohmann::ordered_json manifest_of(const Tensors& tensors, const char* file) {
+  auto shapes = nlohmann::ordered_json::object();
+  for (const auto& [name, tensor] : tensors) shapes[name] = tensor.sizes().vec();
+  return {{"files", {file}}, {"shapes", shapes}};
+}
+
+/// Reads what `manifest_of` describes.
+/// @param find gives the path of a file of the checkpoint
+Tensors read_tensors(const nlohmann::json& manifest,
+                     const std::function<fs::path(const std::string&)>& find) {
+  std::vector<fs::path> files;
+  for (const auto& name : manifest.at("files")) files.push_back(find(name.get<std::string>()));
+  return io::read_sharded_tensors(
+      files, manifest.at("shapes").get<std::map<std::string, std::vector<int64_t>>>());
 }
 
 Checkpoint read_verified(const fs::path& path) {
-  verify(path);
-  const auto state = nlohmann::json::parse(io::read_file(path / kState));
+  const std::set<std::string> verified = verify(path);
+  const auto find = [&](const std::string& name) {
+    if (!verified.contains(name)) {
+      throw std::runtime_error(
+          message("'", (path / kChecksums).string(), "' has no line for '", name, "'"));
+    }
+    return path / name;
+  };
+  const auto state = nlohmann::json::parse(io::read_file(find(kState)));
   const auto format = state.at("format").get<int64_t>();
   if (format < kOldest || format > kFormat) {
     throw std::runtime_error(message("'", (path / kState).string(), "' has format ", format,
@@ -109,15 +138,22 @@ Checkpoint read_verified(const fs::path& path) {
   state.at("seconds").get_to(checkpoint.seconds);
   checkpoint.skipped = state.value("skipped", int64_t{0});
   state.at("threads").get_to(checkpoint.threads);
+  checkpoint.ranks = state.value("ranks", int64_t{1});
   state.at("corpus").get_to(checkpoint.corpus);
   checkpoint.recipe = Recipe::parse(state.at("recipe").get<std::string>(),
                                     message("the recipe in '", (path / kState).string(), "'"));
   checkpoint.stage_starts = checkpoint.recipe.by_seconds()
                                 ? state.at("stage_starts").get<std::vector<int64_t>>()
                                 : stage_starts(checkpoint.recipe, checkpoint.step);
-  checkpoint.random = io::read_safetensors(path / kRandom).tensors.at("cpu");
-  checkpoint.model = io::read_safetensors(path / kModel).tensors;
-  checkpoint.optimizer = io::read_safetensors(path / kOptimizer).tensors;
+  checkpoint.random = io::read_safetensors(find(kRandom)).tensors.at("cpu");
+  if (format < kFirstWithManifest) {
+    checkpoint.model = io::read_safetensors(find(kModel)).tensors;
+    checkpoint.optimizer = io::read_safetensors(find(kOptimizer)).tensors;
+  } else {
+    const auto manifest = nlohmann::json::parse(io::read_file(find(kManifest)));
+    checkpoint.model = read_tensors(manifest.at("model"), find);
+    checkpoint.optimizer = read_tensors(manifest.at("optimizer"), find);
+  }
   return checkpoint;
 }
 
@@ -134,12 +170,20 @@ void write_files(const Checkpoint& checkpoint, const fs::path& folder) {
       {"stage_starts", checkpoint.stage_starts},
       {"skipped", checkpoint.skipped},
       {"threads", checkpoint.threads},
+      {"ranks", checkpoint.ranks},
       {"corpus", checkpoint.corpus},
       {"recipe", checkpoint.recipe.deciding_toml()},
   };
   io::write_atomically(folder / kState, state.dump(2) + '\n');
+  const nlohmann::ordered_json manifest{
+      {"model", manifest_of(checkpoint.model, kModel)},
+      {"optimizer", manifest_of(checkpoint.optimizer, kOptimizer)},
+  };
+  io::write_atomically(folder / kManifest, manifest.dump(2) + '\n');
   std::string checksums;
-  for (const std::string& line : checksum_lines(folder)) checksums += line;
+  for (const char* name : {kModel, kOptimizer, kRandom, kState, kManifest}) {
+    checksums += io::xxh64(folder / name) + "  " + name + '\n';
+  }
   io::write_atomically(folder / kChecksums, checksums);
 }
 

@@ -15,24 +15,26 @@ namespace lighthouse::run {
 
 /// Everything that a run goes on from, between two steps.
 struct Checkpoint {
-  int64_t step = 0;                   ///< steps done, of all stages together
-  uint64_t position = 0;              ///< of the loader: tokens trained on
-  double seconds = 0;                 ///< of training
-  std::vector<int64_t> stage_starts;  ///< the step that each stage began after, of those that had
-                                      ///< taken one
-  int64_t skipped = 0;                ///< steps whose update was skipped
-  int64_t threads = 0;                ///< other numbers of threads give other last bits
-  uint64_t corpus = 0;                ///< data::Corpus::fingerprint
-  Recipe recipe;      ///< of it, what decides about the weights; the rest has its defaults
-  at::Tensor random;  ///< state of PyTorch's generator of the CPU
-  std::map<std::string, at::Tensor> model;      ///< names of Hugging Face's LlamaForCausalLM
-  std::map<std::string, at::Tensor> optimizer;  ///< AdamW::state
+  int64_t step = 0;       ///< steps done in all stages together
+  uint64_t position = 0;  ///< tokens trained on, which is the loader's position
+  double seconds = 0;     ///< training time
+  /// For each stage that had taken a step, the step after which it began.
+  std::vector<int64_t> stage_starts;
+  int64_t skipped = 0;  ///< steps whose update was skipped
+  int64_t threads = 0;  ///< threads of PyTorch; their number decides the last bits of results
+  int64_t ranks = 1;    ///< processes that trained together; their number does so too
+  uint64_t corpus = 0;  ///< data::Corpus::fingerprint
+  Recipe recipe;        ///< the fields that decide about the weights; the others have defaults
+  at::Tensor random;    ///< state of PyTorch's random number generator of the CPU
+  std::map<std::string, at::Tensor> model;      ///< weights, by the names of LlamaForCausalLM
+  std::map<std::string, at::Tensor> optimizer;  ///< train::AdamW::state
 };
 
 /// A run's checkpoints: folders "step-00000123" in one folder. One is written under another name
 /// and renamed when all of it is on the disk, so a name stands for a whole checkpoint whenever the
-/// process dies, or the machine. It holds model.safetensors, optimizer.safetensors,
-/// random.safetensors, state.json, and checksums.txt, of the others' bytes.
+/// process dies, or the machine. It holds random.safetensors, state.json, the weights and the
+/// optimizer's state in the safetensors files that manifest.json lists (io/sharded_tensors.h), and
+/// checksums.txt, which `xxhsum -c checksums.txt` checks.
 class Checkpoints {
  public:
   explicit Checkpoints(std::filesystem::path folder) : folder_(std::move(folder)) {}

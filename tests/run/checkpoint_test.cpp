@@ -3,6 +3,11 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "lighthouse/io/checksum.h"
+#include "lighthouse/io/safetensors.h"
 #include "lighthouse/run/recipe_changes.h"
 #include "tests/run/support.h"
 
@@ -18,6 +23,7 @@ Checkpoint checkpoint(int64_t step) {
   c.position = uint64_t{1} << 40;
   c.seconds = 0.1;
   c.threads = 2;
+  c.ranks = 4;
   c.corpus = ~uint64_t{0};
   c.recipe.run.seed = 1;
   c.recipe.stages.resize(1);
@@ -41,6 +47,7 @@ TEST(Checkpoint, IsReadAsItWasWritten) {
   EXPECT_EQ(read.position, written.position);
   EXPECT_EQ(read.seconds, written.seconds);
   EXPECT_EQ(read.threads, written.threads);
+  EXPECT_EQ(read.ranks, written.ranks);
   EXPECT_EQ(read.corpus, written.corpus);
   EXPECT_EQ(read.recipe.to_toml(), written.recipe.to_toml());
   EXPECT_TRUE(read.random.equal(written.random));
@@ -90,6 +97,74 @@ TEST(Checkpoint, IsReadInItsOlderFormat) {
   const Recipe made_with = recipe_of(old, recipe);
   EXPECT_EQ(made_with.deciding_toml(), old.recipe.deciding_toml());
   EXPECT_EQ(made_with.data.path, std::vector<std::string>{"elsewhere"});
+}
+
+/// Writes it anew with the tensors of "model" in two files, as several ranks could write them.
+/// @param row the row of "a" at which the second file's part begins
+void split_model(const fs::path& path, int64_t row) {
+  const at::Tensor a = io::read_safetensors(path / "model.safetensors").tensors.at("a");
+  const auto part = [&](const char* name, int64_t begin, const at::Tensor& rows) {
+    const std::string info = R"({"a": {"saved_offsets": [)" + std::to_string(begin) + ", 0]}}";
+    io::write_safetensors(path / name, {{{"a", rows}}, {{"DCP_SHARDING_INFO", info}}});
+  };
+  part("first.safetensors", 0, a.narrow(0, 0, 1));
+  part("second.safetensors", row, a.narrow(0, 1, 1));
+  fs::remove(path / "model.safetensors");
+  auto manifest = nlohmann::json::parse(io::read_file(path / "manifest.json"));
+  manifest["model"]["files"] = {"first.safetensors", "second.safetensors"};
+  io::write_atomically(path / "manifest.json", manifest.dump());
+  std::string checksums;
+  for (const auto& file : fs::directory_iterator(path)) {
+    const std::string name = file.path().filename();
+    if (name != "checksums.txt") checksums += io::xxh64(file.path()) + "  " + name + '\n';
+  }
+  io::write_atomically(path / "checksums.txt", checksums);
+}
+
+TEST(Checkpoint, MayHaveATensorInSeveralFiles) {
+  const Folder folder;
+  Checkpoints(folder / "").write(checkpoint(1), 2);
+  const fs::path path = folder / "step-00000001";
+  split_model(path, 1);
+  EXPECT_TRUE(read_checkpoint(path).model.at("a").equal(checkpoint(1).model.at("a")));
+}
+
+TEST(Checkpoint, IsRefusedWhereAPartOfATensorIsMissing) {
+  const Folder folder;
+  Checkpoints(folder / "").write(checkpoint(1), 2);
+  const fs::path path = folder / "step-00000001";
+  split_model(path, 0);
+  EXPECT_TRUE(throws<std::runtime_error>([&] { read_checkpoint(path); },
+                                         {(path / "second.safetensors").string(), "'a'", "row 0",
+                                          (path / "first.safetensors").string()}));
+  // A file that is listed, but has no checksum, is none of the checkpoint's.
+  fs::remove(path / "second.safetensors");
+  EXPECT_TRUE(throws<std::runtime_error>([&] { read_checkpoint(path); },
+                                         {(path / "second.safetensors").string()}));
+  const std::string lines = io::read_file(path / "checksums.txt");
+  const size_t name = lines.find("  second.safetensors\n");
+  io::write_atomically(path / "checksums.txt",
+                       lines.substr(0, name - 16) + lines.substr(lines.find('\n', name) + 1));
+  EXPECT_TRUE(throws<std::runtime_error>([&] { read_checkpoint(path); },
+                                         {"checksums.txt", "no line for 'second.safetensors'"}));
+}
+
+/// As `xxhsum -c` reads it: XXH64, two spaces, the name.
+TEST(Checkpoint, HasChecksumsThatXxhsumChecks) {
+  const Folder folder;
+  Checkpoints(folder / "").write(checkpoint(1), 2);
+  const fs::path path = folder / "step-00000001";
+  std::string expected;
+  for (const char* name : {"model.safetensors", "optimizer.safetensors", "random.safetensors",
+                           "state.json", "manifest.json"}) {
+    expected += io::xxh64(path / name) + "  " + name + '\n';
+  }
+  EXPECT_EQ(io::read_file(path / "checksums.txt"), expected);
+  if (std::system("command -v xxhsum >/dev/null") != 0) GTEST_SKIP() << "xxhsum is not installed";
+  const std::string check = "cd '" + path.string() + "' && xxhsum --quiet -c checksums.txt";
+  EXPECT_EQ(std::system(check.c_str()), 0);
+  std::ofstream(path / "state.json", std::ios::app) << ' ';
+  EXPECT_NE(std::system((check + " 2>/dev/null >/dev/null").c_str()), 0);
 }
 
 TEST(Checkpoint, TheNewestAreKept) {
@@ -168,7 +243,8 @@ TEST_P(DamagedCheckpoint, IsRefusedWhereverItIsCut) {
 
 INSTANTIATE_TEST_SUITE_P(EachFile, DamagedCheckpoint,
                          ::testing::Values("model.safetensors", "optimizer.safetensors",
-                                           "random.safetensors", "state.json", "checksums.txt"),
+                                           "random.safetensors", "state.json", "manifest.json",
+                                           "checksums.txt"),
                          [](const auto& test) {
                            const std::string name = test.param;
                            return name.substr(0, name.find('.'));
