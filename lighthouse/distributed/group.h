@@ -7,6 +7,7 @@
 #include <chrono>
 #include <optional>
 
+#include "lighthouse/core/check.h"
 #include "lighthouse/distributed/world.h"
 
 /// What a world is made of. PyTorch's headers take seconds to parse: include this in few files.
@@ -46,6 +47,21 @@ c10::intrusive_ptr<c10d::Backend> make_nccl(const c10::intrusive_ptr<c10d::Store
 
 /// What tells a GPU from every other; in that file too.
 std::string gpu_identity(at::Device device);
+
+/// What `f` gives, which exchanges something with the other ranks; what fails in it is a matter of
+/// theirs.
+/// @param what could not be done, for the message
+template <class F>
+auto with_peers(const c10d::ProcessGroup& processes, const char* what, const F& f) {
+  try {
+    return f();
+  } catch (const std::exception& error) {
+    const std::string why = error.what();
+    throw PeerError(message("rank ", processes.getRank(), " of ", processes.getSize(),
+                            " could not ", what, " with the others: one of them ended, or did not ",
+                            "answer in time (", why.substr(0, why.find('\n')), ")"));
+  }
+}
 
 /// A store in which keys begin with the name of a group.
 c10::intrusive_ptr<c10d::Store> with_prefix(const std::string& name,

@@ -17,20 +17,12 @@ using at::Tensor;
 using c10d::ReduceOp;
 using Work = c10::intrusive_ptr<c10d::Work>;
 
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
-
-/// Runs an exchange to its end (on a GPU: queues it). What fails in it is a matter of the others.
+/// Runs an exchange to its end; on a GPU, queues it.
 template <class Start>
 void exchange(const World::Group& group, const char* what, const Start& start) {
-  try {
-    const Work work = start(*group.processes);
-    if (work) work->wait();
-  } catch (const std::exception& error) {
-    throw PeerError(message("rank ", group.processes->getRank(), " of ", group.processes->getSize(),
-                            " could not ", what,
-                            " with the others: one of them ended, or did not answer in time (",
-                            first_line(error.what()), ")"));
-  }
+  with_peers(*group.processes, what, [&] {
+    if (const Work work = start(*group.processes)) work->wait();
+  });
 }
 
 void reduce(const World::Group& group, const Tensor& values, const ReduceOp& op, const char* what) {
