@@ -8,7 +8,9 @@ if(TARGET lighthouse_program)
   install(FILES python/lighthouse_attention/plot.py DESTINATION ${CMAKE_INSTALL_DATADIR}/lighthouse)
 endif()
 foreach(_header IN ITEMS core/check.h core/config.h core/geometry.h core/settings.h core/words.h
-        ops/attend.h ops/attention.h ops/scorers.h ops/stages.h nn/attention.h)
+        ops/attend.h ops/attention.h ops/scorers.h ops/stages.h
+        distributed/attend_across.h distributed/attention.h distributed/connect.h distributed/exchange.h
+        distributed/launch.h distributed/world.h nn/attention.h)
   get_filename_component(_folder ${_header} DIRECTORY)
   install(FILES lighthouse/${_header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/lighthouse/${_folder})
 endforeach()

@@ -1,17 +1,11 @@
-#include <ATen/core/stack.h>
-#include <torch/library.h>
-
-#include <type_traits>
-
 #include "lighthouse/core/geometry.h"
-#include "lighthouse/core/settings.h"
+#include "lighthouse/ops/arguments.h"
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse::ops {
 namespace {
 
-using at::Tensor;
 using c10::OperatorHandle;
 using torch::jit::Stack;
 
@@ -25,76 +19,6 @@ bool processor_fits() {
 #endif
 }
 
-std::string parameter(const Setting& setting, int64_t value) {
-  return message("int ", setting.name, "=", value);
-}
-std::string parameter(const Setting& setting, const std::optional<double>& /*none*/) {
-  return message("float? ", setting.name, "=None");
-}
-template <HasWords Enum>
-std::string parameter(const Setting& setting, Enum value) {
-  return message("str ", setting.name, "=\"", to_string(value), "\"");
-}
-
-/// The settings as an operator's schema has them: each by its name, with its default.
-std::string settings_schema() {
-  const Config defaults;
-  std::string schema = "*";
-  for_each_setting(defaults, [&](const Setting& setting, const auto& value) {
-    schema += ", " + parameter(setting, value);
-  });
-  return schema;
-}
-
-/// The arguments of a call, by their names in the schema. They are taken off the stack.
-class Arguments {
- public:
-  Arguments(const OperatorHandle& op, Stack* stack)
-      : schema_(op.schema()), values_(torch::jit::pop(*stack, schema_.arguments().size())) {}
-
-  const c10::IValue& operator[](const char* name) const {
-    const auto index = schema_.argumentIndexWithName(name);
-    TORCH_INTERNAL_ASSERT(index.has_value(), schema_.name(), " has no argument ", name);
-    return values_[*index];
-  }
-
-  /// The settings among them.
-  Config config() const {
-    return as_value_error([&] {
-      Config config;
-      for_each_setting(config, [&](const Setting& setting, auto& value) {
-        set(value, (*this)[setting.name], setting.name);
-      });
-      config.validate();
-      return config;
-    });
-  }
-
-  /// Two tensors, of which both are given or neither.
-  std::optional<std::pair<Tensor, Tensor>> pair(const char* first, const char* second) const {
-    const c10::IValue &a = (*this)[first], &b = (*this)[second];
-    TORCH_CHECK_VALUE(a.isNone() == b.isNone(), first, " and ", second,
-                      " belong together: one of them is given, the other is not");
-    if (a.isNone()) return {};
-    return std::pair(a.toTensor(), b.toTensor());
-  }
-
- private:
-  static void set(int64_t& value, const c10::IValue& given, const char* /*name*/) {
-    value = given.toInt();
-  }
-  static void set(std::optional<double>& value, const c10::IValue& given, const char* /*name*/) {
-    value = given.toOptional<double>();
-  }
-  template <HasWords Enum>
-  static void set(Enum& value, const c10::IValue& given, const char* name) {
-    value = parse_word<Enum>(given.toStringRef(), name);
-  }
-
-  const c10::FunctionSchema& schema_;
-  std::vector<c10::IValue> values_;
-};
-
 void attention_of(const OperatorHandle& op, Stack* stack) {
   const Arguments given(op, stack);
   const auto scores = given.pair("scores_q", "scores_k"), maps = given.pair("rows", "slots");
@@ -103,22 +27,22 @@ void attention_of(const OperatorHandle& op, Stack* stack) {
   Given instead;
   if (scores) instead = TokenScores{scores->first, scores->second};
   if (maps) instead = Selection{maps->first, maps->second};
-  torch::jit::push(*stack, attention(given["q"].toTensor(), given["k"].toTensor(),
-                                     given["v"].toTensor(), given.config(), instead));
+  torch::jit::push(*stack, attention(given.tensor("q"), given.tensor("k"), given.tensor("v"),
+                                     given.config(), instead));
 }
 
 void local_attention_of(const OperatorHandle& op, Stack* stack) {
   const Arguments given(op, stack);
-  torch::jit::push(*stack, local_attention(given["q"].toTensor(), given["k"].toTensor(),
-                                           given["v"].toTensor(), given.config()));
+  torch::jit::push(*stack, local_attention(given.tensor("q"), given.tensor("k"), given.tensor("v"),
+                                           given.config()));
 }
 
 void select_rows(const OperatorHandle& op, Stack* stack) {
   const Arguments given(op, stack);
   std::optional<TokenScores> scores;
   if (const auto both = given.pair("scores_q", "scores_k")) scores = {both->first, both->second};
-  const Selection selection = select(given["q"].toTensor(), given["k"].toTensor(),
-                                     given["v"].toTensor(), given.config(), scores);
+  const Selection selection =
+      select(given.tensor("q"), given.tensor("k"), given.tensor("v"), given.config(), scores);
   torch::jit::push(*stack, selection.rows, selection.slots);
 }
 
@@ -142,12 +66,6 @@ void local_shift_of_layer(const OperatorHandle& op, Stack* stack) {
 }
 
 void check_config(const OperatorHandle& op, Stack* stack) { Arguments(op, stack).config(); }
-
-/// Defines an operator that is made of others, and so are its gradient and what compilers trace.
-template <c10::BoxedKernel::BoxedKernelFunction* function>
-void define_whole(torch::Library& library, const std::string& schema) {
-  library.def(schema.c_str(), torch::CppFunction::makeFromBoxedFunction<function>());
-}
 
 }  // namespace
 }  // namespace lighthouse::ops

@@ -229,19 +229,20 @@ Tensors3 attend_pieces_backward_autograd(const Tensor& grad_out, const Tensor& q
   return {grads[0], grads[1], grads[2]};
 }
 
+}  // namespace
+
 // Pieces and gathered rows.
 
-Tensors6 attend_both_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
-                            const Tensor& roots, const Tensor& rows, const Tensor& slots,
-                            IntArrayRef geometry, int64_t local, int64_t local_shift,
-                            std::optional<double> scale) {
+Tensors6 attend_both_by(const RowsAttention& attend_rows, const Tensor& q_any, const Tensor& k_any,
+                        const Tensor& v_any, const Tensor& roots, const Tensor& rows,
+                        const Tensor& slots, IntArrayRef geometry, int64_t local,
+                        int64_t local_shift, std::optional<double> scale) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_qkv(q_any, k_any, v_any);
   const Pieces pieces = make_pieces(q_any, local, local_shift);
   const auto [gathered_q, gathered_k, gathered_v] =
       gather(q_any, k_any, v_any, roots, rows, slots, geometry);
-  const auto [far_out, far_logsumexp] =
-      attend(gathered_q, gathered_k, gathered_v, /*causal=*/true, scale);
+  const auto [far_out, far_logsumexp] = attend_rows.forward(gathered_q, gathered_k, gathered_v);
   const Tensor layout = output_layout(q_any, sizes.heads);
   if (q_any.is_meta() || q_any.numel() == 0) {
     return {empty_as(layout, q_any),
@@ -261,14 +262,13 @@ Tensors6 attend_both_kernel(const Tensor& q_any, const Tensor& k_any, const Tens
   return {out, logsumexp, gathered_q, gathered_k, gathered_v, far_logsumexp};
 }
 
-Tensors3 attend_both_backward_kernel(const Tensor& grad_out_any, const Tensor& q_any,
-                                     const Tensor& k_any, const Tensor& v_any,
-                                     const Tensor& out_any, const Tensor& logsumexp_any,
-                                     const Tensor& gathered_q, const Tensor& gathered_k,
-                                     const Tensor& gathered_v, const Tensor& gathered_logsumexp,
-                                     const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
-                                     int64_t local, int64_t local_shift,
-                                     std::optional<double> scale) {
+Tensors3 attend_both_backward_by(const RowsAttention& attend_rows, const Tensor& grad_out_any,
+                                 const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
+                                 const Tensor& out_any, const Tensor& logsumexp_any,
+                                 const Tensor& gathered_q, const Tensor& gathered_k,
+                                 const Tensor& gathered_v, const Tensor& gathered_logsumexp,
+                                 const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
+                                 int64_t local, int64_t local_shift, std::optional<double> scale) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_qkv(q_any, k_any, v_any);
   const Pieces pieces = make_pieces(q_any, local, local_shift);
@@ -290,9 +290,8 @@ Tensors3 attend_both_backward_kernel(const Tensor& grad_out_any, const Tensor& q
 
   MergedRows merged = merge_backward(grad_out, out, logsumexp, pieces,
                                      gathered_logsumexp.contiguous(), rows, slots, g);
-  const auto [far_q, far_k, far_v] =
-      attend_backward(merged.grad_out, gathered_q, gathered_k, gathered_v, merged.out,
-                      gathered_logsumexp, /*causal=*/true, scale);
+  const auto [far_q, far_k, far_v] = attend_rows.backward(
+      merged.grad_out, gathered_q, gathered_k, gathered_v, {merged.out, gathered_logsumexp});
   merged = {};
   NearSegments near = attend_near_backward(grad_out, q, k, v, out, logsumexp, pieces, scale);
   // In place over near's gradients where they are one segment, stored as the results are. Else one
@@ -310,6 +309,40 @@ Tensors3 attend_both_backward_kernel(const Tensor& grad_out_any, const Tensor& q
   const Tensor grad_q = grad(near.q, layout_q, /*together=*/false);
   gather_backward_into(far_q, far_k, far_v, slots, g, grad_q, grad_k, grad_v, near);
   return {grad_q, grad_k, grad_v};
+}
+
+namespace {
+
+RowsAttention stock_attention(std::optional<double> scale) {
+  return {.forward =
+              [scale](const Tensor& q, const Tensor& k, const Tensor& v) {
+                return lighthouse::attend(q, k, v, /*causal=*/true, scale);
+              },
+          .backward =
+              [scale](const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+                      const Attended& attended) {
+                return lighthouse::attend_backward(grad_out, q, k, v, attended, /*causal=*/true,
+                                                   scale);
+              }};
+}
+
+Tensors6 attend_both_kernel(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& roots,
+                            const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
+                            int64_t local, int64_t local_shift, std::optional<double> scale) {
+  return attend_both_by(stock_attention(scale), q, k, v, roots, rows, slots, geometry, local,
+                        local_shift, scale);
+}
+
+Tensors3 attend_both_backward_kernel(const Tensor& grad_out, const Tensor& q, const Tensor& k,
+                                     const Tensor& v, const Tensor& out, const Tensor& logsumexp,
+                                     const Tensor& gathered_q, const Tensor& gathered_k,
+                                     const Tensor& gathered_v, const Tensor& gathered_logsumexp,
+                                     const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
+                                     int64_t local, int64_t local_shift,
+                                     std::optional<double> scale) {
+  return attend_both_backward_by(stock_attention(scale), grad_out, q, k, v, out, logsumexp,
+                                 gathered_q, gathered_k, gathered_v, gathered_logsumexp, rows,
+                                 slots, geometry, local, local_shift, scale);
 }
 
 class BothFunction : public torch::autograd::Function<BothFunction> {

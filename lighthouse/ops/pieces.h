@@ -3,6 +3,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <functional>
+#include <optional>
+#include <tuple>
 
 #include "lighthouse/kernels/merge.h"
 #include "lighthouse/ops/attend.h"
@@ -68,5 +71,25 @@ MergedRows merge_backward(const at::Tensor& grad_out, const at::Tensor& out,
                           const at::Tensor& logsumexp, const Pieces& pieces,
                           const at::Tensor& gathered_logsumexp, const at::Tensor& rows,
                           const at::Tensor& slots, const Geometry& geometry);
+
+/// The attend stage over the gathered rows: stock, or one that asks for rows elsewhere.
+struct RowsAttention {
+  std::function<Attended(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)> forward;
+  std::function<AttendGradients(const at::Tensor& grad_out, const at::Tensor& q,
+                                const at::Tensor& k, const at::Tensor& v, const Attended& attended)>
+      backward;
+};
+
+/// What the operators attend_both and attend_both_backward compute, by such a stage.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> attend_both_by(
+    const RowsAttention& attend_rows, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& roots, const at::Tensor& rows, const at::Tensor& slots,
+    at::IntArrayRef geometry, int64_t local, int64_t local_shift, std::optional<double> scale);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_both_backward_by(
+    const RowsAttention& attend_rows, const at::Tensor& grad_out, const at::Tensor& q,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& out, const at::Tensor& logsumexp,
+    const at::Tensor& gathered_q, const at::Tensor& gathered_k, const at::Tensor& gathered_v,
+    const at::Tensor& gathered_logsumexp, const at::Tensor& rows, const at::Tensor& slots,
+    at::IntArrayRef geometry, int64_t local, int64_t local_shift, std::optional<double> scale);
 
 }  // namespace lighthouse::ops
