@@ -15,7 +15,6 @@ struct Setting {
       field;
   int64_t least;  ///< smallest value of an integer setting
   const char* help;
-  bool of_stage = true;  ///< a stage of a run may have its own; else it is the model's or a layer's
 };
 
 /// The one list of settings. Of it are made Config::validate, the keys of a recipe's stages, the
@@ -30,9 +29,9 @@ inline constexpr Setting kSettings[] = {
     {"half_life", &Config::half_life, 1,
      "tokens after which the state of the gla scorer is halved"},
     {"selection", &Config::selection, 0, "whose scores judge an entry: its own, or the one before"},
-    {"scale", &Config::scale, 0, "of attention; head_dim^(-1/2) where there is none", false},
+    {"scale", &Config::scale, 0, "of attention; head_dim^(-1/2) where there is none"},
     {"local", &Config::local, 0, "tokens of pieces that attend to themselves too; 0: none"},
-    {"local_shift", &Config::local_shift, 0, "the token where a piece begins; below local", false},
+    {"local_shift", &Config::local_shift, 0, "the token where a piece begins; below local"},
 };
 
 /// Calls `visit(setting, value)` for every setting, with the value as it is in `config`, which may

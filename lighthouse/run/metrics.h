@@ -13,7 +13,7 @@ namespace lighthouse::run {
 struct StepMetrics {
   int64_t step = 0;  ///< 1 is the first of the run
   std::string stage;
-  std::string attention;  ///< of this step: "dense" or "lighthouse"
+  std::string attention;  ///< of this step: "dense", "lighthouse" or "local"
   double loss = 0;
   double lr = 0;
   double grad_norm = 0;  ///< before clipping

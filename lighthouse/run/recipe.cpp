@@ -6,7 +6,6 @@
 #include <sstream>
 
 #include "lighthouse/core/check.h"
-#include "lighthouse/core/geometry.h"
 #include "lighthouse/io/table.h"
 #include "lighthouse/run/recipe_fields.h"
 #include "lighthouse/run/stage.h"
@@ -44,11 +43,14 @@ void validate_stage(const StageRecipe& stage, int64_t layers) {
   check_argument(!stage.config.scale, "scale is ", stage.config.scale.value_or(0),
                  "; it must not be set: a model has one scale, head_dim^(-1/2)");
   stage.config.validate();
+  check_argument(stage.attention != nn::Mode::kLocal || stage.config.local > 0,
+                 "attention is 'local' and local is 0; local must be the tokens of a piece");
   if (computed_attention(stage) == nn::Mode::kDense) return;
   std::vector<int64_t> dense_layers = stage.dense_layers;
   check_argument(count_dense_layers(stage, layers) < layers, "dense_layers is ",
-                 to_text(&dense_layers), ", which leaves none of the ", layers,
-                 " layers to Lighthouse; it must name fewer, or attention must be 'dense'");
+                 to_text(&dense_layers), ", which leaves none of the ", layers, " layers to ",
+                 to_string(stage.attention),
+                 " attention; it must name fewer, or attention must be 'dense'");
 }
 
 /// What will run otherwise than the recipe seems to say, a sentence each.
@@ -60,6 +62,12 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
     };
     if (stage.attention == nn::Mode::kDense && stage.config != Config{}) {
       add("is dense: its Lighthouse settings have no effect");
+    }
+    Config of_lighthouse = stage.config;
+    of_lighthouse.local = 0;
+    of_lighthouse.selection = Config().selection;
+    if (stage.attention == nn::Mode::kLocal && of_lighthouse != Config{}) {
+      add("has pieces alone: of its Lighthouse settings only local has an effect");
     }
     if (const std::string why = dense_because(stage); !why.empty()) add("will be dense: ", why);
   }
@@ -134,9 +142,9 @@ void print(std::ostream& out, const Recipe& recipe) {
   for (const Section& section : sections(copy)) {
     fields.push_back({section.name});
     for (const Field& field : section.fields) {
-      if (field.about == Decides::kLighthouse && section.stage->attention == nn::Mode::kDense) {
-        continue;
-      }
+      const auto is = [&](nn::Mode mode) { return section.stage->attention == mode; };
+      if (field.about == Decides::kLighthouse && !is(nn::Mode::kLighthouse)) continue;
+      if (field.about == Decides::kNotDense && is(nn::Mode::kDense)) continue;
       fields.push_back({"  " + field.key, to_text(field.value), field.help});
     }
   }
@@ -147,19 +155,24 @@ void print(std::ostream& out, const Recipe& recipe) {
                 : message("steps: ", recipe.total_steps()))
       << "\n\n";
   io::Table stages{{"stage", "attention", timed ? "seconds" : "steps", "context", "batch",
-                    timed ? "tokens a step" : "tokens", "rows S", "S/N"}};
+                    timed ? "tokens a step" : "tokens", "warm-up", "rows S", "S/N", "local",
+                    "area"}};
   for (const StageRecipe& stage : recipe.stages) {
-    const nn::Mode attention = computed_attention(stage);
-    stages.push_back({stage.name, std::string(to_string(attention)), message(stage.length()),
-                      std::to_string(stage.context), std::to_string(stage.batch),
-                      std::to_string(timed ? stage.tokens_per_step() : stage.tokens())});
-    if (attention != nn::Mode::kLighthouse) continue;
-    const int64_t rows = Geometry(stage.context, stage.config).rows;
-    stages.back().push_back(std::to_string(rows));
-    stages.back().push_back(
-        io::fixed(static_cast<double>(rows) / static_cast<double>(stage.context), 3));
+    const auto or_none = [](int64_t number) { return number == 0 ? "-" : std::to_string(number); };
+    const int64_t rows = rows_of(stage);
+    const double share = static_cast<double>(rows) / static_cast<double>(stage.context);
+    stages.push_back(
+        {stage.name, std::string(to_string(computed_attention(stage))), message(stage.length()),
+         std::to_string(stage.context), std::to_string(stage.batch),
+         std::to_string(timed ? stage.tokens_per_step() : stage.tokens()),
+         or_none(stage.warmup_steps), or_none(rows), rows == 0 ? "-" : io::fixed(share, 3),
+         or_none(pieces_of(stage)),
+         io::fixed(100 * attention_area(stage, recipe.model.num_hidden_layers), 1, " %")});
   }
   io::print_table(out, stages, 2);
+  out << "local: tokens of pieces; area: pairs of positions that attention compares in a step, as "
+         "a "
+         "share of dense attention's\n";
   for (const std::string& note : notes_of(recipe)) out << "note: " << note << '\n';
 }
 

@@ -145,8 +145,8 @@ struct Recipe {
 };
 
 /// The table of what will run: every field that has an effect, parameters, and for each stage its
-/// tokens, the rows S of the gathered sequence and S / N. Notes say what will run otherwise than
-/// the recipe seems to say.
+/// tokens, warm-up, the rows S of the gathered sequence, pieces and the area of attention. Notes
+/// say what will run otherwise than the recipe seems to say.
 void print(std::ostream& out, const Recipe& recipe);
 
 /// Every field there is: its key, its default and what it means, a line each.

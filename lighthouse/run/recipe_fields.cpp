@@ -129,13 +129,19 @@ std::vector<Field> fields(RunRecipe& r) {
   };
 }
 
+bool is(const Setting& setting, std::string_view name) { return setting.name == name; }
+
 Field field_of(const Setting& setting, int64_t& value) {
   return {setting.name, &value, at_least(static_cast<double>(setting.least)), setting.help,
-          Decides::kLighthouse};
+          is(setting, "local") ? kNotDense : kLighthouse};
 }
 template <HasWords Enum>
 Field field_of(const Setting& setting, Enum& value) {
-  return {setting.name, word_of(setting.name, value), kAny, setting.help, Decides::kLighthouse};
+  const bool has_two_defaults = is(setting, "selection");
+  return {setting.name, word_of(setting.name, value), kAny,
+          has_two_defaults ? "whose scores judge an entry; default: causal where local > 0"
+                           : setting.help,
+          kLighthouse};
 }
 
 std::vector<Field> fields(StageRecipe& s) {
@@ -149,17 +155,18 @@ std::vector<Field> fields(StageRecipe& s) {
       {"micro_batch", &s.micro_batch, at_least(0),
        "sequences per forward and backward pass; divides batch; 0: all"},
       {"warmup_steps", &s.warmup_steps, at_least(0),
-       "steps over which the learning rate rises from 0 at the stage's start"},
+       "steps of warm-up at its start; default: 20 where attention or context change"},
       {"attention", word_of("attention", s.attention), kAny, "attention of the stage"},
   };
   for_each_setting(s.config, [&](const Setting& setting, auto& value) {
+    // Without the scale, which is the model's, and the shift of pieces, which is a layer's.
     if constexpr (!std::is_same_v<decltype(value), std::optional<double>&>) {
-      if (setting.of_stage) all.push_back(field_of(setting, value));
+      if (!is(setting, "local_shift")) all.push_back(field_of(setting, value));
     }
   });
   const Field others[]{
-      {"dense_layers", &s.dense_layers, kAny, "layers that stay dense; -1 is the last",
-       kLighthouse},
+      {"dense_layers", &s.dense_layers, kAny,
+       "layers that stay dense; -1 is the last; default: none where local > 0", kNotDense},
       {"dense_share",
        &s.dense_share,
        {0, 1},

@@ -50,6 +50,7 @@ using Value =
 enum class Decides {
   kWeights,     ///< the weights that come out of training
   kLighthouse,  ///< the weights too, where the stage's attention is Lighthouse
+  kNotDense,    ///< the weights too, where the stage's attention is not dense
   kNothing,     ///< else: where things are, and what is measured and saved when
 };
 

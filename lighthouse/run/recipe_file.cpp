@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/model/hugging_face.h"
 #include "lighthouse/run/recipe_fields.h"
 #include "lighthouse/run/run_folder.h"
+#include "lighthouse/run/stage.h"
 
 namespace lighthouse::run {
 namespace {
@@ -92,9 +94,12 @@ const toml::table& as_table(const toml::node& node, std::string_view name) {
 
 constexpr const char* kPreset = "preset";
 
+/// Sections and keys that a file or the command line sets.
+using Given = std::set<std::pair<std::string, std::string>>;
+
 /// Sets the fields of one section. `where` begins every message.
 void set_field(const Section& section, std::string_view key, const toml::node& node,
-               const std::string& where_key, const std::string& where_value) {
+               const std::string& where_key, const std::string& where_value, Given& given) {
   std::vector<std::string> known;
   for (const Field& field : section.fields) {
     known.push_back(field.key);
@@ -106,6 +111,7 @@ void set_field(const Section& section, std::string_view key, const toml::node& n
       throw std::invalid_argument(message(where_value, section.name, ": ", error.what()));
     }
     check_range(field, section.name, where_value);
+    given.emplace(section.name, field.key);
     return;
   }
   check_argument(section.stage == nullptr || key != "scale", where_key, section.name,
@@ -116,10 +122,10 @@ void set_field(const Section& section, std::string_view key, const toml::node& n
                  nearest(key, known), "'?");
 }
 
-void set_fields(const Section& section, const toml::table& table) {
+void set_fields(const Section& section, const toml::table& table, Given& given) {
   for (const auto& [key, node] : table) {
     if (section.name == "model" && key.str() == kPreset) continue;
-    set_field(section, key.str(), node, place(key.source()), place(node.source()));
+    set_field(section, key.str(), node, place(key.source()), place(node.source()), given);
   }
 }
 
@@ -171,7 +177,7 @@ const Section& find_section(const Override& given, const std::vector<Section>& a
 
 /// Reads the model's preset, where one is named.
 void read_preset(Recipe& recipe, const toml::table& root, const std::filesystem::path& file,
-                 const std::vector<Override>& overrides) {
+                 const std::vector<Override>& overrides, Given& given_keys) {
   const toml::node* node = root["model"][kPreset].node();
   std::string where = node ? place(node->source()) : "";
   for (const Override& given : overrides) {
@@ -193,7 +199,7 @@ void read_preset(Recipe& recipe, const toml::table& root, const std::filesystem:
   for (const auto& [key, value] : preset) {
     check_argument(key.str() == "model", place(key.source()), "a preset has no section '",
                    key.str(), "'; it can only have [model]");
-    set_fields(model_section(recipe), as_table(value, "model"));
+    set_fields(model_section(recipe), as_table(value, "model"), given_keys);
   }
 }
 
@@ -232,11 +238,11 @@ Recipe new_recipe(const toml::table& root) {
   return recipe;
 }
 
-void set_sections(const std::vector<Section>& all, const toml::table& root) {
+void set_sections(const std::vector<Section>& all, const toml::table& root, Given& given) {
   size_t stage = 0;
   for (const Section& section : all) {
     const auto node = section.stage ? root["stage"][stage++] : root[section.name];
-    if (const toml::table* table = node.as_table()) set_fields(section, *table);
+    if (const toml::table* table = node.as_table()) set_fields(section, *table, given);
   }
 }
 
@@ -248,12 +254,24 @@ void set_rope_type(model::RopeScaling& scaling, const toml::table& root) {
   if (scaling.high_frequency == 4) scaling.high_frequency = 0;
 }
 
+/// What a stage has by default depends on its other fields: with pieces no layer needs to stay
+/// dense, and the causal rule is the better one.
+void set_defaults(StageRecipe& stage, bool dense_layers, bool selection, int64_t layers) {
+  const bool pieces = stage.config.local > 0;
+  if (selection && pieces) stage.config.selection = SelectionRule::kCausal;
+  if (!dense_layers) return;
+  if (pieces) stage.dense_layers.clear();
+  // The list is for a model of any depth.
+  std::erase_if(stage.dense_layers, [&](int64_t i) { return i < -layers || i >= layers; });
+}
+
 }  // namespace
 
 Recipe Recipe::parse(const std::string& toml, const std::string& name) {
   const toml::table root = parse_toml(toml, name);
   Recipe recipe = new_recipe(root);
-  set_sections(sections(recipe), root);
+  Given all;
+  set_sections(sections(recipe), root, all);
   set_rope_type(recipe.model.rope_scaling, root);
   return recipe;
 }
@@ -261,28 +279,36 @@ Recipe Recipe::parse(const std::string& toml, const std::string& name) {
 Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
   const toml::table root = parse_toml(io::read_file(file), file.string());
   const std::vector<Override> given(overrides.begin(), overrides.end());
+  Given keys;
   Recipe recipe = new_recipe(root);
   const RunFolder run(file.has_parent_path() ? file.parent_path() : ".");
   const bool is_of_run = file.filename() == run.recipe().filename() && run.exists();
-  read_preset(recipe, root, file, given);
+  read_preset(recipe, root, file, given, keys);
   // A run's own recipe has every size: it needs the folder no more.
   if (!is_of_run) read_init_from(recipe, root, given);
   const std::vector<Section> all = sections(recipe);
-  set_sections(all, root);
+  set_sections(all, root, keys);
   set_rope_type(recipe.model.rope_scaling, root);
   if (is_of_run) recipe.run.out = run.path().string();  // a run is where it lies
   for (const Override& one : given) {
     if (one.section == "model" && one.key == kPreset) continue;
     const Section& section = find_section(one, all);
-    set_field(section, one.key, one.node(section), one.where(), one.where());
+    set_field(section, one.key, one.node(section), one.where(), one.where(), keys);
   }
-  // The default is for a model of any depth.
-  for (StageRecipe& one : recipe.stages) {
-    if (one.dense_layers != StageRecipe().dense_layers) continue;
-    const int64_t layers = recipe.model.num_hidden_layers;
-    std::erase_if(one.dense_layers, [&](int64_t i) { return i < -layers || i >= layers; });
+  // A run's own recipe says all; what it lacks was not there when it was written.
+  const auto is_default = [&](size_t stage, const char* key) {
+    return !is_of_run && !keys.contains({message("stage.", stage), key});
+  };
+  for (size_t i = 0; i < recipe.stages.size(); ++i) {
+    set_defaults(recipe.stages[i], is_default(i, "dense_layers"), is_default(i, "selection"),
+                 recipe.model.num_hidden_layers);
   }
   check_part(file.string(), [&] { recipe.validate(); });
+  for (size_t i = 1; i < recipe.stages.size(); ++i) {
+    StageRecipe& stage = recipe.stages[i];
+    if (!is_default(i, "warmup_steps")) continue;
+    stage.warmup_steps = default_warmup_steps(stage, recipe.stages[i - 1]);
+  }
   return recipe;
 }
 

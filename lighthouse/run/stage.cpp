@@ -1,8 +1,10 @@
 #include "lighthouse/run/stage.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
+#include "lighthouse/core/check.h"
 #include "lighthouse/core/geometry.h"
 
 namespace lighthouse::run {
@@ -10,6 +12,7 @@ namespace lighthouse::run {
 std::string dense_because(const StageRecipe& stage) {
   if (stage.attention == nn::Mode::kDense) return "";
   if (stage.dense_share == 1) return "its dense_share is 1";
+  if (stage.attention == nn::Mode::kLocal) return "";
   return lighthouse::dense_because(stage.context, stage.config);
 }
 
@@ -22,6 +25,42 @@ int64_t count_dense_layers(const StageRecipe& stage, int64_t layers) {
   std::set<int64_t> dense;
   for (const int64_t layer : stage.dense_layers) dense.insert((layer + layers) % layers);
   return static_cast<int64_t>(dense.size());
+}
+
+int64_t rows_of(const StageRecipe& stage) {
+  if (computed_attention(stage) != nn::Mode::kLighthouse) return 0;
+  return Geometry(stage.context, stage.config).rows;
+}
+
+int64_t pieces_of(const StageRecipe& stage) {
+  return computed_attention(stage) == nn::Mode::kDense ? 0 : stage.config.local;
+}
+
+double attention_area(const StageRecipe& stage, int64_t layers) {
+  if (computed_attention(stage) == nn::Mode::kDense) return 1;
+  const auto tokens = static_cast<double>(stage.context);
+  const double rows = static_cast<double>(rows_of(stage)) / tokens;
+  const double pieces = std::min(1.0, static_cast<double>(pieces_of(stage)) / tokens);
+  const double dense =
+      static_cast<double>(count_dense_layers(stage, layers)) / static_cast<double>(layers);
+  return dense + (1 - dense) * (rows * rows + pieces);
+}
+
+std::string attention_name(nn::Mode attention, int64_t local) {
+  const std::string name(to_string(attention));
+  if (attention == nn::Mode::kLocal) return message(name, ' ', local);
+  return local > 0 ? message(name, ", local ", local) : name;
+}
+
+int64_t default_warmup_steps(const StageRecipe& stage, const StageRecipe& before) {
+  constexpr int64_t kSteps = 20;
+  const nn::Mode attention = computed_attention(stage);
+  const bool same_pieces =
+      attention == nn::Mode::kDense || stage.config.local == before.config.local;
+  if (attention == computed_attention(before) && same_pieces && stage.context == before.context) {
+    return 0;
+  }
+  return stage.by_seconds() ? kSteps : std::min(kSteps, stage.steps / 4);
 }
 
 StepPlan step_plan(const StageRecipe& stage, int64_t step) {

@@ -51,7 +51,8 @@ Summary summarize(const Recipe& recipe, const std::vector<int64_t>& stage_starts
     const EvalMetrics after = eval_of(history, stage.name, "after");
     StageSummary s;
     s.name = stage.name;
-    s.attention = to_string(computed_attention(stage));
+    s.attention = computed_attention(stage);
+    s.local = pieces_of(stage);
     s.steps = last - first;
     s.tokens = s.steps * stage.tokens_per_step();
     s.seconds = after.seconds - before.seconds;
@@ -71,7 +72,8 @@ std::string to_json(const Summary& summary) {
   ordered_json stages = ordered_json::array();
   for (const StageSummary& s : summary.stages) {
     stages.push_back({{"name", s.name},
-                      {"attention", s.attention},
+                      {"attention", to_string(s.attention)},
+                      {"local", s.local},
                       {"steps", s.steps},
                       {"tokens", s.tokens},
                       {"seconds", s.seconds},
@@ -94,14 +96,16 @@ Summary read_summary(const std::filesystem::path& file) {
     Summary summary{{}, number(all.at("token_frequency_loss"))};
     for (const auto& stage : all.at("stages")) {
       summary.stages.push_back(
-          {stage.at("name"), stage.at("attention"), stage.at("steps"), stage.at("tokens"),
+          {stage.at("name"),
+           parse_word<nn::Mode>(stage.at("attention").get<std::string>(), "attention"),
+           stage.value("local", int64_t{0}), stage.at("steps"), stage.at("tokens"),
            number(stage.at("seconds")), number(stage.at("tokens_per_second")),
            number(stage.at("train_loss")), number(stage.at("dense_loss_before")),
            number(stage.at("trained_loss_before")), number(stage.at("dense_loss_after")),
            number(stage.at("trained_loss_after"))});
     }
     if (!summary.stages.empty()) return summary;
-  } catch (const nlohmann::json::exception& error) {
+  } catch (const std::exception& error) {
     throw std::runtime_error(
         message("'", file.string(), "' is not the summary of a run: ", error.what()));
   }
@@ -124,8 +128,8 @@ void print(std::ostream& out, const Summary& summary) {
   io::Table table{{"stage", "attention", "steps", "seconds", "tokens/s", "train loss",
                    "dense before", "dense after", "as trained before", "as trained after"}};
   for (const StageSummary& s : summary.stages) {
-    table.push_back({s.name, s.attention, std::to_string(s.steps), fixed(s.seconds, 1),
-                     fixed(s.tokens_per_second, 0), fixed(s.train_loss, 4),
+    table.push_back({s.name, attention_name(s.attention, s.local), std::to_string(s.steps),
+                     fixed(s.seconds, 1), fixed(s.tokens_per_second, 0), fixed(s.train_loss, 4),
                      fixed(s.dense_loss_before, 4), fixed(s.dense_loss_after, 4),
                      fixed(s.trained_loss_before, 4), fixed(s.trained_loss_after, 4)});
   }

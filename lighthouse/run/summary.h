@@ -14,7 +14,8 @@ namespace lighthouse::run {
 /// What came out of a stage. Losses are means per token, in nats.
 struct StageSummary {
   std::string name;
-  std::string attention;  ///< "dense" or "lighthouse"
+  nn::Mode attention = nn::Mode::kDense;
+  int64_t local = 0;  ///< tokens of pieces; 0: none
   int64_t steps = 0;
   int64_t tokens = 0;
   double seconds = 0;  ///< of training: no evaluations, no checkpoints

@@ -78,6 +78,7 @@ void TensorBoard::write(const StepMetrics& m) {
   scalar("train/lr", m.step, m.lr);
   scalar("train/grad_norm", m.step, m.grad_norm);
   scalar("train/tokens", m.step, static_cast<double>(m.tokens));
+  scalar("train/seconds", m.step, m.seconds);
   scalar("train/tokens_per_second", m.step, m.tokens_per_second);
   scalar("train/memory_gib", m.step, static_cast<double>(m.memory_bytes) / (1 << 30));
 }

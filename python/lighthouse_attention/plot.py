@@ -1,4 +1,4 @@
-"""Draws training runs with matplotlib: loss, throughput and memory; and what the program writes with `--json`.
+"""Draws training runs with matplotlib, and what the program writes with `--json`.
 
 Run as `python -m lighthouse_attention.plot RUN...`; `--help` lists its options. The program `lighthouse` runs this file
 as a script, in any Python that has matplotlib, so it imports nothing else of this package.
@@ -376,7 +376,7 @@ def _figure_of_runs(runs: list[Run], log_x: bool, log_y: bool, smooth: int | Non
     legend.append(_HELD_OUT)
     if any(run.stage_ends("tokens") for run in drawn):
         legend.append(_STAGE_END)
-    figure, panels = _layout([["tokens", "seconds"], ["throughput", "memory"]], legend)
+    figure, panels = _layout([["tokens", "seconds"], ["throughput", "memory"], ["lr", "lr"]], legend)
 
     units = _units(records)
     for field in ("tokens", "seconds"):
@@ -391,7 +391,9 @@ def _figure_of_runs(runs: list[Run], log_x: bool, log_y: bool, smooth: int | Non
         run.draw(panels["throughput"], tokens, seconds, raw, shown=lambda seconds: _quotient(1, seconds))
         memory = run.column("memory_bytes") / 2**30
         run.draw(panels["memory"], tokens, np.where(memory > 0, memory, np.nan), raw, mean=False)
-    for name, label in (("throughput", "thousand tokens per second"), ("memory", "memory, GiB")):
+        run.draw(panels["lr"], tokens, run.column("lr"), raw, mean=False)
+    labels = {"throughput": "thousand tokens per second", "memory": "memory, GiB", "lr": "learning rate"}
+    for name, label in labels.items():
         _finish(panels[name], units["tokens"].name, label, log_x)
         panels[name].set_ylim(bottom=0)
         _mark(panels[name], [run.stage_ends("tokens") for run in drawn], units["tokens"])
@@ -527,7 +529,7 @@ def plot(
     smooth: int | None = None,
     raw: bool = True,
 ) -> None:
-    """Draws runs, finished or not: loss by tokens and by time, throughput and memory.
+    """Draws runs, finished or not: loss by tokens and by time, throughput, memory and learning rate.
 
     Args:
         runs: Folders of runs; or one file that `lighthouse compare --json` or `lighthouse passkey --json` has written,
@@ -576,7 +578,8 @@ def _write(path: Path, data: bytes) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="plot", description="Draws runs, finished or not: loss by tokens and by time, throughput, memory."
+        prog="plot",
+        description="Draws runs, finished or not: loss by tokens and by time, throughput, memory, learning rate.",
     )
     parser.add_argument(
         "runs",

@@ -155,6 +155,55 @@ TEST_F(VerbsTest, PlansAndTimesARunWithoutItsText) {
   EXPECT_NE(timed.find("ktok/s"), std::string::npos) << timed;
 }
 
+/// A run of pieces alone, Lighthouse beside them, and dense attention, by every verb.
+TEST_F(VerbsTest, KnowsPieces) {
+  const std::string pieces =
+      "context = 256\nattention = 'local'\nlocal = 32\n[[stage]]\nname = 'both'\nsteps = 2\n";
+  const std::string both =
+      "context = 256\nattention = 'lighthouse'\nbudget = 8\ntile_budget = 4\nlocal = 32\n";
+  std::ofstream(folder / "recipe.toml")
+      << recipe_head(folder / "text") << "[[stage]]\nname = 'alone'\nsteps = 2\n"
+      << pieces << both << dense_stage("dense", 1);
+  const auto said_by = [&](const std::vector<std::string>& words) {
+    const int status = Program(words, folder / "output").wait();
+    std::string said = io::read_file(folder / "output");
+    EXPECT_EQ(status, 0) << said;
+    return said;
+  };
+  const auto expect = [](const std::string& said, std::initializer_list<const char*> words) {
+    for (const char* word : words) EXPECT_NE(said.find(word), std::string::npos) << word << said;
+  };
+  const std::string run = folder / "run", recipe = folder / "recipe.toml";
+  // The area is W / N, and (S / N)^2 more, where S is 16 roots and 4 entries for each of 8 refined,
+  // at two levels.
+  expect(said_by({"plan", recipe, "--threads", "2"}),
+         {"12.5 %", "22.3 %", "100.0 %", "can use text farther away than a piece"});
+  std::vector<std::string> timed{"plan", recipe, "--threads", "2"};
+  for (const char* stage : {"0", "1", "2"}) {
+    for (const char* length : {".steps=0", ".seconds=20"}) {
+      timed.insert(timed.end(), {"--set", std::string("stage.") + stage + length});
+    }
+  }
+  expect(said_by(timed), {"All stages: 60.0 s"});
+  const std::string figures = folder / "bench.json";
+  expect(said_by({"bench", "train", recipe, "--threads", "2", "--steps", "1", "--json", figures}),
+         {"local 32", "lighthouse, local 32", "2 + 0 dense", "12.5 %"});
+  const auto rows = nlohmann::json::parse(io::read_file(figures)).at("rows");
+  EXPECT_EQ(rows[0].at("attention"), "local");
+  EXPECT_EQ(rows[0].at("rows"), 0);
+  EXPECT_EQ(rows[1].at("rows"), 80);
+  EXPECT_EQ(rows[1].at("local"), 32);
+  EXPECT_GT(rows[0].at("attention_ms"), 0);
+
+  expect(said_by(arguments("run", false)), {"local 32", "lighthouse, local 32"});
+  expect(said_by({"eval", run, "--sequences", "1"}), {"stage both, lighthouse, local 32"});
+  expect(said_by({"compare", run}), {"local 32", "lighthouse, local 32"});
+  said_by({"export", run, folder / "model"});
+  expect(io::read_file(folder / "model/README.md"),
+         {"with Lighthouse Attention (arXiv:2605.06554) and with attention inside pieces, after",
+          "| alone | local 32 | 2 | 256 |", "| both | lighthouse, local 32 | 2 | 256 |"});
+}
+
 TEST_F(VerbsTest, PasskeyMakesATableAndAHeatMap) {
   finish("run", false);
   stub_python();

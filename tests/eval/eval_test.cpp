@@ -85,6 +85,31 @@ TEST(HeldOutLoss, IsDenseOrAsTrainedAndLeavesTheModelAsItWas) {
   EXPECT_FALSE(model->parameters()[0].grad().defined());
 }
 
+/// Pieces of 128 tokens, in the second layer begun after 64: up to there a position hears what it
+/// does with dense attention.
+TEST(HeldOutLoss, OfPiecesIsDenseUpToTheFirstBorder) {
+  at::manual_seed(2);
+  model::Llama model(small_config());
+  const auto batches = random_batches(2, 1, 512);
+  const HeldOutLoss dense = held_out_loss(model, batches, false);
+  for (const auto& plan : {pieces_of(128), plan_of(SelectionRule::kCausal, 128)}) {
+    const bool alone = plan.mode == nn::Mode::kLocal;
+    model->set_attention(plan);
+    EXPECT_EQ(held_out_loss(model, batches, false).all.mean, dense.all.mean);
+    const HeldOutLoss trained = held_out_loss(model, batches, true);
+    ASSERT_EQ(trained.by_position.size(), dense.by_position.size());
+    for (size_t i = 0; i < dense.by_position.size(); ++i) {
+      const double difference =
+          std::abs(trained.by_position[i].estimate.mean - dense.by_position[i].estimate.mean);
+      if (alone && i == 0) {
+        EXPECT_LT(difference, 1e-5);
+      } else {
+        EXPECT_GT(difference, 1e-5) << "alone " << alone << ", bin " << i;
+      }
+    }
+  }
+}
+
 TEST(TokenFrequencyLoss, IsTheCrossEntropyUnderSmoothedFrequencies) {
   // Counts with one added: 3 of a, 2 of b, 1 of each other, 259 together.
   const Bytes train{'a', 'b', 'a'}, held_out{'a', 'b', 'c', 'c'};
@@ -108,6 +133,30 @@ TEST(SelectionLeak, OfDenseAttentionIsExactlyZero) {
     EXPECT_EQ(leak[i].estimate.mean, 0);
     EXPECT_EQ(leak[i].estimate.standard_error, 0);
   }
+}
+
+/// Of pieces that do not divide the sequence.
+TEST(SelectionLeak, OfPiecesAloneIsExactlyZero) {
+  at::manual_seed(3);
+  model::Llama model(small_config());
+  model->set_attention(pieces_of(48));
+  const auto leak = selection_leak(model, random_batches(2, 2, 512), 4, 1, true);
+  ASSERT_EQ(leak.size(), 5u);
+  for (const Bin& bin : leak) {
+    EXPECT_EQ(bin.estimate.mean, 0) << bin.first;
+    EXPECT_EQ(bin.estimate.standard_error, 0) << bin.first;
+  }
+}
+
+/// The same weights and cuts: what leaks comes by Lighthouse's branch.
+TEST(SelectionLeak, OfPiecesBesideLighthouseIsSeen) {
+  at::manual_seed(4);
+  model::Llama model(small_config());
+  model->set_attention(plan_of(SelectionRule::kPublished, 48));
+  const auto leak = selection_leak(model, random_batches(1, 1, 512), 8, 1, true);
+  ASSERT_EQ(leak.size(), 5u);
+  EXPECT_NE(leak[0].estimate.mean, 0);
+  EXPECT_GT(leak[0].estimate.standard_error, 0);
 }
 
 TEST(SelectionLeak, OfThePublishedRuleIsSeen) {

@@ -7,12 +7,22 @@ namespace lighthouse::eval {
 
 inline model::LlamaConfig small_config() { return testing::small_model(2, 0.3); }
 
-inline model::AttentionPlan plan_of(SelectionRule rule) {
+/// @param local tokens of pieces beside Lighthouse; 0: none
+inline model::AttentionPlan plan_of(SelectionRule rule, int64_t local = 0) {
   model::AttentionPlan plan;
   plan.mode = nn::Mode::kLighthouse;
+  plan.config.local = local;
   plan.config.budget = 8;
   plan.config.tile_budget = 4;
   plan.config.selection = rule;
+  return plan;
+}
+
+/// Pieces alone.
+inline model::AttentionPlan pieces_of(int64_t local) {
+  model::AttentionPlan plan;
+  plan.mode = nn::Mode::kLocal;
+  plan.config.local = local;
   return plan;
 }
 

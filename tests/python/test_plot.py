@@ -54,10 +54,10 @@ def two_stages(folder: Path, steps: int = 100) -> Path:
     return write(folder, records)
 
 
-def panels(drawn: Figure) -> tuple[Axes, Axes, Axes, Axes]:
-    """Loss by tokens and by time, throughput and memory by tokens."""
-    by_tokens, by_time, throughput, memory = drawn.axes
-    return by_tokens, by_time, throughput, memory
+def panels(drawn: Figure) -> tuple[Axes, Axes, Axes, Axes, Axes]:
+    """Loss by tokens and by time; throughput, memory and learning rate by tokens."""
+    by_tokens, by_time, throughput, memory, lr = drawn.axes
+    return by_tokens, by_time, throughput, memory, lr
 
 
 def curves(axes: Axes, *, width: float | None = None, marker: str = "None") -> list[np.ndarray]:
@@ -90,7 +90,7 @@ def test_runs_are_drawn_by_tokens_and_by_time(tmp_path: Path) -> None:
         "held-out loss, dense attention",
         "end of a stage",
     ]
-    by_tokens, by_time, throughput, memory = panels(drawn)
+    by_tokens, by_time, throughput, memory, lr = panels(drawn)
     assert by_tokens.get_xlabel() == "thousand tokens" and by_time.get_xlabel() == "seconds of training"
     assert throughput.get_ylabel() == "thousand tokens per second" and memory.get_ylabel() == "memory, GiB"
     raw, _, short = curves(by_tokens)
@@ -102,15 +102,17 @@ def test_runs_are_drawn_by_tokens_and_by_time(tmp_path: Path) -> None:
     assert len(held_out) == 3 and len(held_out[2]) == 0
     np.testing.assert_allclose(curves(throughput)[0][:, 1], 2)
     np.testing.assert_allclose(curves(memory)[0][:, 1], 3)
-    assert marks(by_tokens) == marks(throughput) == marks(memory) == [50] and marks(by_time) == [25]
+    np.testing.assert_allclose(curves(lr)[0], [(n, 1e-3) for n in range(1, 101)])
+    assert lr.get_ylabel() == "learning rate"
+    assert marks(by_tokens) == marks(throughput) == marks(memory) == marks(lr) == [50] and marks(by_time) == [25]
 
 
 def test_axes_are_linear_or_logarithmic(tmp_path: Path) -> None:
     run = two_stages(tmp_path / "run")
     scales = [(axes.get_xscale(), axes.get_yscale()) for axes in panels(figure([run]))]
-    assert scales == [("linear", "linear")] * 4
+    assert scales == [("linear", "linear")] * 5
     scales = [(axes.get_xscale(), axes.get_yscale()) for axes in panels(figure([run], log_x=True, log_y=True))]
-    assert scales == [("log", "log")] * 2 + [("log", "linear")] * 2
+    assert scales == [("log", "log")] * 2 + [("log", "linear")] * 3
     # The evaluation before the first step has no place on it, and does not push the others together.
     assert panels(figure([run], log_x=True))[0].get_xlim()[0] > 0.5
 
@@ -177,7 +179,7 @@ def test_values_that_are_missing_leave_gaps(tmp_path: Path) -> None:
     records[2]["loss"] = None
     for record in records:
         del record["memory_bytes"]
-    by_tokens, _, _, memory = panels(figure([write(tmp_path / "run", records)]))
+    by_tokens, _, _, memory, _ = panels(figure([write(tmp_path / "run", records)]))
     assert np.isnan(curves(by_tokens)[0][:, 1]).tolist() == [False, False, True, False, False]
     assert np.isnan(curves(memory)[0][:, 1]).all()
 

@@ -410,6 +410,88 @@ TEST_F(RecipeTest, HasNoDenseLayersThatAModelOfOneLayerLacks) {
       {"dense_layers has 1", "-1 to 0"}));
 }
 
+/// kRecipe with pieces beside Lighthouse in its second stage.
+TEST_F(RecipeTest, HasOtherDefaultsWhereThereArePieces) {
+  const std::string pieces = "stage.long.local=64";
+  const auto long_stage = [&](const std::vector<std::string>& overrides) {
+    return read(kRecipe, overrides).stages[1];
+  };
+  EXPECT_EQ(long_stage({}).config.selection, SelectionRule::kPublished);
+  EXPECT_EQ(long_stage({}).dense_layers, (std::vector<int64_t>{0, 1, -2, -1}));
+  EXPECT_EQ(long_stage({pieces}).config.selection, SelectionRule::kCausal);
+  EXPECT_TRUE(long_stage({pieces}).dense_layers.empty());
+  EXPECT_TRUE(long_stage({pieces, "stage.long.attention=local"}).dense_layers.empty());
+
+  // What is given counts, and be it what would be the default without pieces.
+  const StageRecipe given = long_stage(
+      {pieces, "stage.long.selection=published", "stage.long.dense_layers=[0, 1, -2, -1]"});
+  EXPECT_EQ(given.config.selection, SelectionRule::kPublished);
+  EXPECT_EQ(given.dense_layers, (std::vector<int64_t>{0, 1, -2, -1}));
+  const Recipe in_file = read_with("budget = 256", "local = 64\nselection = 'published'");
+  EXPECT_EQ(in_file.stages[1].config.selection, SelectionRule::kPublished);
+  EXPECT_TRUE(in_file.stages[1].dense_layers.empty());
+
+  const Recipe whole = read(kRecipe, {pieces, "stage.long.selection=published"});
+  EXPECT_EQ(read(whole.to_toml()).to_toml(), whole.to_toml());
+}
+
+TEST_F(RecipeTest, WarmsUpWhereAttentionOrContextChange) {
+  const auto steps = [&](const std::vector<std::string>& overrides) {
+    const Recipe recipe = read(kRecipe, overrides);
+    EXPECT_EQ(read(recipe.to_toml()).to_toml(), recipe.to_toml());
+    return std::vector<int64_t>{recipe.stages[0].warmup_steps, recipe.stages[1].warmup_steps};
+  };
+  const std::string longer = "stage.1.steps=100";
+  EXPECT_EQ(steps({longer}), (std::vector<int64_t>{0, 20}));
+  EXPECT_EQ(steps({}), (std::vector<int64_t>{0, 5}));  // of 20 steps
+  EXPECT_EQ(steps({longer, "stage.1.warmup_steps=0"}), (std::vector<int64_t>{0, 0}));
+  EXPECT_EQ(steps({longer, "stage.1.warmup_steps=3"}), (std::vector<int64_t>{0, 3}));
+  EXPECT_EQ(steps({longer, "stage.1.attention=dense", "stage.1.context=1024"}),
+            (std::vector<int64_t>{0, 0}));
+}
+
+/// What it lacks was not there when it was written.
+TEST_F(RecipeTest, ARunsOwnRecipeHasNoNewDefaults) {
+  fs::create_directories(folder_ / "run/checkpoints");
+  std::string text = kRecipe;
+  text += "local = 64\n";
+  const Recipe recipe = Recipe::read(write("run/recipe.toml", text));
+  EXPECT_EQ(recipe.stages[1].warmup_steps, 0);
+  EXPECT_EQ(recipe.stages[1].config.selection, SelectionRule::kPublished);
+  EXPECT_EQ(Recipe::parse(text, "text").stages[1].warmup_steps, 0);
+  EXPECT_TRUE(throws<invalid_argument>([&] { read(kRecipe, {"stage.1.local_shift=3"}); },
+                                       {"stage.1 has no key 'local_shift'"}));
+}
+
+TEST_F(RecipeTest, RefusesPiecesAloneWithoutPieces) {
+  EXPECT_TRUE(throws<invalid_argument>(
+      [&] { read(kRecipe, {"stage.1.attention=local"}); },
+      {"stage 'long'", "attention is 'local' and local is 0", "tokens of a piece"}));
+}
+
+TEST_F(RecipeTest, PrintsOnlyWhatHasAnEffect) {
+  const auto shows = [](const std::string& table, const std::string& key) {
+    return table.find("\n  " + key + ' ') != std::string::npos;
+  };
+  const std::string local =
+      printed(read(kRecipe, {"stage.long.attention=local", "stage.long.local=64",
+                             "stage.long.budget=1536", "optimizer.warmup_steps=5"}));
+  for (const char* key : {"local", "dense_layers", "dense_share", "warmup_steps"}) {
+    EXPECT_TRUE(shows(local, key)) << key << '\n' << local;
+  }
+  for (const char* key : {"levels", "budget", "selection", "scorer", "local_shift"}) {
+    EXPECT_FALSE(shows(local, key)) << key << '\n' << local;
+  }
+  EXPECT_EQ(local.find("note:"), std::string::npos) << local;
+  const std::string both = printed(read(kRecipe, {"stage.long.local=64"}));
+  for (const char* key : {"local", "levels", "budget", "selection", "dense_layers"}) {
+    EXPECT_TRUE(shows(both, key)) << key << '\n' << both;
+  }
+  EXPECT_NE(printed(read(kRecipe, {"stage.long.attention=local", "stage.long.local=64"}))
+                .find("stage 'long' has pieces alone"),
+            std::string::npos);
+}
+
 TEST_F(RecipeTest, PrintsEveryFieldAndWhatEachStageGathers) {
   const Recipe recipe = read(kRecipe, {"optimizer.warmup_steps=5"});
   const std::string table = printed(recipe);

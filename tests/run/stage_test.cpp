@@ -64,6 +64,46 @@ TEST(ComputedAttention, IsLighthouseWhereItPaysInSomeStep) {
   EXPECT_EQ(dense_because(stage), "");
 }
 
+/// Pieces alone have no gathered sequence that could be too long.
+TEST(ComputedAttention, IsLocalAtAnyContext) {
+  StageRecipe stage = lighthouse_stage();
+  stage.attention = nn::Mode::kLocal;
+  stage.config.local = 64;
+  for (const int64_t context : {16, 2048, 4096}) {
+    stage.context = context;
+    EXPECT_EQ(dense_because(stage), "");
+    EXPECT_EQ(computed_attention(stage), nn::Mode::kLocal);
+    EXPECT_EQ(attention_plan(stage).mode, nn::Mode::kLocal);
+  }
+}
+
+TEST(DefaultWarmupSteps, AreWhereAttentionPiecesOrContextChange) {
+  StageRecipe before = lighthouse_stage();
+  before.config.local = 64;
+  const auto of = [&](const auto& change) {
+    StageRecipe stage = before;
+    stage.steps = 100;
+    change(stage);
+    return default_warmup_steps(stage, before);
+  };
+  EXPECT_EQ(of([](StageRecipe&) {}), 0);
+  EXPECT_EQ(of([](StageRecipe& stage) { stage.config.budget = 256; }), 0);
+  EXPECT_EQ(of([](StageRecipe& stage) { stage.batch = 8; }), 0);
+  EXPECT_EQ(of([](StageRecipe& stage) { stage.context = 8192; }), 20);
+  EXPECT_EQ(of([](StageRecipe& stage) { stage.attention = nn::Mode::kDense; }), 20);
+  EXPECT_EQ(of([](StageRecipe& stage) { stage.attention = nn::Mode::kLocal; }), 20);
+  EXPECT_EQ(of([](StageRecipe& stage) { stage.config.local = 128; }), 20);
+  // A short stage: a quarter of its steps. What a stage by seconds has is not known.
+  const auto dense = [](StageRecipe& stage) { stage.attention = nn::Mode::kDense; };
+  EXPECT_EQ(of([&](StageRecipe& stage) { dense(stage), stage.steps = 79; }), 19);
+  EXPECT_EQ(of([&](StageRecipe& stage) { dense(stage), stage.steps = 3; }), 0);
+  EXPECT_EQ(of([&](StageRecipe& stage) { dense(stage), stage.steps = 0, stage.seconds = 1; }), 20);
+  // What is asked for and not computed is no change.
+  before = lighthouse_stage();
+  before.context = 2048;
+  EXPECT_EQ(of(dense), 0);
+}
+
 TEST(AttentionPlan, IsTheStages) {
   StageRecipe stage = lighthouse_stage();
   stage.config.budget = 256;

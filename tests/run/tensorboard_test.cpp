@@ -42,11 +42,12 @@ TEST(TensorBoard, WritesAnEventFileForEachTimeThatARunGoesOn) {
   for (const fs::path& file : files) {
     EXPECT_TRUE(file.filename().string().starts_with("events.out.tfevents.")) << file;
     const auto all = records(file);
-    ASSERT_EQ(all.size(), 2u + 6 + 2);
+    ASSERT_EQ(all.size(), 2u + 7 + 2);
     EXPECT_NE(all[0].find("brain.Event:2"), std::string::npos);
     EXPECT_NE(all[2].find("train/loss"), std::string::npos);
     EXPECT_NE(all[2].find(std::string("\x15\x00\x00\x20\x40", 5)), std::string::npos);  // 2.5
-    EXPECT_NE(all[8].find("eval/dense_loss"), std::string::npos);
+    EXPECT_NE(all[6].find("train/seconds"), std::string::npos);
+    EXPECT_NE(all[9].find("eval/dense_loss"), std::string::npos);
   }
 }
 

@@ -15,11 +15,10 @@
 #include "apps/lighthouse/trial.h"
 #include "apps/lighthouse/verbs/bench.h"
 #include "lighthouse/core/check.h"
-#include "lighthouse/core/geometry.h"
 #include "lighthouse/io/table.h"
 #include "lighthouse/model/llama.h"
 #include "lighthouse/model/token_loss.h"
-#include "lighthouse/ops/attention.h"
+#include "lighthouse/nn/attention.h"
 #include "lighthouse/run/stage.h"
 #include "lighthouse/train/device.h"
 
@@ -40,8 +39,7 @@ struct Options {
 /// What a training step of a stage takes. Milliseconds.
 struct Row {
   const run::StageRecipe* stage;
-  int64_t dense_layers, lighthouse_layers;
-  int64_t rows;  ///< S; 0 where all layers are dense
+  int64_t dense_layers, other_layers;
   Times step;
   double attention = 0;  ///< of all layers, timed alone
   double products = 0;   ///< matrix products of all layers and the output projection, timed alone
@@ -72,9 +70,9 @@ double time_alone(at::Device device, const F& f) {
   return times.median();
 }
 
-/// Forward and backward of one layer's attention.
-double time_attention(const run::Recipe& recipe, const run::StageRecipe& stage, bool lighthouse,
-                      at::Device device) {
+/// Forward and backward of the attention of one layer, of that index where it is not dense.
+double time_attention(const run::Recipe& recipe, const run::StageRecipe& stage, nn::Mode mode,
+                      int64_t layer, at::Device device) {
   const model::LlamaConfig& m = recipe.model;
   const int64_t sequences = stage.sequences_at_once();
   const auto draw = [&](int64_t heads) {
@@ -85,9 +83,9 @@ double time_attention(const run::Recipe& recipe, const run::StageRecipe& stage, 
                                 draw(m.num_key_value_heads)};
   for (const Tensor& input : qkv) input.set_requires_grad(true);
   const Tensor grad = draw(m.num_attention_heads);
+  nn::Attention attention(nn::AttentionOptions{stage.config.of_layer(layer), mode});
   const double once = time_alone(device, [&] {
-    const Tensor out = lighthouse ? attention(qkv[0], qkv[1], qkv[2], stage.config)
-                                  : dense_attention(qkv[0], qkv[1], qkv[2]);
+    const Tensor out = attention->forward(qkv[0], qkv[1], qkv[2]);
     return torch::autograd::grad({out}, qkv, {grad});
   });
   return once * parts_of(stage);
@@ -121,14 +119,14 @@ double time_products(const run::Recipe& recipe, const run::StageRecipe& stage, a
   return (static_cast<double>(m.num_hidden_layers) * layer + logits) * parts_of(stage);
 }
 
-/// 6 a weight of a matrix and token, and 12 H D a pair of rows that attention compares.
+/// 6 a weight of a matrix and token, and 12 H D a pair of positions that attention compares.
 double model_flops(const run::Recipe& recipe, const Row& row) {
   const model::LlamaConfig& m = recipe.model;
   const auto weights = static_cast<double>(
       m.num_parameters() - (m.tie_word_embeddings ? 0 : m.vocab_size * m.hidden_size));
-  const auto pairs = [](int64_t n) { return static_cast<double>(n) * static_cast<double>(n) / 2; };
-  const double attended = static_cast<double>(row.dense_layers) * pairs(row.stage->context) +
-                          static_cast<double>(row.lighthouse_layers) * pairs(row.rows);
+  const auto tokens = static_cast<double>(row.stage->context);
+  const double attended = run::attention_area(*row.stage, m.num_hidden_layers) *
+                          static_cast<double>(m.num_hidden_layers) * tokens * tokens / 2;
   return 6 * weights * row.tokens() +
          12 * attended * static_cast<double>(row.stage->batch * m.num_attention_heads * m.head_dim);
 }
@@ -137,46 +135,58 @@ Row measure(const run::Recipe& recipe, const run::StageRecipe& stage, at::Device
             int steps) {
   const int64_t layers = recipe.model.num_hidden_layers;
   const int64_t dense = run::count_dense_layers(stage, layers);
-  Row row{&stage, dense, layers - dense, 0, {}};
-  if (dense < layers) row.rows = gathered_rows(stage.context, stage.config);
+  Row row{&stage, dense, layers - dense, {}};
   const Trial trial = run_trial(recipe, stage, device, steps);
   row.step = trial.step;
   row.peak_bytes = trial.peak_bytes;
   row.products = time_products(recipe, stage, device);
-  row.attention = static_cast<double>(row.dense_layers) *
-                  time_attention(recipe, stage, /*lighthouse=*/false, device);
-  if (row.lighthouse_layers > 0) {
-    row.attention += static_cast<double>(row.lighthouse_layers) *
-                     time_attention(recipe, stage, /*lighthouse=*/true, device);
+  const auto time = [&](nn::Mode mode, int64_t layer) {
+    return time_attention(recipe, stage, mode, layer, device);
+  };
+  if (dense > 0) row.attention = static_cast<double>(dense) * time(nn::Mode::kDense, 0);
+  if (dense < layers) {
+    const nn::Mode mode = run::computed_attention(stage);
+    double each = time(mode, 0);
+    // Layers of odd index have other pieces.
+    if (run::pieces_of(stage) > 0 && layers > 1) each = (each + time(mode, 1)) / 2;
+    row.attention += static_cast<double>(row.other_layers) * each;
   }
   row.flops = model_flops(recipe, row);
   return row;
 }
 
+std::string name_of(const run::StageRecipe& stage) {
+  return run::attention_name(run::computed_attention(stage), run::pieces_of(stage));
+}
+
 void print(const std::vector<Row>& rows) {
-  Table table{{"stage", "context", "S", "layers", "ktok/s", "ms a step", "TFLOP/s", "peak GiB",
-               "attention", "products", "rest"}};
+  Table table{{"stage", "attention", "context", "S", "area", "layers", "ktok/s", "ms a step",
+               "TFLOP/s", "peak GiB", "attention", "products", "rest"}};
   for (const Row& row : rows) {
     const auto part = [&](double milliseconds) {
       return fixed(milliseconds, 1) + " (" + fixed(100 * milliseconds / row.step.median(), 0) +
              " %)";
     };
-    table.push_back({row.stage->name, std::to_string(row.stage->context),
-                     row.rows == 0 ? "-" : std::to_string(row.rows),
-                     message(row.lighthouse_layers, " + ", row.dense_layers, " dense"),
-                     fixed(row.tokens() / row.step.median(), 2),
-                     message(fixed(row.step.median(), 1), " (", fixed(row.step.lowest(), 1), "-",
-                             fixed(row.step.highest(), 1), ")"),
-                     fixed(row.flops / row.step.median() / 1e9, 1),
-                     fixed(static_cast<double>(row.peak_bytes) / (1 << 30), 2), part(row.attention),
-                     part(row.products), part(row.rest())});
+    const int64_t gathered = run::rows_of(*row.stage);
+    table.push_back(
+        {row.stage->name, name_of(*row.stage), std::to_string(row.stage->context),
+         gathered == 0 ? "-" : std::to_string(gathered),
+         fixed(100 * run::attention_area(*row.stage, row.dense_layers + row.other_layers), 1, " %"),
+         message(row.other_layers, " + ", row.dense_layers, " dense"),
+         fixed(row.tokens() / row.step.median(), 2),
+         message(fixed(row.step.median(), 1), " (", fixed(row.step.lowest(), 1), "-",
+                 fixed(row.step.highest(), 1), ")"),
+         fixed(row.flops / row.step.median() / 1e9, 1),
+         fixed(static_cast<double>(row.peak_bytes) / (1 << 30), 2), part(row.attention),
+         part(row.products), part(row.rest())});
   }
-  print_table(std::cout, table, 1);
+  print_table(std::cout, table, 2);
   std::cout
       << "\nMilliseconds: median (lowest-highest). Attention and matrix products of all layers are "
          "timed alone, forward and\nbackward; rest is the remainder of the step. FLOP of the "
-         "model: 6 per weight of a matrix and token, and 12 H D per\npair of rows that causal "
-         "attention compares, of which there are N^2/2 or S^2/2.\n";
+         "model: 6 per weight of a matrix and token, and 12 H D per\npair of positions that causal "
+         "attention compares: N^2/2 in a dense layer, else S^2/2, N W/2 in pieces, or both. Area: "
+         "these\npairs, as a share of those of dense attention.\n";
   if (std::ranges::any_of(rows, [](const Row& row) { return row.rest() < 0; })) {
     std::cout << "A negative rest means that the parts ran slower alone than in the step (small "
                  "kernels wait for the CPU; the GPU runs at other clocks).\n";
@@ -205,8 +215,10 @@ void bench_train(const Options& options) {
   nlohmann::ordered_json all{{"title", title}, {"rows", nlohmann::ordered_json::array()}};
   for (const Row& row : rows) {
     all["rows"].push_back({{"stage", row.stage->name},
+                           {"attention", to_string(run::computed_attention(*row.stage))},
                            {"context", row.stage->context},
-                           {"rows", row.rows},
+                           {"rows", run::rows_of(*row.stage)},
+                           {"local", run::pieces_of(*row.stage)},
                            {"step", row.step.json()},
                            {"tokens_per_second", 1e3 * row.tokens() / row.step.median()},
                            {"model_flops", row.flops},

@@ -15,6 +15,7 @@
 #include "lighthouse/io/table.h"
 #include "lighthouse/run/metrics.h"
 #include "lighthouse/run/run_folder.h"
+#include "lighthouse/run/stage.h"
 #include "lighthouse/run/summary.h"
 
 namespace lighthouse::app {
@@ -74,9 +75,10 @@ void print_stages(const std::vector<Run>& runs) {
                "dense after", "brought", "as trained before", "as trained after"}};
   for (const Run& run : runs) {
     for (const run::StageSummary& stage : run.summary.stages) {
-      table.push_back({run.name, stage.name, stage.attention, std::to_string(stage.steps),
-                       fixed(stage.seconds, 0, " s"), fixed(stage.tokens_per_second, 0),
-                       fixed(stage.dense_loss_before, 3), fixed(stage.dense_loss_after, 3),
+      table.push_back({run.name, stage.name, run::attention_name(stage.attention, stage.local),
+                       std::to_string(stage.steps), fixed(stage.seconds, 0, " s"),
+                       fixed(stage.tokens_per_second, 0), fixed(stage.dense_loss_before, 3),
+                       fixed(stage.dense_loss_after, 3),
                        fixed(stage.dense_loss_after - stage.dense_loss_before, 3),
                        fixed(stage.trained_loss_before, 3), fixed(stage.trained_loss_after, 3)});
     }

@@ -90,7 +90,8 @@ void eval_run(const Options& options) {
       eval::token_frequency_loss(corpus.train(), corpus.held_out(), recipe.model.vocab_size);
   std::cout << "checkpoint " << run.path.string() << ", " << batches.size()
             << " held-out sequences of " << stage.context << " tokens; as trained: stage "
-            << stage.name << ", " << to_string(attention) << "\n\n";
+            << stage.name << ", " << run::attention_name(attention, run::pieces_of(stage))
+            << "\n\n";
   print_table(std::cout,
               {{"loss on held-out text", "nats per token"},
                {"dense", cell(dense.all, 4)},

@@ -55,8 +55,7 @@ std::string warning_of(const std::vector<Done>& done) {
   if (done.empty()) return "This model was not trained: it is as it was initialized.";
   if (run::computed_attention(*done.back().stage) == nn::Mode::kDense) return "";
   return "The last stage of training was not dense: the loss of this model is that of dense "
-         "attention, "
-         "which is better after a dense stage. A run with Lighthouse ends with one.";
+         "attention, which is better after a dense stage. Runs end with one.";
 }
 
 std::string model_card(const run::Recipe& recipe, const run::Checkpoint& checkpoint,
@@ -67,25 +66,27 @@ std::string model_card(const run::Recipe& recipe, const run::Checkpoint& checkpo
   if (const std::string warning = warning_of(done); !warning.empty()) {
     out << "**Warning.** " << warning << "\n\n";
   }
-  const bool with_lighthouse = std::ranges::any_of(done, [](const Done& one) {
-    return run::computed_attention(*one.stage) == nn::Mode::kLighthouse;
-  });
+  const auto any = [&](const auto& of) {
+    return std::ranges::any_of(done, [&](const Done& one) { return of(*one.stage) > 0; });
+  };
+  const bool lighthouse = any(run::rows_of), pieces = any(run::pieces_of);
   out << "An ordinary dense decoder (`" << to_string(recipe.model.model_type) << "`) of "
       << recipe.model.num_parameters() << " parameters, trained "
-      << (with_lighthouse ? "with Lighthouse Attention (arXiv:2605.06554), "
-                          : "with dense attention, ")
-      << "after " << checkpoint.step << " steps and " << checkpoint.position << " tokens";
+      << (lighthouse ? "with Lighthouse Attention (arXiv:2605.06554)" : "")
+      << (lighthouse && pieces ? " and " : "") << (pieces ? "with attention inside pieces" : "")
+      << (lighthouse || pieces ? ", " : "with dense attention, ") << "after " << checkpoint.step
+      << " steps and " << checkpoint.position << " tokens";
   if (!recipe.init_from.empty())
     out << ", beginning with `" << fs::path(recipe.init_from).filename().string() << "`";
   out << ".\n\n| stage | attention | steps | context | tokens a step | settings |\n"
       << "| --- | --- | --- | --- | --- | --- |\n";
   for (const auto& [stage, steps] : done) {
     const nn::Mode attention = run::computed_attention(*stage);
-    out << "| " << stage->name << " | " << to_string(attention) << " | " << steps
-        << (steps < stage->steps ? message(" of ", stage->steps) : "")
+    out << "| " << stage->name << " | " << run::attention_name(attention, run::pieces_of(*stage))
+        << " | " << steps << (steps < stage->steps ? message(" of ", stage->steps) : "")
         << (stage->by_seconds() ? message(" (", stage->seconds, " s)") : "") << " | "
         << stage->context << " | " << stage->tokens_per_step() << " | ";
-    if (attention != nn::Mode::kDense) out << describe(stage->config);
+    if (attention == nn::Mode::kLighthouse) out << describe(stage->config);
     out << " |\n";
   }
   const run::EvalMetrics* last = nullptr;
