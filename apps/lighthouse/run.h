@@ -31,7 +31,7 @@ struct Run {
 /// another run.
 Run open_run(const RunOptions& options);
 
-/// The stage whose attention "as trained" is: the last with Lighthouse, or the last of all where
+/// The stage whose attention "as trained" is: the last that is not dense, or the last of all where
 /// there is none.
 const run::StageRecipe& stage_as_trained(const run::Recipe& recipe);
 

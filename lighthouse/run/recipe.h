@@ -84,7 +84,7 @@ struct StageRecipe {
   int64_t micro_batch = 0;   ///< sequences at a time, gradients accumulated; 0: all of them
   int64_t warmup_steps = 0;  ///< of the stage, on top of the schedule of the whole run
   nn::Mode attention = nn::Mode::kDense;  ///< that is asked for (stage.h: computed_attention)
-  Config config;  ///< of Lighthouse: keys of core/config.h but scale, in the stage's table
+  Config config;  ///< of Lighthouse: settings but scale and local_shift, in the stage's table
   std::vector<int64_t> dense_layers{0, 1, -2, -1};
   double dense_share = 0;     ///< of the steps: dense, on pieces of dense_context tokens
   int64_t dense_context = 0;  ///< the step's tokens stay the same: it must divide context

@@ -192,7 +192,7 @@ void print_verdict(const std::vector<Run>& runs) {
     const double then = loss_at(first, run.summary.seconds());
     if (run.summary.seconds() < first.summary.seconds() && std::isfinite(then)) {
       std::cout << " After the same time " << first.name << " stood at about " << fixed(then, 3)
-                << ", still on its way: its learning rate falls with the steps.";
+                << ", still on its way: its learning rate had yet to fall.";
     }
     std::cout << '\n';
   }
