@@ -6,10 +6,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from conftest import PIECES, SMALL
-from families import DEVICE, TOKENS, every_version, loss_and_gradients, make_model, make_tokens, wrap_small
+from families import DEVICE, TOKENS, every_version, loss_and_gradients, make_model, make_tokens
 from lighthouse_attention import LighthouseConfig, set_mode, wrap
+
+
+def make_wrapped(family: str, config: LighthouseConfig = SMALL) -> PreTrainedModel:
+    """Of two layers, the first dense: compiling takes as long as there are layers."""
+    model = make_model(family, num_hidden_layers=2)
+    wrap(model, config, dense_layers=(0,))
+    return model
 
 
 def without_masks(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -38,8 +46,7 @@ def test_compiles_whole(family: str, config: LighthouseConfig, checkpointing: bo
     Scores taken on the way to the normalization are a side effect, consumed in the same layer; hence the patch.
     """
     torch._dynamo.reset()
-    model = make_model(family)
-    wrap(model, config, dense_layers=(0, -1))
+    model = make_wrapped(family, config)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compiled = torch.compile(model, fullgraph=True, backend=without_masks)
@@ -59,8 +66,7 @@ def test_compiles_whole(family: str, config: LighthouseConfig, checkpointing: bo
 
 def test_compiles_for_several_lengths() -> None:
     torch._dynamo.reset()
-    model = make_model("Llama")
-    wrap_small(model)
+    model = make_wrapped("Llama")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for mode in ("lighthouse", "dense"):
         set_mode(model, mode)
@@ -88,8 +94,7 @@ class Breaking(nn.Module):
 @pytest.mark.parametrize("way", ["broken", "by layer"])
 def test_compiles_in_parts(family: str, way: str) -> None:
     torch._dynamo.reset()
-    model, tokens = make_model(family), make_tokens()
-    wrap_small(model, family)
+    model, tokens = make_wrapped(family), make_tokens()
     expected, _ = loss_and_gradients(model, tokens, use_cache=False)
     compiled: Any = model
     if way == "broken":
@@ -105,8 +110,7 @@ def test_compiles_in_parts(family: str, way: str) -> None:
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="a failed assertion on a GPU ends the process")
 def test_compiled_models_refuse_too() -> None:
     torch._dynamo.reset()
-    model, tokens = make_model("Llama"), make_tokens()
-    wrap_small(model)
+    model, tokens = make_wrapped("Llama"), make_tokens()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     mask = torch.ones_like(tokens)
     expected, _ = loss_and_gradients(model, tokens, use_cache=False)

@@ -89,7 +89,7 @@ def test_context_parallel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     try:
         with context_parallel(init_device_mesh("cpu", (1,)), buffers=[tokens], buffer_seq_dims=[1]):
             for function in (attention, local_attention, select):
-                with pytest.raises(ValueError, match=r"context_parallel\(\) is active.*needs all of it"):
+                with pytest.raises(ValueError, match=r"context_parallel\(\) is active.*attention needs all of it"):
                     function(*qkv, PIECES)
             for mode in ("local", "lighthouse"):
                 set_mode(model, mode)  # type: ignore[arg-type]
