@@ -34,9 +34,10 @@ Config chunk_config(const Config& config, int64_t ranks) {
   return chunk;
 }
 
-std::string dense_because(int64_t rank_tokens, const Config& config, int64_t ranks,
-                          Exchange exchange) {
-  return exchange == Exchange::kHeads
+std::string dense_because(int64_t rank_tokens, const Config& config, const Context& context) {
+  if (context.group.empty()) return lighthouse::dense_because(rank_tokens, config);
+  const int64_t ranks = World::named(context.group).size();
+  return context.exchange == Exchange::kHeads
              ? lighthouse::dense_because(rank_tokens * ranks, config)
              : lighthouse::dense_because(rank_tokens / 2, chunk_config(config, ranks));
 }
@@ -149,6 +150,9 @@ Tensor by_chunks(const Qkv& tokens, const Config& whole, const Context& context,
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
                  const Context& context, const std::optional<TokenScores>& scores) {
+  if (context.group.empty()) {
+    return lighthouse::attention(q, k, v, config, scores ? Given(*scores) : Given());
+  }
   ops::as_value_error([&] { config.validate(); });
   const Qkv x = inputs(q, k, v);
   if (scores) {
@@ -180,6 +184,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config
 
 Tensor local_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
                        const Context& context) {
+  if (context.group.empty()) return lighthouse::local_attention(q, k, v, config);
   ops::as_value_error([&] { config.validate(); });
   const Qkv x = inputs(q, k, v);
   const int64_t ranks = World::named(context.group).size();
@@ -194,6 +199,7 @@ Tensor local_attention(const Tensor& q, const Tensor& k, const Tensor& v, const 
 
 Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Context& context,
                        std::optional<double> scale) {
+  if (context.group.empty()) return lighthouse::dense_attention(q, k, v, scale);
   const Qkv x = inputs(q, k, v);
   if (context.exchange != Exchange::kHeads) {
     return attend_across(x.q, x.k, x.v, context.group, context.exchange, scale).out;

@@ -25,7 +25,7 @@ namespace lighthouse::distributed {
 /// over the gathered rows of all chunks, in order. So the result is by definition that of one
 /// device that cuts the sequence into 2 W chunks.
 struct Context {
-  std::string group;  ///< the name of the process group
+  std::string group;  ///< the name of the process group; empty: this process has whole sequences
   Exchange exchange = Exchange::kHeads;
   bool zigzag =
       false;  ///< by heads: rank r has chunks r and 2 W - 1 - r too, and not the r-th part
@@ -47,8 +47,7 @@ at::Tensor dense_attention(const at::Tensor& q, const at::Tensor& k, const at::T
 
 /// Why dense attention is the better choice for ranks with that many tokens each, as
 /// lighthouse::dense_because; empty where Lighthouse pays.
-std::string dense_because(int64_t rank_tokens, const Config& config, int64_t ranks,
-                          Exchange exchange);
+std::string dense_because(int64_t rank_tokens, const Config& config, const Context& context);
 
 /// The settings of one of the 2 W chunks. Throws std::invalid_argument where 2 W does not divide
 /// the budget.

@@ -105,7 +105,8 @@ std::vector<Tensor> exchange_heads_kernel(at::TensorList tensors, std::string_vi
   head = 0;
   for (const Tensor& tensor : tensors) {
     const int64_t part = tensor.size(1) / ranks;
-    results.push_back(sequence.narrow(2, head, part).permute({1, 2, 0, 3}));
+    // An operator's results may not share memory.
+    results.push_back(sequence.narrow(2, head, part).contiguous().permute({1, 2, 0, 3}));
     head += part;
   }
   return results;

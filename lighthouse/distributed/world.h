@@ -81,6 +81,7 @@ struct Mesh {
   World
       context;  ///< ranks that have different parts of the same sequences; consecutive in the world
 
+  /// All ranks call it, and once for a world: its groups have names of their own.
   /// @param context_size ranks that share a sequence
   /// @throws std::invalid_argument unless that divides the world
   static Mesh of(const World& world, int64_t context_size);

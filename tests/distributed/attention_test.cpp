@@ -11,6 +11,7 @@
 #include <functional>
 #include <limits>
 
+#include "lighthouse/core/geometry.h"
 #include "lighthouse/core/settings.h"
 #include "lighthouse/nn/attention.h"
 #include "lighthouse/ops/attention.h"
@@ -465,11 +466,26 @@ TEST(ChunkConfig, GivesEachChunkItsPartOfTheBudget) {
 }
 
 TEST(ContextDense, IsByTheWholeSequenceOrByTheChunk) {
-  const Config config;
-  EXPECT_EQ(distributed::dense_because(24576, config, 4, Exchange::kHeads), "");
-  EXPECT_EQ(distributed::dense_because(24576, config, 4, Exchange::kRing), "");
-  EXPECT_NE(distributed::dense_because(512, config, 4, Exchange::kHeads), "");
-  EXPECT_NE(distributed::dense_because(512, config, 4, Exchange::kRing), "");
+  run_ranks(4, [](const World& world) {
+    for (const Exchange exchange : {Exchange::kHeads, Exchange::kRing}) {
+      const Context context{.group = world.group(), .exchange = exchange};
+      EXPECT_EQ(distributed::dense_because(24576, {}, context), "");
+      EXPECT_NE(distributed::dense_because(512, {}, context), "");
+    }
+    // Short for one rank, long enough for four.
+    EXPECT_EQ(distributed::dense_because(8192, {}, {.group = world.group()}), "");
+    EXPECT_NE(distributed::dense_because(8192, {}, {}), "");
+  });
+}
+
+/// Without a group a sequence is whole, and attention is one device's.
+TEST(ContextOfOne, IsAttention) {
+  Random random(204);
+  for (const Mode mode : {Mode::kDense, Mode::kLighthouse, Mode::kLocal}) {
+    const Problem p = heads_problem(random, mode, 1, {2, 2}, at::kFloat);
+    const Results ours = run_shard(p, World(), Exchange::kRing, true), alone = run_alone(p);
+    for (size_t j = 0; j < 4; ++j) EXPECT_TRUE(ours.all()[j].equal(alone.all()[j])) << kNames[j];
+  }
 }
 
 TEST(ContextErrors, NameTheArgument) {
