@@ -67,11 +67,8 @@ def check_decoder(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) ->
 
 def lighthouse_layers(
     attentions: dict[int, nn.Module], count: int, dense_layers: Iterable[int] | None, config: LighthouseConfig
-) -> dict[int, LighthouseConfig]:
-    """The layers that train with Lighthouse, with the settings of each.
-
-    Pieces are shifted in every second layer with full attention, be it dense or not.
-    """
+) -> dict[int, int]:
+    """The layers that train with Lighthouse, and the place of each among those with full attention, dense ones included."""
     default = dense_layers is None
     if dense_layers is None:
         dense_layers = default_dense_layers(config)
@@ -86,7 +83,7 @@ def lighthouse_layers(
             )
     dense = {index % count for index in dense_layers}
     full = [i for i, module in attentions.items() if _sliding_window(module) is None]
-    layers = {i: config.of_layer(order) for order, i in enumerate(full) if i not in dense}
+    layers = {i: place for place, i in enumerate(full) if i not in dense}
     if not layers:
         others = "".join(
             f", {number} of them {what}"

@@ -138,7 +138,7 @@ class _StageCallback(TrainerCallback):
         """What part of the scheduled learning rate the step under way takes."""
         starts, stage = [*self.stage_starts(state.max_steps), state.max_steps], self._stage(state)
         first, end = starts[stage], starts[stage + 1]
-        steps = min(20, (end - first) // 10) if self.warmup_steps is None else self.warmup_steps
+        steps = min(20, (end - first) // 4) if self.warmup_steps is None else self.warmup_steps
         done = state.global_step - first + 1
         return done / steps if first > 0 and done < steps else 1.0
 
@@ -152,7 +152,7 @@ class TwoStageCallback(_StageCallback):
         switch_at: Steps with Lighthouse: a number, or a share of all steps as a float up to 1.0. The paper's is 0.625.
         evaluate: Has the Trainer evaluate, which is always dense, at the end of either stage; it needs an eval_dataset.
         warmup_steps: Steps over which the learning rate rises to the scheduled one after the switch. If not given, 20, or
-            a tenth of the stage's steps where that is fewer. The Trainer logs the scheduled rate.
+            a quarter of the stage's steps where that is fewer. The Trainer logs the scheduled rate.
 
     Raises:
         ValueError: An argument is not what it must be, or training begins with a model that is not wrapped, with fewer
@@ -174,7 +174,7 @@ class ThreeStageCallback(_StageCallback):
         dense_at: The first dense step, likewise.
         evaluate: Has the Trainer evaluate, which is always dense, at the end of each stage; it needs an eval_dataset.
         warmup_steps: Steps over which the learning rate rises to the scheduled one after each switch. If not given, 20,
-            or a tenth of the stage's steps where that is fewer. The Trainer logs the scheduled rate.
+            or a quarter of the stage's steps where that is fewer. The Trainer logs the scheduled rate.
 
     Raises:
         ValueError: An argument is not what it must be, or training begins with a model that is not wrapped, or wrapped

@@ -35,6 +35,8 @@ class Notices:
 class Layer:
     """What an attention module that trains with Lighthouse keeps of it."""
 
+    place: int
+    """Among the layers with full attention: pieces are shifted in every second one."""
     config: LighthouseConfig
     """With the layer's own local_shift."""
     notices: Notices

@@ -5,6 +5,7 @@ method covers, and tells the layers by a keyword argument, which transformers ha
 which activation checkpointing repeats). Everything else goes to PyTorch's attention as if the model were not wrapped.
 """
 
+import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterable
@@ -69,14 +70,14 @@ def wrap(
         raise ValueError("the model is wrapped already; unwrap it first")
     decoder, attentions = find_decoder(model)
     check_decoder(decoder, attentions)
-    configs = lighthouse_layers(attentions, decoder.config.num_hidden_layers, dense_layers, config)
-    layers = {i: attentions[i] for i in configs}
+    places = lighthouse_layers(attentions, decoder.config.num_hidden_layers, dense_layers, config)
+    layers = {i: attentions[i] for i in places}
     if config.scorer == "norm":
         scores.check_norms(layers)
     decoder.set_attn_implementation(LIGHTHOUSE)
     if decoder.config._attn_implementation != LIGHTHOUSE:
         raise TypeError(f"{type(decoder).__name__} does not take its attention from transformers' AttentionInterface")
-    return Wrapping(decoder, layers, config, configs, crossover)
+    return Wrapping(decoder, layers, places, config, crossover)
 
 
 def unwrap(model: nn.Module) -> None:
@@ -95,18 +96,19 @@ def wrapped(model: nn.Module) -> bool:
     return _find_wrapping(model) is not None
 
 
-def set_mode(model: nn.Module, mode: Mode) -> None:
+def set_mode(model: nn.Module, mode: Mode, local: int | None = None) -> None:
     """Switches the attention that a wrapped model trains with, at any step.
 
     Args:
         model: As `wrap` took it.
         mode: "local" is attention inside the pieces of config.local tokens alone; "lighthouse", the mode after `wrap`, is
             Lighthouse Attention, with the pieces beside it where config.local > 0; "dense" is the model's own attention.
+        local: Tokens of a piece from now on; as before, if not given. Only for models that were wrapped with pieces.
 
     Raises:
         ValueError: The model is not wrapped, there is no such mode, or there are no pieces.
     """
-    _wrapping(model).set_mode(mode)
+    _wrapping(model).set_mode(mode, local)
 
 
 class Wrapping:
@@ -116,8 +118,8 @@ class Wrapping:
         self,
         decoder: PreTrainedModel,
         layers: dict[int, nn.Module],
+        places: dict[int, int],
         config: LighthouseConfig,
-        configs: dict[int, LighthouseConfig],
         crossover: int,
     ) -> None:
         self.decoder = decoder
@@ -137,7 +139,7 @@ class Wrapping:
         setattr(decoder, ATTRIBUTE, self)
         for index, module in layers.items():
             norms = scores.qk_norms(module) if config.scorer == "norm" else []
-            layer = Layer(configs[index], self._notices, norms)
+            layer = Layer(places[index], config.of_layer(places[index]), self._notices, norms)
             setattr(module, ATTRIBUTE, layer)
             layer.handles = scores.watch(module, layer)
 
@@ -150,15 +152,22 @@ class Wrapping:
     def __repr__(self) -> str:
         return f"Wrapping({type(self.decoder).__name__}, layers={list(self.layers)}, mode={self.mode!r}, {self.config})"
 
-    def set_mode(self, mode: Mode) -> None:
+    def set_mode(self, mode: Mode, local: int | None = None) -> None:
         """As the function of this name."""
         if mode not in get_args(Mode):
             raise ValueError(f"mode is {mode!r}; it must be 'local', 'lighthouse' or 'dense'")
-        if mode == "local" and self.config.local == 0:
+        if self.config.local == 0 and (mode == "local" or local is not None):
+            given = "mode is 'local'" if local is None else f"local is {local!r}"
             raise ValueError(
-                "mode is 'local', and the model was wrapped with local=0, without pieces; wrap it with a config such as "
+                f"{given}, and the model was wrapped with local=0, without pieces; wrap it with a config such as "
                 "LighthouseConfig(local=2048)"
             )
+        if local is not None:
+            _check.integer("local", local, least=1)
+            self.config = dataclasses.replace(self.config, local=local)
+            for module in self.layers.values():
+                layer: Layer = getattr(module, ATTRIBUTE)
+                layer.config = self.config.of_layer(layer.place)
         self.mode = mode
 
     def uses_lighthouse(self, tokens: int) -> bool:

@@ -103,7 +103,7 @@ def test_the_learning_rate_warms_up_after_a_switch(steps: int | None, expected: 
     assert rates.left == pytest.approx(schedule[1:])
 
 
-def test_a_warm_up_is_20_steps_or_a_tenth_of_the_stage() -> None:
+def test_a_warm_up_is_20_steps_or_a_quarter_of_the_stage() -> None:
     def warm_up(callback: TrainerCallback, first: int, steps: int) -> list[float]:
         state = TrainerState(max_steps=steps)
         shares = []
@@ -112,7 +112,7 @@ def test_a_warm_up_is_20_steps_or_a_tenth_of_the_stage() -> None:
         return shares[: shares.index(1.0)]
 
     assert warm_up(TwoStageCallback(500), 500, 1000) == pytest.approx([step / 20 for step in range(1, 20)])
-    assert warm_up(TwoStageCallback(900), 900, 1000) == pytest.approx([step / 10 for step in range(1, 10)])
+    assert warm_up(TwoStageCallback(960), 960, 1000) == pytest.approx([step / 10 for step in range(1, 10)])
     assert warm_up(TwoStageCallback(900, warmup_steps=4), 900, 1000) == [0.25, 0.5, 0.75]
     assert warm_up(TwoStageCallback(0), 0, 1000) == []
 

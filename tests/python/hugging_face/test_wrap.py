@@ -112,6 +112,29 @@ def test_every_second_layer_with_full_attention_is_shifted() -> None:
         wrap(make_model("Llama"), dataclasses.replace(PIECES, local_shift=8))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_pieces_may_grow(compiled: bool) -> None:
+    """A model that is told so is the one that was wrapped so, in either mode."""
+    torch._dynamo.reset()
+    model, other = (make_model("Llama", num_hidden_layers=2) for _ in range(2))
+    tokens = make_tokens()
+    wrap(model, PIECES, dense_layers=(0,))
+    wrap(other, dataclasses.replace(PIECES, local=96), dense_layers=(0,))
+    run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    for mode in ("local",) if compiled else ("local", "lighthouse"):
+        set_mode(model, mode, local=64)  # type: ignore[arg-type]
+        set_mode(other, mode)  # type: ignore[arg-type]
+        expected = other(input_ids=tokens, use_cache=False).logits
+        assert not torch.allclose(run(input_ids=tokens, use_cache=False).logits, expected)
+        set_mode(model, mode, local=96)  # type: ignore[arg-type]
+        torch.testing.assert_close(run(input_ids=tokens, use_cache=False).logits, expected)
+    for wrong, message in ((0, "it must be at least 1"), ("96", "it must be an integer")):
+        with pytest.raises(ValueError, match=f"local is {wrong!r}; {message}"):
+            set_mode(model, "local", local=wrong)  # type: ignore[arg-type]
+    with wrap_small(make_model("Llama")) as wrapping, pytest.raises(ValueError, match="local is 64, and the model was"):
+        wrapping.set_mode("lighthouse", 64)
+
+
 def test_pieces_alone_need_pieces_and_always_pay() -> None:
     model, tokens = make_model("Llama"), make_tokens(1, 40)
     with wrap_small(model), pytest.raises(ValueError, match="mode is 'local', and the model was wrapped with local=0"):
