@@ -1,4 +1,8 @@
 import dataclasses
+import os
+
+# Before PyTorch is loaded. Tensors are tiny here: threads that wait for one another take twice the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
