@@ -5,6 +5,7 @@
 #include "apps/lighthouse/checks.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/run/new_model.h"
 #include "lighthouse/run/recipe_changes.h"
 #include "lighthouse/run/stage.h"
 #include "lighthouse/train/device.h"
@@ -55,13 +56,13 @@ const run::StageRecipe& stage_as_trained(const run::Recipe& recipe) {
   return recipe.stages.back();
 }
 
-model::Llama load_model(const Run& run, const std::string& device) {
+std::shared_ptr<model::LanguageModel> load_model(const Run& run, const std::string& device) {
   const at::Device at = device.empty()
                             ? train::find_device(run.recipe.run.device, "run.device of the recipe")
                             : train::find_device(device, "--device");
-  model::Llama model(run.recipe.model);
-  run::restore(run.checkpoint.model, run::parameters_of(model), "the checkpoint");
-  model->to(at, run::scalar_type(run.recipe.run.dtype));
+  auto model = run::new_model(run.recipe, at);
+  run::restore(run.checkpoint.model, model->weights(), "the checkpoint");
+  model->to(run::scalar_type(run.recipe.run.dtype));
   model->set_attention(run::attention_plan(stage_as_trained(run.recipe)));
   return model;
 }

@@ -2,9 +2,10 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
+#include <memory>
 #include <string>
 
-#include "lighthouse/model/llama.h"
+#include "lighthouse/model/language_model.h"
 #include "lighthouse/run/checkpoint.h"
 #include "lighthouse/run/recipe.h"
 #include "lighthouse/run/run_folder.h"
@@ -37,6 +38,6 @@ const run::StageRecipe& stage_as_trained(const run::Recipe& recipe);
 
 /// The model of the run's checkpoint, with the attention of that stage.
 /// @param device in place of the recipe's; empty: the recipe's
-model::Llama load_model(const Run& run, const std::string& device);
+std::shared_ptr<model::LanguageModel> load_model(const Run& run, const std::string& device);
 
 }  // namespace lighthouse::app

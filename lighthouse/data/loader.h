@@ -1,19 +1,12 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <vector>
 
+#include "lighthouse/data/batch.h"
 #include "lighthouse/data/tokens.h"
 
 namespace lighthouse::data {
-
-/// Tokens and the tokens that follow them, both (B, N) int64.
-struct Batch {
-  at::Tensor tokens;
-  at::Tensor targets;
-};
 
 /// Streams training tokens without end, epoch after epoch. An epoch is all pieces, one after the
 /// other, in an order that is a fixed function of (seed, epoch). A piece is a document; those of
@@ -37,6 +30,7 @@ class Loader {
   Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64_t seed,
          int64_t vocabulary = 256, uint64_t block = 0);
 
+  /// Tokens and targets, on the CPU.
   /// Throws std::invalid_argument unless both are 1 or more, std::runtime_error where a token is
   /// not of the vocabulary.
   Batch next(int64_t batch, int64_t context);
@@ -69,10 +63,10 @@ class Loader {
   std::vector<uint64_t> blocks_;  ///< which whole block of these pieces comes when
 };
 
-/// Held-out batches of one sequence of `context` tokens each: at most `sequences`, evenly spread
-/// over the tokens and without overlap, the same in every call. Throws std::invalid_argument where
-/// the tokens are too few for one, or a count is below 1; std::runtime_error where a token is not
-/// of the vocabulary.
+/// Held-out batches, on the CPU, of one sequence of `context` tokens each: at most `sequences`,
+/// evenly spread over the tokens and without overlap, the same in every call. Throws
+/// std::invalid_argument where the tokens are too few for one, or a count is below 1;
+/// std::runtime_error where a token is not of the vocabulary.
 std::vector<Batch> held_out_batches(const Tokens& tokens, int64_t sequences, int64_t context,
                                     int64_t vocabulary = 256);
 

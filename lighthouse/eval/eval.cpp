@@ -39,7 +39,7 @@ class Sample {
 
 }  // namespace
 
-HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches,
+HeldOutLoss held_out_loss(model::LanguageModel& model, const std::vector<data::Batch>& batches,
                           bool as_trained, const std::function<void()>& before_batch) {
   check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
   const Evaluating evaluating(model, as_trained);
@@ -51,12 +51,12 @@ HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& b
   Sample all;
   std::vector<Sample> of_bins(bins.size());
   std::vector<double> of_sequences;
-  for (const data::Batch& batch : batches) {
+  for (const data::Batch& anywhere : batches) {
     if (before_batch) before_batch();
+    const data::Batch batch = anywhere.to(model.device());
     check_argument(batch.tokens.size(1) == context, "held-out sequences have ", context, " and ",
                    batch.tokens.size(1), " tokens; all must have the same length");
-    const at::Tensor losses =
-        model->token_losses(batch.tokens, batch.targets).to(at::kCPU, at::kDouble);
+    const at::Tensor losses = model.token_losses(batch).to(at::kCPU, at::kDouble);
     for (int64_t b = 0; b < losses.size(0); ++b) {
       all.add(of_sequences.emplace_back(losses[b].mean().item<double>()));
       for (size_t i = 0; i < bins.size(); ++i) {
@@ -91,20 +91,22 @@ double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_
   return loss / std::accumulate(held_out_counts.begin(), held_out_counts.end(), 0.0);
 }
 
-std::vector<Bin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,
-                                int64_t cuts, uint64_t seed, bool as_trained) {
+std::vector<Bin> selection_leak(model::LanguageModel& model,
+                                const std::vector<data::Batch>& batches, int64_t cuts,
+                                uint64_t seed, bool as_trained) {
   check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
   check_argument(cuts >= 1, "the number of cuts is ", cuts, "; it must be 1 or more");
   const Evaluating evaluating(model, as_trained);
-  const auto vocabulary = static_cast<uint64_t>(model->config().vocab_size);
+  const auto vocabulary = static_cast<uint64_t>(model.vocabulary());
   std::mt19937_64 random(seed);
   std::array<Sample, kBins.size()> rises;
-  for (const data::Batch& batch : batches) {
+  for (const data::Batch& anywhere : batches) {
+    const data::Batch batch = anywhere.to(model.device());
     const int64_t sequences = batch.tokens.size(0);
     const int64_t length = batch.tokens.size(1);
     check_argument(length >= 2, "a held-out sequence has ", length,
                    " tokens; 2 or more are needed to cut it");
-    const at::Tensor before = model->token_losses(batch.tokens, batch.targets).to(at::kDouble);
+    const at::Tensor before = model.token_losses(batch).to(at::kDouble);
     // Early cuts are left out where the sequence is long enough to fill every bin without them.
     const int64_t earliest = std::min(kBins.back().last, length / 2);
     for (int64_t i = 0; i < cuts; ++i) {
@@ -114,12 +116,12 @@ std::vector<Bin> selection_leak(model::Llama& model, const std::vector<data::Bat
       int64_t* shift = shifts.data_ptr<int64_t>();
       std::generate_n(shift, shifts.numel(),
                       [&] { return static_cast<int64_t>(1 + random() % (vocabulary - 1)); });
-      at::Tensor tokens = batch.tokens.clone();
-      tokens.narrow(1, cut, length - cut)
-          .add_(shifts.to(tokens.device()))
-          .remainder_(model->config().vocab_size);
-      const at::Tensor rise =
-          (model->token_losses(tokens, batch.targets).to(at::kDouble) - before).cpu();
+      data::Batch changed = batch;
+      changed.tokens = batch.tokens.clone();
+      changed.tokens.narrow(1, cut, length - cut)
+          .add_(shifts.to(model.device()))
+          .remainder_(model.vocabulary());
+      const at::Tensor rise = (model.token_losses(changed).to(at::kDouble) - before).cpu();
       for (size_t bin = 0; bin < kBins.size(); ++bin) {
         const int64_t begin = std::max<int64_t>(0, cut - kBins[bin].last);
         const int64_t end = cut - kBins[bin].first + 1;

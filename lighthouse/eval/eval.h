@@ -4,8 +4,9 @@
 #include <functional>
 #include <vector>
 
-#include "lighthouse/data/loader.h"
-#include "lighthouse/model/llama.h"
+#include "lighthouse/data/batch.h"
+#include "lighthouse/data/tokens.h"
+#include "lighthouse/model/language_model.h"
 
 namespace lighthouse::eval {
 
@@ -29,12 +30,12 @@ struct HeldOutLoss {
   std::vector<double> of_sequences;  ///< the mean of each: what pairs two models' losses
 };
 
-/// Measures held-out batches of one context, without gradients, in eval mode (the model is put back
-/// into the mode it was in).
+/// Measures held-out batches of one context, on any device, without gradients, in eval mode (the
+/// model is put back into the mode it was in).
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
 /// @param before_batch is called before each batch, and may throw to end the measurement
 /// @throws std::invalid_argument where there are no batches
-HeldOutLoss held_out_loss(model::Llama& model, const std::vector<data::Batch>& batches,
+HeldOutLoss held_out_loss(model::LanguageModel& model, const std::vector<data::Batch>& batches,
                           bool as_trained, const std::function<void()>& before_batch = {});
 
 /// The loss of token frequencies alone: the cross entropy of `held_out` under the frequencies of
@@ -49,14 +50,15 @@ double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_
 /// measured, in eval mode. All targets are kept, also that of the position just before the cut.
 /// Exactly zero where attention is dense.
 ///
-/// @param batches of 2 tokens or more
+/// @param batches of 2 tokens or more, on any device
 /// @param cuts of each sequence; where they fall and what replaces the inputs are a fixed function
 ///        of `seed`
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
 /// @return the rise of the loss at the distances 1, 2-4, 5-16, 17-64 and 65-256, where some cut has
 ///         such positions, nats; the standard errors are over cuts
 /// @throws std::invalid_argument where there is no cut to measure, or a sequence is too short
-std::vector<Bin> selection_leak(model::Llama& model, const std::vector<data::Batch>& batches,
-                                int64_t cuts, uint64_t seed, bool as_trained);
+std::vector<Bin> selection_leak(model::LanguageModel& model,
+                                const std::vector<data::Batch>& batches, int64_t cuts,
+                                uint64_t seed, bool as_trained);
 
 }  // namespace lighthouse::eval

@@ -53,17 +53,16 @@ PasskeyPrompt passkey_prompt(const PasskeyTask& task, int64_t trial) {
   return {text, digit};
 }
 
-int64_t passkeys_found(model::Llama& model, const PasskeyTask& task, bool as_trained) {
-  check_argument(model->config().vocab_size == 256, "the model has a vocabulary of ",
-                 model->config().vocab_size, "; passkeys are for models of bytes, 256");
+int64_t passkeys_found(model::LanguageModel& model, const PasskeyTask& task, bool as_trained) {
+  check_argument(model.vocabulary() == 256, "the model has a vocabulary of ", model.vocabulary(),
+                 "; passkeys are for models of bytes, 256");
   const Evaluating evaluating(model, as_trained);
-  const at::Device device = model->parameters().front().device();
   int64_t found = 0;
   for (int64_t trial = 0; trial < task.trials; ++trial) {
     const PasskeyPrompt prompt = passkey_prompt(task, trial);
     at::Tensor tokens = at::empty({1, task.context}, at::kLong);
     std::copy(prompt.text.begin(), prompt.text.end(), tokens.data_ptr<int64_t>());
-    const at::Tensor logits = model->forward(tokens.to(device))[0][-1];
+    const at::Tensor logits = model.logits({tokens.to(model.device())})[0][-1];
     found += logits.slice(0, '0', '9' + 1).argmax().item<int64_t>() == prompt.digit ? 1 : 0;
   }
   return found;

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string>
 
-#include "lighthouse/model/llama.h"
+#include "lighthouse/model/language_model.h"
 
 namespace lighthouse::eval {
 
@@ -31,6 +31,6 @@ PasskeyPrompt passkey_prompt(const PasskeyTask& task, int64_t trial);
 /// @param model of bytes (vocab_size 256)
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
 /// @throws std::invalid_argument as passkey_prompt, and for a model that is not of bytes
-int64_t passkeys_found(model::Llama& model, const PasskeyTask& task, bool as_trained);
+int64_t passkeys_found(model::LanguageModel& model, const PasskeyTask& task, bool as_trained);
 
 }  // namespace lighthouse::eval

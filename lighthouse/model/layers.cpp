@@ -9,6 +9,7 @@
 #include <numbers>
 #include <optional>
 
+#include "lighthouse/core/check.h"
 #include "lighthouse/ops/no_double_backward.h"
 
 #ifdef LIGHTHOUSE_CUDA
@@ -311,29 +312,35 @@ Tensor frequencies_of(int64_t head_dim, double theta, int64_t tokens, const Rope
   return (1 - fast) * frequencies / scaling.factor + fast * frequencies;
 }
 
+/// Of these positions, (N) or (B, N), in the type that the angles of x have.
+Rotation rotation_of(const Tensor& positions, const Tensor& frequencies, const Tensor& x,
+                     const RopeScaling& scaling) {
+  const Tensor angles = positions.unsqueeze(-1) * frequencies;
+  return {angles.cos().mul_(scaling.amplitude()).to(angle_type(x)),
+          angles.sin().mul_(scaling.amplitude()).to(angle_type(x))};
+}
+
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   return RmsNorm::apply(x, weight.to(x.scalar_type()), eps);
 }
 
-double RopeScaling::fast_turns() const {
-  if (high_frequency != 0) return high_frequency;
-  return type == RopeType::kYarn ? 32 : 4;
-}
-
-double RopeScaling::amplitude() const {
-  if (type != RopeType::kYarn) return 1;
-  if (attention_factor != 0) return attention_factor;
-  return factor <= 1 ? 1 : 1 + 0.1 * std::log(factor);
-}
-
 Rotation::Rotation(int64_t head_dim, double theta, const Tensor& x, const RopeScaling& scaling) {
   const auto options = x.options().dtype(at::kFloat).requires_grad(false);
   const Tensor frequencies = frequencies_of(head_dim, theta, x.size(1), scaling, options);
-  const Tensor angles = at::outer(at::arange(x.size(1), options), frequencies);
-  cos = angles.cos().mul_(scaling.amplitude()).to(angle_type(x));
-  sin = angles.sin().mul_(scaling.amplitude()).to(angle_type(x));
+  *this = rotation_of(at::arange(x.size(1), options), frequencies, x, scaling);
+}
+
+Rotation::Rotation(int64_t head_dim, double theta, const Tensor& x, const RopeScaling& scaling,
+                   const Tensor& positions) {
+  check_argument(scaling.type != RopeType::kDynamic,
+                 "the batch has positions and rope_type is 'dynamic', whose angles depend on the "
+                 "length of the whole sequence; rope_type must be another, or the positions "
+                 "undefined");
+  const auto options = x.options().dtype(at::kFloat).requires_grad(false);
+  const Tensor frequencies = frequencies_of(head_dim, theta, x.size(1), scaling, options);
+  *this = rotation_of(positions.to(options).contiguous(), frequencies, x, scaling);
 }
 
 bool Rotation::fits(const Tensor& x) const {
@@ -352,17 +359,17 @@ void rotate_out(const Tensor& x, const Rotation& rotation, bool inverse, Tensor&
     ops::dispatch(x.scalar_type(), [&]<class T>() {
       using Acc = accumulator_t<T>;
       const ops::CurrentStream stream(x.device());
-      cuda::rotate(
-          cuda::Rotate<T>{ops::rows_of<T>(in), ops::mutable_rows_of<T>(to),
-                          rotation.cos.const_data_ptr<Acc>(), rotation.sin.const_data_ptr<Acc>(),
-                          in.size(0), in.size(1), in.size(2), in.size(3), inverse},
-          stream.get());
+      cuda::rotate(cuda::Rotate<T>{ops::rows_of<T>(in), ops::mutable_rows_of<T>(to),
+                                   rotation.cos.const_data_ptr<Acc>(),
+                                   rotation.sin.const_data_ptr<Acc>(), in.size(0), in.size(1),
+                                   in.size(2), in.size(3), rotation.cos.dim() == 3, inverse},
+                   stream.get());
     });
     return;
   }
 #endif
-  const Tensor cos = rotation.cos.unsqueeze(1);
-  const Tensor sin = (inverse ? -rotation.sin : rotation.sin).unsqueeze(1);
+  const Tensor cos = rotation.cos.unsqueeze(-2);
+  const Tensor sin = (inverse ? -rotation.sin : rotation.sin).unsqueeze(-2);
   const auto in = x.chunk(2, -1);
   const auto to = out.chunk(2, -1);
   const Tensor first = rotated_half(in[0], in[1], cos, -sin);

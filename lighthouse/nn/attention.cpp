@@ -29,6 +29,7 @@ AttentionImpl::AttentionImpl(AttentionOptions options) : options_(options) {
 void AttentionImpl::set_config(const Config& config) {
   config.validate();
   options_.config = config;
+  said_dense_ = false;
 }
 
 bool AttentionImpl::uses_lighthouse(int64_t tokens) const {

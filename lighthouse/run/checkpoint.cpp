@@ -269,14 +269,6 @@ Checkpoint read_checkpoint(const fs::path& folder) {
   }
 }
 
-std::map<std::string, at::Tensor> parameters_of(const model::Llama& model) {
-  std::map<std::string, at::Tensor> all;
-  for (const auto& parameter : model->named_parameters()) {
-    all[parameter.key()] = parameter.value().detach();
-  }
-  return all;
-}
-
 void restore(const std::map<std::string, at::Tensor>& from,
              const std::map<std::string, at::Tensor>& into, const std::string& source) {
   const auto require = [&](bool condition, const auto&... parts) {

@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "lighthouse/model/llama.h"
 #include "lighthouse/run/recipe.h"
 
 namespace lighthouse::run {
@@ -26,7 +25,7 @@ struct Checkpoint {
   uint64_t corpus = 0;  ///< data::Corpus::fingerprint
   Recipe recipe;        ///< the fields that decide about the weights; the others have defaults
   at::Tensor random;    ///< state of PyTorch's random number generator of the CPU
-  std::map<std::string, at::Tensor> model;      ///< weights, by the names of LlamaForCausalLM
+  std::map<std::string, at::Tensor> model;      ///< LanguageModel::weights
   std::map<std::string, at::Tensor> optimizer;  ///< train::AdamW::state
 };
 
@@ -66,9 +65,6 @@ std::vector<int64_t> stage_starts(const Recipe& recipe, int64_t step);
 /// Throws std::runtime_error, naming the file and the checkpoint before it, where a file is missing
 /// or any byte of one is not what was written.
 Checkpoint read_checkpoint(const std::filesystem::path& folder);
-
-/// The parameters themselves, not copies.
-std::map<std::string, at::Tensor> parameters_of(const model::Llama& model);
 
 /// Copies tensors into those of the same names. Throws std::runtime_error, naming the tensor and
 /// `source`, unless both have the same names, shapes and types.

@@ -10,7 +10,8 @@
 #include "lighthouse/core/config.h"
 #include "lighthouse/core/words.h"
 #include "lighthouse/data/source.h"
-#include "lighthouse/model/llama.h"
+#include "lighthouse/model/model_config.h"
+#include "lighthouse/nn/attention.h"
 
 namespace lighthouse::run {
 
@@ -62,7 +63,7 @@ struct RunRecipe {
   std::string device = "cpu";    ///< cpu, cuda or cuda:N
   Dtype dtype = Dtype::kFloat32;
   bool deterministic = false;  ///< the same bits on a GPU too, slower
-  bool recompute_mlp = false;  ///< model::LlamaImpl::set_recompute_mlp
+  bool recompute_mlp = false;  ///< model::LanguageModel::set_recompute_mlp
   bool cuda_graphs = false;    ///< of the passes of a step (StepGraphs)
   int64_t seed = 0;
   int64_t eval_sequences = 4;    ///< held-out sequences of the stage's context, each evaluation
@@ -98,7 +99,7 @@ struct StageRecipe {
 
 /// One file describes a whole run.
 struct Recipe {
-  model::LlamaConfig model;
+  model::ModelConfig model;
   std::string
       init_from;  ///< folder of a model of Hugging Face's, whose weights the run begins with
   data::Source data;

@@ -28,7 +28,7 @@ Word word_of(const char* name, Enum& value) {
 }
 
 std::vector<Field> model_fields(Recipe& recipe) {
-  model::LlamaConfig& m = recipe.model;
+  model::ModelConfig& m = recipe.model;
   model::RopeScaling& scaling = m.rope_scaling;
   return {
       {"init_from", &recipe.init_from, kAny,

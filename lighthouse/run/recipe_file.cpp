@@ -6,7 +6,7 @@
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
-#include "lighthouse/model/hugging_face.h"
+#include "lighthouse/model/hugging_face_config.h"
 #include "lighthouse/run/recipe_fields.h"
 #include "lighthouse/run/run_folder.h"
 #include "lighthouse/run/stage.h"

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "lighthouse/model/llama.h"
+#include "lighthouse/model/language_model.h"
 #include "lighthouse/run/recipe.h"
 
 namespace lighthouse::run {

@@ -4,10 +4,11 @@
 
 namespace lighthouse::train {
 
-AdamW::AdamW(model::Llama& model, const run::OptimizerRecipe& recipe, at::ScalarType compute)
+AdamW::AdamW(model::LanguageModel& model, const run::OptimizerRecipe& recipe,
+             at::ScalarType compute)
     : recipe_(recipe), copies_(compute != at::kFloat), groups_(2) {
   groups_[0].weight_decay = recipe.weight_decay;
-  for (const auto& parameter : model->named_parameters()) {
+  for (const auto& parameter : model.named_parameters()) {
     const at::Tensor weight = parameter.value().detach();
     Group& group = groups_[weight.dim() >= 2 ? 0 : 1];
     group.names.push_back(parameter.key());
@@ -17,7 +18,7 @@ AdamW::AdamW(model::Llama& model, const run::OptimizerRecipe& recipe, at::Scalar
     group.exp_avg_sqs.push_back(at::zeros_like(weight));
   }
   step_ = at::zeros({}, groups_[0].weights[0].options());
-  if (copies_) model->to(compute);
+  if (copies_) model.to(compute);
 }
 
 void AdamW::collect_gradients() {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "lighthouse/model/llama.h"
+#include "lighthouse/model/language_model.h"
 #include "lighthouse/run/recipe.h"
 
 namespace lighthouse::train {
@@ -18,7 +18,7 @@ namespace lighthouse::train {
 class AdamW {
  public:
   /// @param model in float32; it is of type `compute` then
-  AdamW(model::Llama& model, const run::OptimizerRecipe& recipe,
+  AdamW(model::LanguageModel& model, const run::OptimizerRecipe& recipe,
         at::ScalarType compute = at::kFloat);
 
   /// Adds the gradients that a backward pass left in the model to those of the step. This is the

@@ -6,23 +6,18 @@
 
 namespace lighthouse::train {
 
-StepResult train_step(model::Llama& model, AdamW& optimizer, const data::Batch& batch,
+StepResult train_step(model::LanguageModel& model, AdamW& optimizer, const data::Batch& batch,
                       const run::StepPlan& plan, const run::OptimizerRecipe& recipe, double lr,
                       StepGraphs* graphs) {
-  const at::Device device = model->parameters().front().device();
   const auto tokens = static_cast<double>(batch.tokens.numel());
   const auto pass = [&](const data::Batch& part) {
-    const at::Tensor loss =
-        model->token_losses(part.tokens, part.targets, recipe.z_loss).sum().div(tokens);
+    const at::Tensor loss = model.token_losses(part, recipe.z_loss).sum().div(tokens);
     loss.backward();
     return loss.detach();
   };
   at::Tensor loss;
   for (int64_t begin = 0; begin < plan.sequences; begin += plan.micro_batch) {
-    const auto part_of = [&](const at::Tensor& all) {
-      return all.narrow(0, begin, plan.micro_batch).to(device);
-    };
-    const data::Batch micro_batch{part_of(batch.tokens), part_of(batch.targets)};
+    const data::Batch micro_batch = batch.rows(begin, plan.micro_batch).to(model.device());
     const at::Tensor part =
         graphs != nullptr ? graphs->run(plan, micro_batch, pass) : pass(micro_batch);
     optimizer.collect_gradients();

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "lighthouse/data/loader.h"
-#include "lighthouse/model/llama.h"
+#include "lighthouse/data/batch.h"
+#include "lighthouse/model/language_model.h"
 #include "lighthouse/run/stage.h"
 #include "lighthouse/train/optimizer.h"
 #include "lighthouse/train/step_graphs.h"
@@ -19,7 +19,7 @@ struct StepResult {
 /// recipe.skip_grad_norm. The model has the attention of the plan.
 /// @param batch on any device
 /// @param graphs where given, passes are replayed from them, the same but for their speed
-StepResult train_step(model::Llama& model, AdamW& optimizer, const data::Batch& batch,
+StepResult train_step(model::LanguageModel& model, AdamW& optimizer, const data::Batch& batch,
                       const run::StepPlan& plan, const run::OptimizerRecipe& recipe, double lr,
                       StepGraphs* graphs = nullptr);
 

@@ -20,6 +20,13 @@ c10::cuda::CUDAStream capture_stream(c10::DeviceIndex device) {
   return streams.emplace(device, c10::cuda::getStreamFromPool(false, device)).first->second;
 }
 
+/// The values of a batch's tensor into the one that a graph reads.
+void copy_values(const at::Tensor& from, const at::Tensor& into) {
+  TORCH_CHECK(from.defined() == into.defined(),
+              "a batch has a tensor that others of its kind of step lack, or lacks one");
+  if (into.defined()) into.copy_(from);
+}
+
 /// What `run` launches; where it throws, nothing is being captured any more.
 void capture(at::cuda::CUDAGraph& graph, c10::MempoolId_t pool, const std::function<void()>& run) {
   graph.capture_begin(pool);
@@ -43,7 +50,7 @@ struct StepGraphs::Graph {
   /// @param pool memory of graphs that are replayed before and after; an empty one: of its own
   Graph(const data::Batch& micro_batch, const std::vector<at::Tensor>& parameters, const Pass& pass,
         c10::MempoolId_t pool)
-      : batch{micro_batch.tokens.clone(), micro_batch.targets.clone()} {
+      : batch(micro_batch.map([](const at::Tensor& tensor) { return tensor.clone(); })) {
     const c10::Device device = micro_batch.tokens.device();
     const c10::cuda::CUDAGuard guard(device);
     // A graph has memory of its own: what earlier passes left cached would lie idle beside it.
@@ -56,8 +63,10 @@ struct StepGraphs::Graph {
 
   /// What it gives is to be taken before any graph of its pool is replayed again.
   at::Tensor replay(const data::Batch& micro_batch, const std::vector<at::Tensor>& parameters) {
-    batch.tokens.copy_(micro_batch.tokens);
-    batch.targets.copy_(micro_batch.targets);
+    copy_values(micro_batch.tokens, batch.tokens);
+    copy_values(micro_batch.targets, batch.targets);
+    copy_values(micro_batch.positions, batch.positions);
+    copy_values(micro_batch.document_starts, batch.document_starts);
     graph.replay();
     for (size_t i = 0; i < parameters.size(); ++i) {
       // The optimizer takes float32 ones as they are, and the next replay would write over them.
@@ -98,7 +107,7 @@ at::Tensor StepGraphs::run(const run::StepPlan& /*kind*/, const data::Batch& mic
 
 #endif
 
-StepGraphs::StepGraphs(const model::Llama& model) : parameters_(model->parameters()) {}
+StepGraphs::StepGraphs(const model::LanguageModel& model) : parameters_(model.parameters()) {}
 StepGraphs::~StepGraphs() = default;
 
 }  // namespace lighthouse::train

@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "lighthouse/data/loader.h"
-#include "lighthouse/model/llama.h"
+#include "lighthouse/data/batch.h"
+#include "lighthouse/model/language_model.h"
 #include "lighthouse/run/stage.h"
 
 namespace lighthouse::train {
@@ -25,14 +25,15 @@ class StepGraphs {
   /// Gives a scalar, and leaves gradients in the model's parameters, which have none before.
   using Pass = std::function<at::Tensor(const data::Batch&)>;
 
-  explicit StepGraphs(const model::Llama& model);
+  explicit StepGraphs(const model::LanguageModel& model);
   ~StepGraphs();
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
 
   /// Does what `pass` does. The first pass of a kind sets libraries up and runs as it is; the
   /// second is captured, and it and all that follow are replayed.
-  /// @param micro_batch on the model's device, which is a GPU; of one shape throughout a kind
+  /// @param micro_batch on the model's device, which is a GPU; of one shape throughout a kind, and
+  ///        with positions in every one or in none
   at::Tensor run(const run::StepPlan& kind, const data::Batch& micro_batch, const Pass& pass);
 
  private:

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <ostream>
@@ -22,6 +23,7 @@
 #include "lighthouse/run/checkpoint.h"
 #include "lighthouse/run/checkpoint_space.h"
 #include "lighthouse/run/metrics.h"
+#include "lighthouse/run/new_model.h"
 #include "lighthouse/run/recipe_changes.h"
 #include "lighthouse/run/run_folder.h"
 #include "lighthouse/run/stage.h"
@@ -40,19 +42,17 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// The same weights on every device.
-model::Llama new_model(const run::Recipe& recipe, at::Device device, bool resume) {
-  at::manual_seed(recipe.run.seed);
-  model::Llama model(recipe.model);
-  if (!recipe.init_from.empty() && !resume) {
-    const auto weights = model::read_weights(recipe.init_from, recipe.model.tie_word_embeddings);
-    for (const auto& [name, tensor] : weights) {
-      check_argument(tensor.isfinite().all().item<bool>(), "model.init_from is '", recipe.init_from,
-                     "', whose tensor '", name, "' has values that are not finite");
-    }
-    run::restore(weights, run::parameters_of(model), "model.init_from");
+/// The recipe's model, with the weights that a new run begins with.
+std::shared_ptr<model::LanguageModel> first_model(const run::Recipe& recipe, at::Device device,
+                                                  bool resume) {
+  auto model = run::new_model(recipe, device);
+  if (recipe.init_from.empty() || resume) return model;
+  const auto weights = model::read_weights(recipe.init_from, recipe.model.tie_word_embeddings);
+  for (const auto& [name, tensor] : weights) {
+    check_argument(tensor.isfinite().all().item<bool>(), "model.init_from is '", recipe.init_from,
+                   "', whose tensor '", name, "' has values that are not finite");
   }
-  model->to(device);
+  run::restore(weights, model->weights(), "model.init_from");
   return model;
 }
 
@@ -127,21 +127,14 @@ class Trainer {
         loader_(corpus_.train(), corpus_.document_ends(), recipe.run.seed, recipe.model.vocab_size,
                 static_cast<uint64_t>(recipe.data.shuffle_block)),
         device_(find_device(recipe.run.device, "run.device")),
-        model_(new_model(recipe, device_, resume)),
-        optimizer_(model_, recipe.optimizer, run::scalar_type(recipe.run.dtype)),
+        model_(first_model(recipe, device_, resume)),
+        optimizer_(*model_, recipe.optimizer, run::scalar_type(recipe.run.dtype)),
         checkpoints_(folder.checkpoints()),
         writer_(checkpoints_, recipe.run.keep_checkpoints, recipe.run.keep_every_steps) {
     use_deterministic_algorithms(recipe.run.deterministic);
-    model_->set_recompute_mlp(recipe.run.recompute_mlp);
     for (const run::StageRecipe& stage : recipe.stages) {
-      model_->reserve_context(stage.context);
-      if (stage.dense_share > 0) model_->reserve_context(stage.dense_context);
-      auto& batches = held_out_[stage.context];
-      batches = data::held_out_batches(corpus_.held_out(), recipe.run.eval_sequences, stage.context,
-                                       recipe.model.vocab_size);
-      for (data::Batch& batch : batches) {
-        batch = {batch.tokens.to(device_), batch.targets.to(device_)};
-      }
+      held_out_[stage.context] = data::held_out_batches(
+          corpus_.held_out(), recipe.run.eval_sequences, stage.context, recipe.model.vocab_size);
     }
   }
 
@@ -195,7 +188,7 @@ class Trainer {
   double token_frequency_loss_;  ///< of all that a summary needs, what reads the data
   data::Loader loader_;
   at::Device device_;
-  model::Llama model_;
+  std::shared_ptr<model::LanguageModel> model_;
   AdamW optimizer_;
   run::Checkpoints checkpoints_;
   CheckpointWriter writer_;
@@ -334,7 +327,7 @@ void Trainer::run(const Stage& stage, Metrics& metrics) {
     progress_.say(message(when, " stage ", eval.stage, ": held-out loss ", eval.dense_loss,
                           " dense, ", eval.trained_loss, " as trained"));
   };
-  StepGraphs graphs(model_);
+  StepGraphs graphs(*model_);
   forget_peak_memory(device_);
   while (true) {
     if (step_ == stage.first) evaluate_now("before");
@@ -394,7 +387,7 @@ run::EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
   use(stage.recipe, attention);
   const auto& batches = held_out_.at(stage.recipe.context);
   const auto loss = [&](bool as_trained) {
-    return eval::held_out_loss(model_, batches, as_trained, stop_if_asked).all.mean;
+    return eval::held_out_loss(*model_, batches, as_trained, stop_if_asked).all.mean;
   };
   const double dense = loss(/*as_trained=*/false);
   const double trained = attention == nn::Mode::kDense ? dense : loss(/*as_trained=*/true);
@@ -409,7 +402,7 @@ std::variant<run::StepMetrics, run::SkipMetrics> Trainer::train_step(const Stage
   const data::Batch batch = loader_.next(plan.sequences, plan.context);
   use(stage.recipe, plan.attention);
   const StepResult done =
-      train::train_step(model_, optimizer_, batch, plan, recipe_.optimizer, lr, graphs);
+      train::train_step(*model_, optimizer_, batch, plan, recipe_.optimizer, lr, graphs);
   ++step_;
   const double seconds = clock_() - start;
   seconds_ += seconds;

@@ -29,13 +29,13 @@ TEST(HeldOutLoss, IsTheMeanOverSequencesAsAWholeAndByPosition) {
   model::Llama model(small_config());
   std::vector<data::Batch> batches = random_batches(1, 2, 150);
   batches.push_back(random_batches(1, 1, 150)[0]);
-  const HeldOutLoss found = held_out_loss(model, batches, false);
+  const HeldOutLoss found = held_out_loss(*model, batches, false);
 
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> rows;
   rows.reserve(batches.size());
   for (const auto& batch : batches) {
-    rows.push_back(model->token_losses(batch.tokens, batch.targets).to(at::kDouble));
+    rows.push_back(model->token_losses(batch).to(at::kDouble));
   }
   const at::Tensor losses = at::cat(rows);
   const auto expect = [](const Estimate& actual, const at::Tensor& means) {
@@ -56,30 +56,30 @@ TEST(HeldOutLoss, IsTheMeanOverSequencesAsAWholeAndByPosition) {
            losses.slice(1, bins[i].first, bins[i].second + 1).mean(1));
   }
 
-  const HeldOutLoss one = held_out_loss(model, random_batches(1, 1, 10), false);
+  const HeldOutLoss one = held_out_loss(*model, random_batches(1, 1, 10), false);
   EXPECT_TRUE(std::isnan(one.all.standard_error));
   ASSERT_EQ(one.by_position.size(), 1u);
   EXPECT_EQ(one.by_position[0].last, 9);
   EXPECT_EQ(one.by_position[0].estimate.mean, one.all.mean);
-  EXPECT_THROW(held_out_loss(model, {}, false), std::invalid_argument);
+  EXPECT_THROW(held_out_loss(*model, {}, false), std::invalid_argument);
   batches.push_back(random_batches(1, 1, 100)[0]);
-  EXPECT_THROW(held_out_loss(model, batches, false), std::invalid_argument);
+  EXPECT_THROW(held_out_loss(*model, batches, false), std::invalid_argument);
 }
 
 TEST(HeldOutLoss, IsDenseOrAsTrainedAndLeavesTheModelAsItWas) {
   at::manual_seed(2);
   model::Llama model(small_config());
   const auto batches = random_batches(2, 1, 512);
-  const double dense = held_out_loss(model, batches, false).all.mean;
-  EXPECT_EQ(held_out_loss(model, batches, true).all.mean, dense);
+  const double dense = held_out_loss(*model, batches, false).all.mean;
+  EXPECT_EQ(held_out_loss(*model, batches, true).all.mean, dense);
   model->set_attention(plan_of(SelectionRule::kPublished));
-  EXPECT_EQ(held_out_loss(model, batches, false).all.mean, dense);
-  EXPECT_NE(held_out_loss(model, batches, true).all.mean, dense);
+  EXPECT_EQ(held_out_loss(*model, batches, false).all.mean, dense);
+  EXPECT_NE(held_out_loss(*model, batches, true).all.mean, dense);
   EXPECT_TRUE(model->is_training());
   EXPECT_FALSE(model->lighthouse_in_eval());
   model->eval();
   model->set_lighthouse_in_eval(true);
-  held_out_loss(model, batches, false);
+  held_out_loss(*model, batches, false);
   EXPECT_FALSE(model->is_training());
   EXPECT_TRUE(model->lighthouse_in_eval());
   EXPECT_FALSE(model->parameters()[0].grad().defined());
@@ -91,12 +91,12 @@ TEST(HeldOutLoss, OfPiecesIsDenseUpToTheFirstBorder) {
   at::manual_seed(2);
   model::Llama model(small_config());
   const auto batches = random_batches(2, 1, 512);
-  const HeldOutLoss dense = held_out_loss(model, batches, false);
+  const HeldOutLoss dense = held_out_loss(*model, batches, false);
   for (const auto& plan : {pieces_of(128), plan_of(SelectionRule::kCausal, 128)}) {
     const bool alone = plan.mode == nn::Mode::kLocal;
     model->set_attention(plan);
-    EXPECT_EQ(held_out_loss(model, batches, false).all.mean, dense.all.mean);
-    const HeldOutLoss trained = held_out_loss(model, batches, true);
+    EXPECT_EQ(held_out_loss(*model, batches, false).all.mean, dense.all.mean);
+    const HeldOutLoss trained = held_out_loss(*model, batches, true);
     ASSERT_EQ(trained.by_position.size(), dense.by_position.size());
     for (size_t i = 0; i < dense.by_position.size(); ++i) {
       const double difference =
@@ -124,7 +124,7 @@ TEST(SelectionLeak, OfDenseAttentionIsExactlyZero) {
   at::manual_seed(3);
   model::Llama model(small_config());
   model->set_attention(plan_of(SelectionRule::kPublished));
-  const auto leak = selection_leak(model, random_batches(2, 2, 512), 4, 1, false);
+  const auto leak = selection_leak(*model, random_batches(2, 2, 512), 4, 1, false);
   ASSERT_EQ(leak.size(), 5u);
   const std::vector<std::pair<int64_t, int64_t>> bins{{1, 1}, {2, 4}, {5, 16}, {17, 64}, {65, 256}};
   for (size_t i = 0; i < leak.size(); ++i) {
@@ -140,7 +140,7 @@ TEST(SelectionLeak, OfPiecesAloneIsExactlyZero) {
   at::manual_seed(3);
   model::Llama model(small_config());
   model->set_attention(pieces_of(48));
-  const auto leak = selection_leak(model, random_batches(2, 2, 512), 4, 1, true);
+  const auto leak = selection_leak(*model, random_batches(2, 2, 512), 4, 1, true);
   ASSERT_EQ(leak.size(), 5u);
   for (const Bin& bin : leak) {
     EXPECT_EQ(bin.estimate.mean, 0) << bin.first;
@@ -153,7 +153,7 @@ TEST(SelectionLeak, OfPiecesBesideLighthouseIsSeen) {
   at::manual_seed(4);
   model::Llama model(small_config());
   model->set_attention(plan_of(SelectionRule::kPublished, 48));
-  const auto leak = selection_leak(model, random_batches(1, 1, 512), 8, 1, true);
+  const auto leak = selection_leak(*model, random_batches(1, 1, 512), 8, 1, true);
   ASSERT_EQ(leak.size(), 5u);
   EXPECT_NE(leak[0].estimate.mean, 0);
   EXPECT_GT(leak[0].estimate.standard_error, 0);
@@ -164,37 +164,37 @@ TEST(SelectionLeak, OfThePublishedRuleIsSeen) {
   model::Llama model(small_config());
   model->set_attention(plan_of(SelectionRule::kPublished));
   const auto batches = random_batches(1, 1, 512);
-  const auto leak = selection_leak(model, batches, 8, 1, true);
+  const auto leak = selection_leak(*model, batches, 8, 1, true);
   EXPECT_NE(leak[0].estimate.mean, 0);
   EXPECT_GT(leak[0].estimate.standard_error, 0);
   EXPECT_TRUE(model->is_training());
   EXPECT_FALSE(model->lighthouse_in_eval());
 
-  const auto again = selection_leak(model, batches, 8, 1, true);
+  const auto again = selection_leak(*model, batches, 8, 1, true);
   EXPECT_EQ(again[0].estimate.mean, leak[0].estimate.mean);
   EXPECT_EQ(again[0].estimate.standard_error, leak[0].estimate.standard_error);
-  EXPECT_NE(selection_leak(model, batches, 8, 2, true)[0].estimate.mean, leak[0].estimate.mean);
+  EXPECT_NE(selection_leak(*model, batches, 8, 2, true)[0].estimate.mean, leak[0].estimate.mean);
 }
 
 TEST(SelectionLeak, MeasuresOneCutByHand) {
   at::manual_seed(7);  // whose cut changes what is selected
-  model::LlamaConfig config = small_config();
+  model::ModelConfig config = small_config();
   config.vocab_size = 2;  // so that there is one other token
   model::Llama model(config);
   model->set_attention(plan_of(SelectionRule::kPublished));
   data::Batch batch = random_batches(1, 1, 256)[0];
   batch.tokens.remainder_(2);
   batch.targets.remainder_(2);
-  const auto leak = selection_leak(model, {batch}, 1, 3, true);
+  const auto leak = selection_leak(*model, {batch}, 1, 3, true);
 
   // With 256 tokens the cut is at 128 or later. Every cut that it may have been at:
   const at::NoGradGuard no_grad;
-  const at::Tensor before = model->token_losses(batch.tokens, batch.targets).to(at::kDouble);
+  const at::Tensor before = model->token_losses(batch).to(at::kDouble);
   int matches = 0;
   for (int64_t cut = 128; cut < 256; ++cut) {
     at::Tensor tokens = batch.tokens.clone();
     tokens.slice(1, cut).neg_().add_(1);
-    const at::Tensor rise = model->token_losses(tokens, batch.targets).to(at::kDouble) - before;
+    const at::Tensor rise = model->token_losses({tokens, batch.targets}).to(at::kDouble) - before;
     bool all = true;
     for (const Bin& bin : leak) {
       const at::Tensor part =
@@ -211,10 +211,10 @@ TEST(SelectionLeak, LeavesOutBinsWithoutPositions) {
   at::manual_seed(6);
   model::Llama model(small_config());
   const auto batches = random_batches(1, 1, 4);
-  EXPECT_EQ(selection_leak(model, batches, 20, 1, false).size(), 2u);
-  EXPECT_THROW(selection_leak(model, random_batches(1, 1, 1), 1, 1, false), std::invalid_argument);
-  EXPECT_THROW(selection_leak(model, batches, 0, 1, false), std::invalid_argument);
-  EXPECT_THROW(selection_leak(model, {}, 1, 1, false), std::invalid_argument);
+  EXPECT_EQ(selection_leak(*model, batches, 20, 1, false).size(), 2u);
+  EXPECT_THROW(selection_leak(*model, random_batches(1, 1, 1), 1, 1, false), std::invalid_argument);
+  EXPECT_THROW(selection_leak(*model, batches, 0, 1, false), std::invalid_argument);
+  EXPECT_THROW(selection_leak(*model, {}, 1, 1, false), std::invalid_argument);
 }
 
 }  // namespace

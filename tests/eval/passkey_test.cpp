@@ -68,7 +68,7 @@ TEST(PasskeysFound, CountsTheTrialsWhoseDigitHasTheLargestLogit) {
       for (int64_t trial = 0; trial < task.trials; ++trial) {
         const auto [text, digit] = passkey_prompt(task, trial);
         std::vector<int64_t> ids(text.begin(), text.end());
-        const at::Tensor logits = model->forward(at::tensor(ids, at::kLong).unsqueeze(0))[0][-1];
+        const at::Tensor logits = model->logits({at::tensor(ids, at::kLong).unsqueeze(0)})[0][-1];
         bool largest = true;
         for (int other = 0; other < 10; ++other) {
           largest &= logits['0' + digit].item<float>() >= logits['0' + other].item<float>();
@@ -78,7 +78,7 @@ TEST(PasskeysFound, CountsTheTrialsWhoseDigitHasTheLargestLogit) {
       model->set_lighthouse_in_eval(false);
       model->train();
     }
-    EXPECT_EQ(passkeys_found(model, task, as_trained), expected);
+    EXPECT_EQ(passkeys_found(*model, task, as_trained), expected);
     EXPECT_TRUE(model->is_training());
   }
   // Whatever the prompt says, this one answers with the same digit.
@@ -90,12 +90,12 @@ TEST(PasskeysFound, CountsTheTrialsWhoseDigitHasTheLargestLogit) {
   for (int64_t trial = 0; trial < task.trials; ++trial) {
     zeros += passkey_prompt(task, trial).digit == 0 ? 1 : 0;
   }
-  EXPECT_EQ(passkeys_found(model, task, false), zeros);
+  EXPECT_EQ(passkeys_found(*model, task, false), zeros);
 
-  model::LlamaConfig words = small_config();
+  model::ModelConfig words = small_config();
   words.vocab_size = 300;
   model::Llama other(words);
-  EXPECT_TRUE(testing::throws<std::invalid_argument>([&] { passkeys_found(other, task, false); },
+  EXPECT_TRUE(testing::throws<std::invalid_argument>([&] { passkeys_found(*other, task, false); },
                                                      {"vocabulary of 300", "256"}));
 }
 

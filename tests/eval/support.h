@@ -5,7 +5,7 @@
 
 namespace lighthouse::eval {
 
-inline model::LlamaConfig small_config() { return testing::small_model(2, 0.3); }
+inline model::ModelConfig small_config() { return testing::small_model(2, 0.3); }
 
 /// @param local tokens of pieces beside Lighthouse; 0: none
 inline model::AttentionPlan plan_of(SelectionRule rule, int64_t local = 0) {

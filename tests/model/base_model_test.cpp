@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lighthouse/io/file.h"
-#include "lighthouse/model/hugging_face.h"
+#include "lighthouse/model/hugging_face_config.h"
 #include "tests/support/folder.h"
 
 namespace lighthouse::model {
@@ -18,7 +18,7 @@ TEST(MergeConfig, LeavesNoOtherWordForWhatItSays) {
   io::write_atomically(folder / "config.json",
                        R"({"original_max_position_embeddings": 64, "rope_scaling": {"factor": 2},
                            "eos_token_id": [2, 7], "max_position_embeddings": 64, "kept": 1})");
-  LlamaConfig config;
+  ModelConfig config;
   config.rope_scaling = {.type = RopeType::kYarn, .factor = 4, .original_context = 32};
   const auto merged =
       nlohmann::json::parse(merge_config(folder.path(), to_config_json(config, 128, -1)));

@@ -101,6 +101,60 @@ TEST(Rotation, CoversWhatItWasMadeFor) {
   EXPECT_TRUE(at::equal(rotation.first(3).cos, Rotation(4, 10000, x.narrow(1, 0, 3)).cos));
 }
 
+/// Rows of a sequence of 64 tokens: one that begins in its middle, two chunks of it as a rank of
+/// context parallelism holds them, and two documents.
+Tensor some_positions() {
+  const auto range = [](int64_t from) { return at::arange(from, from + 8, at::kLong); };
+  const auto row = [&](int64_t first, int64_t second) {
+    return at::cat({range(first), range(second)});
+  };
+  return at::stack({row(20, 28), row(8, 48), row(0, 0)}).to(device());
+}
+
+TEST(Rotation, OfPositionsIsThatOfASequenceThatHasThem) {
+  const Tensor positions = some_positions();
+  for (const RopeType type :
+       {RopeType::kDefault, RopeType::kLinear, RopeType::kYarn, RopeType::kLlama3}) {
+    const RopeScaling scaling{.type = type, .factor = 4, .original_context = 32};
+    const auto options = at::TensorOptions(device());
+    const Rotation whole(16, 500, at::empty({1, 64, 0}, options), scaling);
+    const Rotation part(16, 500, at::empty({3, 16, 0}, options), scaling, positions);
+    ASSERT_EQ(part.cos.sizes(), (std::vector<int64_t>{3, 16, 8}));
+    for (int64_t row = 0; row < 3; ++row) {
+      EXPECT_TRUE(at::equal(part.cos[row], whole.cos.index_select(0, positions[row])));
+      EXPECT_TRUE(at::equal(part.sin[row], whole.sin.index_select(0, positions[row])));
+    }
+  }
+  const RopeScaling dynamic{.type = RopeType::kDynamic};
+  EXPECT_TRUE(testing::throws<std::invalid_argument>(
+      [&] {
+        Rotation(16, 500, at::empty({3, 16, 0}), dynamic, positions);
+      },
+      {"has positions", "rope_type is 'dynamic'"}));
+}
+
+TEST(Rotate, TurnsEachRowByItsPositions) {
+  at::manual_seed(2);
+  const Tensor positions = some_positions().t().contiguous().t();  // rows may be strided
+  for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (const int64_t dim : {6, 32}) {
+      const Tensor x = at::randn({3, 64, 2, dim}, at::kDouble).to(type).to(device());
+      std::vector<Tensor> rows;
+      for (int64_t row = 0; row < 3; ++row) {
+        rows.push_back(x[row].index_select(0, positions[row]));
+      }
+      const Tensor part = at::stack(rows);
+      const Rotation whole(dim, 500, x), of_part(dim, 500, part, {}, positions);
+      for (const bool inverse : {false, true}) {
+        const Tensor turned = rotated(x, whole, inverse), found = rotated(part, of_part, inverse);
+        for (int64_t row = 0; row < 3; ++row) {
+          EXPECT_TRUE(at::equal(found[row], turned[row].index_select(0, positions[row])));
+        }
+      }
+    }
+  }
+}
+
 /// The frequencies of a rotation: the angles of position 1, from cosines and sines.
 std::vector<double> frequencies(const Rotation& rotation) {
   const Tensor angles = at::atan2(rotation.sin[1], rotation.cos[1]).to(at::kDouble);
@@ -193,7 +247,7 @@ struct Layer {
   Tensor plain_norm() const { return x / (x.square().mean(-1, true) + 0.01).sqrt() * norm; }
   Tensor plain_rotation(const Tensor& heads, const Rotation& rotation) const {
     const auto half = heads.chunk(2, -1);
-    const Tensor cos = rotation.cos.unsqueeze(1), sin = rotation.sin.unsqueeze(1);
+    const Tensor cos = rotation.cos.unsqueeze(-2), sin = rotation.sin.unsqueeze(-2);
     return at::cat({half[0] * cos - half[1] * sin, half[1] * cos + half[0] * sin}, -1);
   }
 };
@@ -236,18 +290,21 @@ INSTANTIATE_TEST_SUITE_P(Biases, Blocks, ::testing::Bool(),
 
 TEST_P(Blocks, ProjectHeadsIsItsPlainFormInValueAndGradient) {
   const Layer l(Layer::kHidden, biased());
-  const Rotation rotation(Layer::kDim, 10000, l.x);
-  const auto heads = project_heads(l.x, {l.norm, 0.01}, l.q, l.k, l.v, rotation, Layer::kDim);
-  const auto plain_heads = [&](const Projection& projection) {
-    return plain(l.plain_norm(), projection).unflatten(-1, {-1, Layer::kDim});
-  };
-  const std::vector<Tensor> expected{l.plain_rotation(plain_heads(l.q), rotation),
-                                     l.plain_rotation(plain_heads(l.k), rotation),
-                                     plain_heads(l.v)};
-  const std::vector<Tensor> actual(heads.begin(), heads.end());
-  expect_same(actual, expected);
-  const std::vector<Tensor> of = all_of({l.x, l.norm}, {l.q, l.k, l.v});
-  expect_same(gradients(actual, of), gradients(expected, of));
+  const Tensor positions = at::randint(0, 50, {2, 5}, at::kLong).to(device());
+  for (const Rotation& rotation :
+       {Rotation(Layer::kDim, 10000, l.x), Rotation(Layer::kDim, 10000, l.x, {}, positions)}) {
+    const auto heads = project_heads(l.x, {l.norm, 0.01}, l.q, l.k, l.v, rotation, Layer::kDim);
+    const auto plain_heads = [&](const Projection& projection) {
+      return plain(l.plain_norm(), projection).unflatten(-1, {-1, Layer::kDim});
+    };
+    const std::vector<Tensor> expected{l.plain_rotation(plain_heads(l.q), rotation),
+                                       l.plain_rotation(plain_heads(l.k), rotation),
+                                       plain_heads(l.v)};
+    const std::vector<Tensor> actual(heads.begin(), heads.end());
+    expect_same(actual, expected);
+    const std::vector<Tensor> of = all_of({l.x, l.norm}, {l.q, l.k, l.v});
+    expect_same(gradients(actual, of), gradients(expected, of));
+  }
 }
 
 TEST_P(Blocks, AddProjectedIsItsPlainFormInValueAndGradient) {

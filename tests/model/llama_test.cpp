@@ -4,10 +4,8 @@
 #include <torch/optim/adamw.h>
 
 #include <cmath>
-#include <functional>
 #include <map>
 #include <set>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -18,28 +16,13 @@ namespace lighthouse::model {
 namespace {
 
 using at::Tensor;
+using testing::count_parameters;
+using testing::lighthouse_plan;
 
-LlamaConfig small_config() { return testing::small_model(3); }
-
-/// 512 tokens gather 32 roots and 2 * 4 * 16 children: 160 rows.
-AttentionPlan lighthouse_plan() {
-  AttentionPlan plan;
-  plan.mode = nn::Mode::kLighthouse;
-  plan.config.budget = 16;
-  plan.config.tile_budget = 8;
-  return plan;
-}
+ModelConfig small_config() { return testing::small_model(3); }
 
 Tensor random_tokens(int64_t batch, int64_t tokens) {
   return at::randint(0, 256, {batch, tokens}, at::kLong);
-}
-
-std::vector<nn::AttentionImpl*> attentions(Llama& model) {
-  std::vector<nn::AttentionImpl*> found;
-  for (const auto& module : model->modules()) {
-    if (auto* attention = module->as<nn::AttentionImpl>()) found.push_back(attention);
-  }
-  return found;
 }
 
 double relative_error(const Tensor& value, const Tensor& reference) {
@@ -47,22 +30,10 @@ double relative_error(const Tensor& value, const Tensor& reference) {
   return ((value - reference).abs().max() / reference.abs().max()).item<double>();
 }
 
-TEST(Llama, ShiftsThePiecesOfEverySecondLayer) {
-  Llama model(small_config());
-  AttentionPlan plan = lighthouse_plan();
-  plan.config.local = 64;
-  model->set_attention(plan);
-  std::vector<int64_t> shifts;
-  for (const auto* attention : attentions(model)) {
-    shifts.push_back(attention->options().config.local_shift);
-  }
-  EXPECT_EQ(shifts, (std::vector<int64_t>{0, 32, 0}));
-}
-
 TEST(Llama, AgreesWithHuggingFace) {
   const auto golden = io::read_safetensors(GOLDEN_FOLDER "/llama_tiny.safetensors");
   const auto integer = [&](const char* name) { return std::stoll(golden.metadata.at(name)); };
-  LlamaConfig config;
+  ModelConfig config;
   config.vocab_size = integer("vocab_size");
   config.hidden_size = integer("hidden_size");
   config.intermediate_size = integer("intermediate_size");
@@ -80,9 +51,9 @@ TEST(Llama, AgreesWithHuggingFace) {
     }
   }
   const Tensor tokens = golden.tensors.at("tokens"), targets = golden.tensors.at("targets");
-  const Tensor losses = model->token_losses(tokens, targets);
+  const Tensor losses = model->token_losses({tokens, targets});
   (losses * golden.tensors.at("loss_weights")).mean().backward();
-  EXPECT_LE(relative_error(model->forward(tokens), golden.tensors.at("logits")), 1e-5);
+  EXPECT_LE(relative_error(model->logits({tokens}), golden.tensors.at("logits")), 1e-5);
   EXPECT_LE(relative_error(losses, golden.tensors.at("losses")), 1e-5);
   size_t gradients = 0;
   for (const auto& [name, gradient] : golden.tensors) {
@@ -95,7 +66,7 @@ TEST(Llama, AgreesWithHuggingFace) {
 }
 
 TEST(Llama, NamesItsParametersAsHuggingFaceDoes) {
-  LlamaConfig config = small_config();
+  ModelConfig config = small_config();
   config.num_hidden_layers = 1;
   std::map<std::string, std::vector<int64_t>> shapes;
   for (const auto& parameter : Llama(config)->named_parameters()) {
@@ -116,18 +87,18 @@ TEST(Llama, NamesItsParametersAsHuggingFaceDoes) {
       {"model.norm.weight", {32}},
   };
   EXPECT_EQ(shapes, expected);
-  EXPECT_EQ(Llama(config)->num_parameters(),
+  EXPECT_EQ(count_parameters(*Llama(config)),
             2 * 256 * 32 + 3 * 32 * 48 + 2 * 16 * 32 + 2 * 32 * 32 + 3 * 32);
   EXPECT_TRUE(Llama(config)->buffers().empty());
 }
 
 TEST(Llama, HasTheBiasesOfItsType) {
   const auto biases = [](auto change) {
-    LlamaConfig config = small_config();
+    ModelConfig config = small_config();
     config.num_hidden_layers = 1;
     change(config);
     const Llama model(config);
-    EXPECT_EQ(model->num_parameters(), config.num_parameters());
+    EXPECT_EQ(count_parameters(*model), config.num_parameters());
     std::set<std::string> found;
     for (const auto& parameter : model->named_parameters()) {
       if (!parameter.key().ends_with(".bias")) continue;
@@ -140,21 +111,21 @@ TEST(Llama, HasTheBiasesOfItsType) {
   const Names qkv{"self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"};
   Names all = qkv;
   all.insert("self_attn.o_proj.bias");
-  EXPECT_EQ(biases([](LlamaConfig&) {}), Names());
-  EXPECT_EQ(biases([](LlamaConfig& c) { c.model_type = ModelType::kMistral; }), Names());
-  EXPECT_EQ(biases([](LlamaConfig& c) { c.model_type = ModelType::kQwen2; }), qkv);
-  EXPECT_EQ(biases([](LlamaConfig& c) { c.attention_bias = true; }), all);
-  EXPECT_EQ(biases([](LlamaConfig& c) { c.mlp_bias = true; }),
+  EXPECT_EQ(biases([](ModelConfig&) {}), Names());
+  EXPECT_EQ(biases([](ModelConfig& c) { c.model_type = ModelType::kMistral; }), Names());
+  EXPECT_EQ(biases([](ModelConfig& c) { c.model_type = ModelType::kQwen2; }), qkv);
+  EXPECT_EQ(biases([](ModelConfig& c) { c.attention_bias = true; }), all);
+  EXPECT_EQ(biases([](ModelConfig& c) { c.mlp_bias = true; }),
             Names({"mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias"}));
 }
 
 TEST(Llama, TiedEmbeddingsAreOneParameterWithBothGradients) {
-  LlamaConfig config = small_config();
+  ModelConfig config = small_config();
   at::manual_seed(1);
   Llama untied(config);
   config.tie_word_embeddings = true;
   Llama tied(config);
-  EXPECT_EQ(tied->num_parameters(), untied->num_parameters() - int64_t{256} * 32);
+  EXPECT_EQ(count_parameters(*tied), count_parameters(*untied) - int64_t{256} * 32);
   {
     const at::NoGradGuard no_grad;
     for (auto& parameter : untied->named_parameters()) {
@@ -164,9 +135,9 @@ TEST(Llama, TiedEmbeddingsAreOneParameterWithBothGradients) {
     }
   }
   const Tensor tokens = random_tokens(2, 9), targets = random_tokens(2, 9);
-  tied->token_losses(tokens, targets).sum().backward();
-  untied->token_losses(tokens, targets).sum().backward();
-  EXPECT_TRUE(at::equal(tied->forward(tokens), untied->forward(tokens)));
+  tied->token_losses({tokens, targets}).sum().backward();
+  untied->token_losses({tokens, targets}).sum().backward();
+  EXPECT_TRUE(at::equal(tied->logits({tokens}), untied->logits({tokens})));
   const auto grad = [](Llama& model, const char* name) {
     return model->named_parameters()[name].grad();
   };
@@ -177,7 +148,7 @@ TEST(Llama, TiedEmbeddingsAreOneParameterWithBothGradients) {
 }
 
 TEST(Llama, InitializesFromTheSeed) {
-  const LlamaConfig config = small_config();
+  const ModelConfig config = small_config();
   at::manual_seed(7);
   Llama one(config);
   at::manual_seed(7);
@@ -200,27 +171,16 @@ TEST(Llama, InitializesFromTheSeed) {
   }
 }
 
-TEST(Llama, LossesAreThoseOfItsLogits) {
-  at::manual_seed(2);
-  Llama model(small_config());
-  const Tensor tokens = random_tokens(3, 21), targets = random_tokens(3, 21);
-  const Tensor losses = model->token_losses(tokens, targets);
-  EXPECT_EQ(losses.sizes(), tokens.sizes());
-  const Tensor plain = at::cross_entropy_loss(model->forward(tokens).transpose(1, 2), targets, {},
-                                              at::Reduction::None);
-  EXPECT_LE(relative_error(losses, plain), 1e-5);
-}
-
 TEST(Llama, DenseLogitsDependOnThePastAloneToTheBit) {
   at::manual_seed(3);
   Llama model(small_config());
   const at::NoGradGuard no_grad;
   const Tensor tokens = random_tokens(1, 200);
-  const Tensor logits = model->forward(tokens);
+  const Tensor logits = model->logits({tokens});
   for (const int64_t changed : {1, 63, 64, 137, 199}) {
     Tensor others = tokens.clone();
     others.slice(1, changed).add_(1).remainder_(256);
-    const Tensor after = model->forward(others);
+    const Tensor after = model->logits({others});
     EXPECT_TRUE(at::equal(after.slice(1, 0, changed), logits.slice(1, 0, changed))) << changed;
     EXPECT_FALSE(at::equal(after.select(1, changed), logits.select(1, changed))) << changed;
   }
@@ -229,15 +189,15 @@ TEST(Llama, DenseLogitsDependOnThePastAloneToTheBit) {
 TEST(Llama, ALongerSequenceBeforeChangesNothing) {
   at::manual_seed(4);
   for (const RopeType type : {RopeType::kDefault, RopeType::kDynamic}) {
-    LlamaConfig config = small_config();
+    ModelConfig config = small_config();
     config.rope_scaling.type = type;
     config.rope_scaling.original_context = 20;
     Llama model(config);
     for (const int64_t length : {10, 30}) {
       const Tensor tokens = random_tokens(2, length);
-      const Tensor before = model->forward(tokens);
-      model->forward(random_tokens(1, 300));
-      EXPECT_TRUE(at::equal(model->forward(tokens), before)) << to_string(type) << length;
+      const Tensor before = model->logits({tokens});
+      model->logits({random_tokens(1, 300)});
+      EXPECT_TRUE(at::equal(model->logits({tokens}), before)) << to_string(type) << length;
     }
   }
 }
@@ -246,145 +206,18 @@ TEST(Llama, ComputesInTheTypeOfItsParameters) {
   at::manual_seed(5);
   Llama model(small_config());
   const Tensor tokens = random_tokens(1, 512), targets = random_tokens(1, 512);
-  const Tensor losses = model->token_losses(tokens, targets);
+  const Tensor losses = model->token_losses({tokens, targets});
   model->to(at::kBFloat16);
   model->set_attention(lighthouse_plan());
-  const Tensor trained = model->token_losses(tokens, targets);
+  const Tensor trained = model->token_losses({tokens, targets});
   trained.mean().backward();
   EXPECT_EQ(model->named_parameters()["model.norm.weight"].grad().scalar_type(), at::kBFloat16);
   model->eval();
-  const Tensor rounded = model->token_losses(tokens, targets);
+  const Tensor rounded = model->token_losses({tokens, targets});
   EXPECT_EQ(rounded.scalar_type(), at::kFloat);
   // bfloat16 keeps 8 bits, and three layers add up their roundings.
   EXPECT_LE((rounded - losses).abs().max().item<double>(), 0.1);
-  EXPECT_EQ(model->forward(tokens).scalar_type(), at::kBFloat16);
-}
-
-TEST(Llama, SetsTheAttentionOfEachLayer) {
-  Llama model(small_config());
-  for (auto* attention : attentions(model)) {
-    EXPECT_EQ(attention->options().mode, nn::Mode::kDense);
-  }
-  AttentionPlan plan = lighthouse_plan();
-  plan.dense_layers = {0, -1};
-  model->set_attention(plan);
-  const auto found = attentions(model);
-  ASSERT_EQ(found.size(), 3u);
-  EXPECT_EQ(found[0]->options().mode, nn::Mode::kDense);
-  EXPECT_EQ(found[1]->options().mode, nn::Mode::kLighthouse);
-  EXPECT_EQ(found[2]->options().mode, nn::Mode::kDense);
-  EXPECT_EQ(found[1]->options().config, plan.config);
-  EXPECT_TRUE(found[1]->uses_lighthouse(512));
-  EXPECT_FALSE(found[1]->uses_lighthouse(16));
-}
-
-TEST(Llama, EvaluatesDenselyUnlessTold) {
-  at::manual_seed(6);
-  Llama model(small_config());
-  const Tensor tokens = random_tokens(1, 512);
-  const Tensor dense = model->forward(tokens);
-  model->set_attention(lighthouse_plan());
-  const Tensor lighthouse = model->forward(tokens);
-  EXPECT_FALSE(at::equal(lighthouse, dense));
-  model->eval();
-  EXPECT_TRUE(at::equal(model->forward(tokens), dense));
-  model->set_lighthouse_in_eval(true);
-  EXPECT_TRUE(at::equal(model->forward(tokens), lighthouse));
-  model->set_attention(lighthouse_plan());
-  EXPECT_TRUE(at::equal(model->forward(tokens), lighthouse));
-  model->set_lighthouse_in_eval(false);
-  EXPECT_TRUE(at::equal(model->forward(tokens), dense));
-}
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-TEST(Llama, NamesWhatIsWrong) {
-  Llama model(small_config());
-  AttentionPlan plan = lighthouse_plan();
-  plan.dense_layers = {3};
-  EXPECT_EQ(error_of([&] { model->set_attention(plan); }),
-            "dense layer 3 does not exist; it must be from -3 to 2");
-  plan.dense_layers = {-4};
-  EXPECT_EQ(error_of([&] { model->set_attention(plan); }),
-            "dense layer -4 does not exist; it must be from -3 to 2");
-  const Tensor tokens = random_tokens(1, 4);
-  EXPECT_EQ(error_of([&] { model->forward(tokens.to(at::kFloat)); }),
-            "tokens are Float of shape [1, 4]; they must be Long of shape (batch, tokens), with "
-            "one token or more");
-  EXPECT_EQ(error_of([&] { model->forward(tokens[0]); }),
-            "tokens are Long of shape [4]; they must be Long of shape (batch, tokens), with one "
-            "token or more");
-  EXPECT_EQ(error_of([&] { model->token_losses(tokens, tokens.slice(1, 1)); }),
-            "targets are Long of shape [1, 3]; they must be Long of the tokens' shape, [1, 4]");
-}
-
-TEST(LlamaConfig, NamesTheFieldThatIsOutOfRange) {
-  const auto error = [](auto change) {
-    LlamaConfig config;
-    change(config);
-    return error_of([&] { config.validate(); });
-  };
-  EXPECT_EQ(error([](LlamaConfig&) {}), "no error");
-  EXPECT_EQ(error([](LlamaConfig& c) { c.hidden_size = 0; }),
-            "hidden_size is 0; it must be above 0");
-  EXPECT_EQ(error([](LlamaConfig& c) { c.vocab_size = 1; }),
-            "vocab_size is 1; it must be 2 or more");
-  EXPECT_EQ(error([](LlamaConfig& c) { c.num_key_value_heads = 3; }),
-            "num_attention_heads is 4; it must be a multiple of num_key_value_heads, 3");
-  EXPECT_EQ(error([](LlamaConfig& c) { c.head_dim = 7; }),
-            "head_dim is 7; it must be even and above 0");
-  EXPECT_EQ(error([](LlamaConfig& c) { c.rope_theta = std::nan(""); }),
-            "rope_theta is nan; it must be above 0");
-  EXPECT_EQ(error([](LlamaConfig& c) { c.initializer_range = 1.5; }),
-            "initializer_range is 1.5; it must be above 0 and at most 1");
-}
-
-TEST(LlamaConfig, RefusesWhatTransformersWouldNotLoad) {
-  LlamaConfig config;
-  config.hidden_size = 36;
-  config.num_attention_heads = config.num_key_value_heads = 8;
-  EXPECT_EQ(error_of([&] { config.validate(); }),
-            "hidden_size is 36; it must be a multiple of num_attention_heads, 8, for transformers "
-            "to load a Llama");
-  config.model_type = ModelType::kMistral;
-  EXPECT_EQ(error_of([&] { config.validate(); }), "no error");
-  config.mlp_bias = true;
-  EXPECT_EQ(error_of([&] { config.validate(); }),
-            "mlp_bias is true; it must be false where model_type is 'mistral', whose biases are "
-            "fixed");
-}
-
-TEST(LlamaConfig, RefusesScalingThatIsNone) {
-  const auto error = [](auto change) {
-    LlamaConfig config;
-    change(config, config.rope_scaling);
-    return error_of([&] { config.validate(); });
-  };
-  EXPECT_EQ(error([](LlamaConfig&, RopeScaling& s) { s.factor = 8; }),
-            "rope_scaling_factor is 8; it must be 1 where rope_type is 'default', which does not "
-            "scale");
-  EXPECT_EQ(error([](LlamaConfig&, RopeScaling& s) {
-              s.type = RopeType::kLlama3;
-              s.low_frequency = 5;
-            }),
-            "rope_high_frequency is 4; it must be above rope_low_frequency, 5");
-  EXPECT_EQ(error([](LlamaConfig& c, RopeScaling& s) {
-              s.type = RopeType::kDynamic;
-              c.head_dim = 2;
-            }),
-            "head_dim is 2; it must be above 2 where rope_type is 'dynamic'");
-  EXPECT_EQ(error([](LlamaConfig& c, RopeScaling& s) {
-              s.type = RopeType::kYarn;
-              c.rope_theta = 1;
-            }),
-            "rope_theta is 1; it must be above 1 where rope_type is 'yarn'");
+  EXPECT_EQ(model->logits({tokens}).scalar_type(), at::kBFloat16);
 }
 
 class Overfit : public ::testing::TestWithParam<nn::Mode> {};
@@ -400,7 +233,7 @@ TEST_P(Overfit, LearnsAShortTextByHeart) {
   torch::optim::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(1e-2));
   double loss = 0;
   for (int step = 0; step < 60; ++step) {
-    const Tensor mean = model->token_losses(tokens, targets).mean();
+    const Tensor mean = model->token_losses({tokens, targets}).mean();
     loss = mean.item<double>();
     optimizer.zero_grad();
     mean.backward();

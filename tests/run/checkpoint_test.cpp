@@ -8,6 +8,7 @@
 
 #include "lighthouse/io/checksum.h"
 #include "lighthouse/io/safetensors.h"
+#include "lighthouse/model/language_model.h"
 #include "lighthouse/run/recipe_changes.h"
 #include "tests/run/support.h"
 
@@ -78,8 +79,8 @@ TEST(Checkpoint, IsReadInItsOlderFormat) {
   EXPECT_EQ(old.recipe.model.rope_scaling, model::RopeScaling());
   ASSERT_EQ(old.recipe.stages.size(), 2u);
   EXPECT_EQ(old.recipe.stages[0].config.budget, 8);
-  model::Llama model(old.recipe.model);
-  restore(old.model, parameters_of(model), "the checkpoint");
+  const auto model = model::new_model(old.recipe.model);
+  restore(old.model, model->weights(), "the checkpoint");
 
   Recipe recipe = old.recipe;
   recipe.data.path = {"elsewhere"};

@@ -6,6 +6,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "lighthouse/model/language_model.h"
+#include "tests/support/small_model.h"
 #include "tests/support/throws.h"
 
 namespace lighthouse::run {
@@ -75,7 +77,7 @@ std::string printed(const Recipe& recipe) {
 TEST_F(RecipeTest, HasWhatTheFileSaysAndElseTheDefaults) {
   const Recipe recipe = read(kRecipe);
   EXPECT_EQ(recipe.model.hidden_size, 64);
-  EXPECT_EQ(recipe.model.num_hidden_layers, model::LlamaConfig{}.num_hidden_layers);
+  EXPECT_EQ(recipe.model.num_hidden_layers, model::ModelConfig{}.num_hidden_layers);
   EXPECT_EQ(recipe.data.path, Paths{"text"});
   EXPECT_EQ(recipe.optimizer.lr, 1e-3);
   EXPECT_EQ(recipe.optimizer.beta2, OptimizerRecipe{}.beta2);
@@ -535,11 +537,11 @@ TEST_F(RecipeTest, ScalesAsLlama3WhereAFactorHasNoType) {
 }
 
 TEST_F(RecipeTest, CountsTheParametersOfTheModel) {
-  model::LlamaConfig config;
+  model::ModelConfig config;
   config.num_key_value_heads = 2;
   for (const bool tied : {false, true}) {
     config.tie_word_embeddings = tied;
-    EXPECT_EQ(config.num_parameters(), model::Llama(config)->num_parameters());
+    EXPECT_EQ(config.num_parameters(), testing::count_parameters(*model::new_model(config)));
   }
 }
 

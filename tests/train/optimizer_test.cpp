@@ -5,26 +5,29 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "tests/support/small_model.h"
 
 namespace lighthouse::train {
 namespace {
 
-model::LlamaConfig tiny() { return testing::small_model(1); }
+std::shared_ptr<model::LanguageModel> tiny_model() {
+  return model::new_model(testing::small_model(1));
+}
 
-void set_gradients(model::Llama& model, double value) {
-  for (at::Tensor& parameter : model->parameters()) {
+void set_gradients(model::LanguageModel& model, double value) {
+  for (at::Tensor& parameter : model.parameters()) {
     parameter.mutable_grad() = at::full_like(parameter, value);
   }
 }
 
 TEST(AdamW, UpdatesByItsDefinitionAndDecaysMatricesAlone) {
   at::manual_seed(1);
-  model::Llama model(tiny());
+  const auto model = tiny_model();
   run::OptimizerRecipe recipe;
   recipe.weight_decay = 0.5;
-  AdamW optimizer(model, recipe);
+  AdamW optimizer(*model, recipe);
   std::vector<double> expected;
   for (const auto& parameter : model->parameters()) {
     expected.push_back(parameter.flatten()[0].item<double>());
@@ -37,7 +40,7 @@ TEST(AdamW, UpdatesByItsDefinitionAndDecaysMatricesAlone) {
     v = recipe.beta2 * v + (1 - recipe.beta2) * g * g;
     const double update = m / (1 - std::pow(recipe.beta1, step)) /
                           (std::sqrt(v / (1 - std::pow(recipe.beta2, step))) + recipe.eps);
-    set_gradients(model, g);
+    set_gradients(*model, g);
     optimizer.collect_gradients();
     optimizer.step(lr);
     size_t i = 0;
@@ -55,27 +58,28 @@ TEST(AdamW, UpdatesByItsDefinitionAndDecaysMatricesAlone) {
 TEST(AdamW, ClipsTheGlobalNorm) {
   const auto update_of = [](double gradient, double max_grad_norm) {
     at::manual_seed(1);
-    model::Llama model(tiny());
+    const auto model = tiny_model();
     run::OptimizerRecipe recipe;
     recipe.max_grad_norm = max_grad_norm;
     recipe.eps = 1;  // the size of a gradient then shows in the update
-    AdamW optimizer(model, recipe);
-    set_gradients(model, gradient);
+    AdamW optimizer(*model, recipe);
+    set_gradients(*model, gradient);
     optimizer.collect_gradients();
     const double norm = optimizer.clip_gradients();
-    EXPECT_NEAR(norm / (gradient * std::sqrt(static_cast<double>(model->num_parameters()))), 1,
-                1e-5);
+    EXPECT_NEAR(
+        norm / (gradient * std::sqrt(static_cast<double>(testing::count_parameters(*model)))), 1,
+        1e-5);
     EXPECT_NEAR(optimizer.clip_gradients(), std::min(norm, max_grad_norm), 1e-5 * norm);
     optimizer.step(0.1);
     return optimizer.state().at("exp_avg.model.norm.weight")[0].item<double>();
   };
-  model::Llama model(tiny());
-  const double norm = 2 * std::sqrt(static_cast<double>(model->num_parameters()));
+  const auto model = tiny_model();
+  const double norm = 2 * std::sqrt(static_cast<double>(testing::count_parameters(*model)));
   EXPECT_NEAR(update_of(2, 0.5) / (0.1 * 2 * 0.5 / norm), 1, 1e-5);
   EXPECT_NEAR(update_of(1e-4, 0.5) / (0.1 * 1e-4), 1, 1e-5);
 
-  AdamW optimizer(model, {});
-  set_gradients(model, 1);
+  AdamW optimizer(*model, {});
+  set_gradients(*model, 1);
   model->parameters()[0].mutable_grad().fill_(std::nan(""));
   optimizer.collect_gradients();
   EXPECT_TRUE(std::isnan(optimizer.clip_gradients()));
@@ -83,25 +87,25 @@ TEST(AdamW, ClipsTheGlobalNorm) {
 
 TEST(AdamW, AddsUpGradientsInFloat32AndKeepsFloat32Weights) {
   at::manual_seed(2);
-  model::Llama model(tiny()), exact(tiny());
+  const auto model = tiny_model(), exact = tiny_model();
   {
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < model->parameters().size(); ++i) {
       exact->parameters()[i].copy_(model->parameters()[i]);
     }
   }
-  AdamW optimizer(model, {}, at::kBFloat16), reference(exact, {});
+  AdamW optimizer(*model, {}, at::kBFloat16), reference(*exact, {});
   for (const at::Tensor& parameter : model->parameters()) {
     EXPECT_EQ(parameter.scalar_type(), at::kBFloat16);
   }
   // 1 + 2^-8 is no bfloat16: a sum in that type would lose what is added.
   for (int step = 0; step < 3; ++step) {
     for (const double part : {1.0, 0x1p-8}) {
-      set_gradients(model, part);
+      set_gradients(*model, part);
       optimizer.collect_gradients();
       EXPECT_FALSE(model->parameters()[0].grad().defined());
     }
-    set_gradients(exact, 1 + 0x1p-8);
+    set_gradients(*exact, 1 + 0x1p-8);
     reference.collect_gradients();
     EXPECT_EQ(optimizer.clip_gradients(), reference.clip_gradients());
     optimizer.step(1e-3);
@@ -117,23 +121,23 @@ TEST(AdamW, AddsUpGradientsInFloat32AndKeepsFloat32Weights) {
 }
 
 TEST(AdamW, DropsGradients) {
-  model::Llama model(tiny());
-  AdamW optimizer(model, {});
-  set_gradients(model, 3);
+  const auto model = tiny_model();
+  AdamW optimizer(*model, {});
+  set_gradients(*model, 3);
   optimizer.collect_gradients();
   optimizer.drop_gradients();
-  set_gradients(model, 1);
+  set_gradients(*model, 1);
   optimizer.collect_gradients();
-  EXPECT_NEAR(optimizer.clip_gradients(), std::sqrt(static_cast<double>(model->num_parameters())),
-              1e-3);
+  EXPECT_NEAR(optimizer.clip_gradients(),
+              std::sqrt(static_cast<double>(testing::count_parameters(*model))), 1e-3);
 }
 
 TEST(AdamW, GivesItsStateItself) {
-  model::Llama model(tiny());
-  AdamW optimizer(model, {});
+  const auto model = tiny_model();
+  AdamW optimizer(*model, {});
   const auto state = optimizer.state();
   EXPECT_EQ(state.size(), 1 + 2 * model->parameters().size());
-  set_gradients(model, 1);
+  set_gradients(*model, 1);
   optimizer.collect_gradients();
   optimizer.step(0.1);
   const at::Tensor moment = state.at("exp_avg.model.norm.weight");

@@ -1,6 +1,7 @@
 #include "lighthouse/train/trainer.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/arange.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -16,6 +17,7 @@
 #include "lighthouse/data/corpus.h"
 #include "lighthouse/run/checkpoint.h"
 #include "lighthouse/run/metrics.h"
+#include "lighthouse/run/new_model.h"
 #include "lighthouse/run/run_folder.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/step_graphs.h"
@@ -689,22 +691,24 @@ TEST_F(TrainerTest, ReplaysStepsToTheSameBits) {
 TEST_F(TrainerTest, RunsAPassTwiceAndThenReplaysIt) {
   if (testing::device().is_cpu()) GTEST_SKIP() << "CUDA graphs are of a GPU";
   use_deterministic_algorithms(true);
-  model::Llama model(recipe(dense_stage("s", 1)).model);
-  model->to(testing::device());
-  StepGraphs graphs(model);
+  const auto model = run::new_model(recipe(dense_stage("s", 1)), testing::device());
+  StepGraphs graphs(*model);
   int passes = 0;
   for (int i = 0; i < 5; ++i) {
     for (const int64_t length : {32, 64}) {
-      const at::Tensor tokens =
-          at::full({1, length}, i, at::TensorOptions(at::kLong).device(testing::device()));
-      const at::Tensor loss = graphs.run(
-          {nn::Mode::kDense, 1, length, 1}, {tokens, tokens}, [&](const data::Batch& batch) {
-            ++passes;
-            at::Tensor sum = model->token_losses(batch.tokens, batch.targets).sum();
-            sum.backward();
-            return sum.detach();
-          });
-      const at::Tensor expected = model->token_losses(tokens, tokens).sum();
+      const at::Tensor counted =
+          at::arange(length, at::TensorOptions(at::kLong).device(testing::device())).unsqueeze(0);
+      const at::Tensor tokens = counted.remainder(7) + i;
+      data::Batch given{tokens, tokens};
+      if (length == 64) given.positions = counted * (i + 1);
+      const auto pass = [&](const data::Batch& batch) {
+        ++passes;
+        at::Tensor sum = model->token_losses(batch).sum();
+        sum.backward();
+        return sum.detach();
+      };
+      const at::Tensor loss = graphs.run({nn::Mode::kDense, 1, length, 1}, given, pass);
+      const at::Tensor expected = model->token_losses(given).sum();
       const auto grads = torch::autograd::grad({expected}, model->parameters());
       EXPECT_TRUE(loss.equal(expected)) << i;
       for (size_t j = 0; j < grads.size(); ++j) {

@@ -16,7 +16,6 @@
 #include "apps/lighthouse/verbs/bench.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/table.h"
-#include "lighthouse/model/llama.h"
 #include "lighthouse/model/token_loss.h"
 #include "lighthouse/nn/attention.h"
 #include "lighthouse/run/stage.h"
@@ -73,7 +72,7 @@ double time_alone(at::Device device, const F& f) {
 /// Forward and backward of the attention of one layer, of that index where it is not dense.
 double time_attention(const run::Recipe& recipe, const run::StageRecipe& stage, nn::Mode mode,
                       int64_t layer, at::Device device) {
-  const model::LlamaConfig& m = recipe.model;
+  const model::ModelConfig& m = recipe.model;
   const int64_t sequences = stage.sequences_at_once();
   const auto draw = [&](int64_t heads) {
     return at::randn({sequences, stage.context, heads, m.head_dim}, options_of(recipe, device))
@@ -103,7 +102,7 @@ double time_projection(int64_t rows, int64_t in, int64_t out, const at::TensorOp
 }
 
 double time_products(const run::Recipe& recipe, const run::StageRecipe& stage, at::Device device) {
-  const model::LlamaConfig& m = recipe.model;
+  const model::ModelConfig& m = recipe.model;
   const auto options = options_of(recipe, device);
   const int64_t rows = stage.sequences_at_once() * stage.context;
   const int64_t heads = (m.num_attention_heads + 2 * m.num_key_value_heads) * m.head_dim;
@@ -121,7 +120,7 @@ double time_products(const run::Recipe& recipe, const run::StageRecipe& stage, a
 
 /// 6 a weight of a matrix and token, and 12 H D a pair of positions that attention compares.
 double model_flops(const run::Recipe& recipe, const Row& row) {
-  const model::LlamaConfig& m = recipe.model;
+  const model::ModelConfig& m = recipe.model;
   const auto weights = static_cast<double>(
       m.num_parameters() - (m.tie_word_embeddings ? 0 : m.vocab_size * m.hidden_size));
   const auto tokens = static_cast<double>(row.stage->context);

@@ -14,6 +14,7 @@
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/corpus.h"
+#include "lighthouse/data/loader.h"
 #include "lighthouse/io/table.h"
 #include "lighthouse/run/stage.h"
 
@@ -70,18 +71,14 @@ void eval_run(const Options& options) {
                  "fingerprint ",
                  corpus.fingerprint(), ", not ", run.checkpoint.corpus);
 
-  model::Llama model = load_model(run, options.device);
-  const at::Device device = model->parameters().front().device();
+  const auto model = load_model(run, options.device);
   const run::StageRecipe& stage = stage_as_trained(recipe);
-  auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
-                                        recipe.model.vocab_size);
+  const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
+                                              recipe.model.vocab_size);
 
   const auto loss = [&](bool as_trained) {
-    return eval::held_out_loss(model, batches, as_trained);
+    return eval::held_out_loss(*model, batches, as_trained);
   };
-  for (data::Batch& batch : batches) {
-    batch = {batch.tokens.to(device), batch.targets.to(device)};
-  }
   const eval::HeldOutLoss dense = loss(false);
   const nn::Mode attention = run::computed_attention(stage);
   const bool differs = attention != nn::Mode::kDense;
@@ -106,7 +103,7 @@ void eval_run(const Options& options) {
         << "\nleak: rise of the loss before a cut after which all inputs are replaced, nats:\n"
         << std::flush;
     const auto leak = [&](bool as_trained) {
-      return eval::selection_leak(model, batches, options.cuts, recipe.run.seed, as_trained);
+      return eval::selection_leak(*model, batches, options.cuts, recipe.run.seed, as_trained);
     };
     leak_dense = leak(false);
     leak_trained = differs ? leak(true) : leak_dense;

@@ -20,6 +20,7 @@
 #include "lighthouse/io/safetensors.h"
 #include "lighthouse/model/base_model.h"
 #include "lighthouse/model/hugging_face.h"
+#include "lighthouse/model/hugging_face_config.h"
 #include "lighthouse/run/metrics.h"
 #include "lighthouse/run/stage.h"
 

@@ -49,7 +49,7 @@ std::vector<int64_t> default_contexts(const run::Recipe& recipe) {
 void passkey(const Options& options) {
   const Output json(options.json), picture(options.picture);
   const Run run = open_run(options.run);
-  model::Llama model = load_model(run, options.device);
+  const auto model = load_model(run, options.device);
   const std::vector<int64_t> contexts =
       options.contexts.empty() ? default_contexts(run.recipe) : options.contexts;
   for (const int64_t context : contexts) eval::passkey_prompt({context, 0, 1}, 0);  // or it throws
@@ -68,7 +68,7 @@ void passkey(const Options& options) {
     int64_t of_context = 0;
     for (const double depth : options.depths) {
       const eval::PasskeyTask task{context, depth / 100, options.trials, options.seed};
-      const int64_t of_cell = eval::passkeys_found(model, task, options.as_trained);
+      const int64_t of_cell = eval::passkeys_found(*model, task, options.as_trained);
       of_context += of_cell;
       row.push_back(message(of_cell, "/", options.trials));
       cells.push_back({{"context", context}, {"depth", depth}, {"found", of_cell}});

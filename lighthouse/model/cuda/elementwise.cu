@@ -21,7 +21,8 @@ __global__ void rotate_kernel(Rotate<T> args, int64_t packs, int64_t all) {
   const T* in = args.x.at(batch, head, token) + pack * V;
   const auto first = Pack<T, V>::load(in);
   const auto second = Pack<T, V>::load(in + half);
-  const int64_t angle = token * half + pack * V;
+  const int64_t angle_row = args.angles_by_row ? batch * args.tokens + token : token;
+  const int64_t angle = angle_row * half + pack * V;
   Acc turned_first[V], turned_second[V];
 #pragma unroll
   for (int i = 0; i < V; ++i) {

@@ -10,7 +10,8 @@
 namespace lighthouse::cuda {
 
 /// Rotary embedding by halves, or its inverse, which is its adjoint. x and out are (batch, heads,
-/// tokens, dim) and may be the same; cos and sin are (tokens, dim / 2).
+/// tokens, dim) and may be the same; cos and sin are (tokens, dim / 2), or (batch, tokens, dim / 2)
+/// where `angles_by_row`.
 template <class T>
 struct Rotate {
   Rows<const T> x;
@@ -18,7 +19,7 @@ struct Rotate {
   const accumulator_t<T>* cos;
   const accumulator_t<T>* sin;
   int64_t batch, heads, tokens, dim;
-  bool inverse;
+  bool angles_by_row, inverse;
 };
 template <class T>
 void rotate(const Rotate<T>& args, Stream stream);

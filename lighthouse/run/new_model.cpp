@@ -1,0 +1,19 @@
+#include "lighthouse/run/new_model.h"
+
+#include <ATen/Context.h>
+
+namespace lighthouse::run {
+
+std::shared_ptr<model::LanguageModel> new_model(const Recipe& recipe, c10::Device device) {
+  at::manual_seed(recipe.run.seed);
+  auto model = model::new_model(recipe.model);
+  model->to(device);
+  model->set_recompute_mlp(recipe.run.recompute_mlp);
+  for (const StageRecipe& stage : recipe.stages) {
+    model->reserve_context(stage.context);
+    if (stage.dense_share > 0) model->reserve_context(stage.dense_context);
+  }
+  return model;
+}
+
+}  // namespace lighthouse::run
