@@ -39,27 +39,27 @@ std::string to_line(const SkipMetrics& m) {
 Line parse(std::string_view text) {
   const auto json = ordered_json::parse(text);
   if (json.at("kind") == "eval") {
-    return EvalMetrics{json.at("step"),
-                       json.at("stage"),
-                       json.at("when"),
-                       io::number(json.at("dense_loss")),
-                       io::number(json.at("trained_loss")),
-                       json.at("tokens"),
-                       json.at("seconds")};
+    return EvalMetrics{.step = json.at("step"),
+                       .stage = json.at("stage"),
+                       .when = json.at("when"),
+                       .dense_loss = io::number(json.at("dense_loss")),
+                       .trained_loss = io::number(json.at("trained_loss")),
+                       .tokens = json.at("tokens"),
+                       .seconds = json.at("seconds")};
   }
   if (json.at("kind") == "skip") {
-    return SkipMetrics{json.at("step"), json.at("stage"), json.at("why")};
+    return SkipMetrics{.step = json.at("step"), .stage = json.at("stage"), .why = json.at("why")};
   }
-  return StepMetrics{json.at("step"),
-                     json.at("stage"),
-                     json.at("attention"),
-                     json.at("loss"),
-                     json.at("lr"),
-                     json.at("grad_norm"),
-                     json.at("tokens"),
-                     json.at("seconds"),
-                     json.at("tokens_per_second"),
-                     json.value("memory_bytes", int64_t{0})};
+  return StepMetrics{.step = json.at("step"),
+                     .stage = json.at("stage"),
+                     .attention = json.at("attention"),
+                     .loss = json.at("loss"),
+                     .lr = json.at("lr"),
+                     .grad_norm = json.at("grad_norm"),
+                     .tokens = json.at("tokens"),
+                     .seconds = json.at("seconds"),
+                     .tokens_per_second = json.at("tokens_per_second"),
+                     .memory_bytes = json.value("memory_bytes", int64_t{0})};
 }
 
 /// Calls `visit` with each whole line, '\n' included, and its contents, while that returns true.

@@ -93,16 +93,21 @@ Summary read_summary(const std::filesystem::path& file) {
   using io::number;
   try {
     const auto all = nlohmann::json::parse(io::read_file(file));
-    Summary summary{{}, number(all.at("token_frequency_loss"))};
+    Summary summary{.stages = {}, .token_frequency_loss = number(all.at("token_frequency_loss"))};
     for (const auto& stage : all.at("stages")) {
       summary.stages.push_back(
-          {stage.at("name"),
-           parse_word<nn::Mode>(stage.at("attention").get<std::string>(), "attention"),
-           stage.value("local", int64_t{0}), stage.at("steps"), stage.at("tokens"),
-           number(stage.at("seconds")), number(stage.at("tokens_per_second")),
-           number(stage.at("train_loss")), number(stage.at("dense_loss_before")),
-           number(stage.at("trained_loss_before")), number(stage.at("dense_loss_after")),
-           number(stage.at("trained_loss_after"))});
+          {.name = stage.at("name"),
+           .attention = parse_word<nn::Mode>(stage.at("attention").get<std::string>(), "attention"),
+           .local = stage.value("local", int64_t{0}),
+           .steps = stage.at("steps"),
+           .tokens = stage.at("tokens"),
+           .seconds = number(stage.at("seconds")),
+           .tokens_per_second = number(stage.at("tokens_per_second")),
+           .train_loss = number(stage.at("train_loss")),
+           .dense_loss_before = number(stage.at("dense_loss_before")),
+           .trained_loss_before = number(stage.at("trained_loss_before")),
+           .dense_loss_after = number(stage.at("dense_loss_after")),
+           .trained_loss_after = number(stage.at("trained_loss_after"))});
     }
     if (!summary.stages.empty()) return summary;
   } catch (const std::exception& error) {

@@ -2,11 +2,25 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+#include <utility>
+
+#include "lighthouse/run/checkpoint.h"
+
 namespace lighthouse::train {
+namespace {
+
+/// Parameters and the parts of ranks begin at its multiples, in elements: the kernels then read
+/// whole vectors, and update an element to the same bits wherever the parts are cut.
+constexpr int64_t kAlignment = 64;
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+}  // namespace
 
 AdamW::AdamW(model::LanguageModel& model, const run::OptimizerRecipe& recipe,
-             at::ScalarType compute)
-    : recipe_(recipe), copies_(compute != at::kFloat), groups_(2) {
+             at::ScalarType compute, const distributed::World& world)
+    : recipe_(recipe), world_(world), copies_(compute != at::kFloat), groups_(2) {
   groups_[0].weight_decay = recipe.weight_decay;
   for (const auto& parameter : model.named_parameters()) {
     const at::Tensor weight = parameter.value().detach();
@@ -14,22 +28,69 @@ AdamW::AdamW(model::LanguageModel& model, const run::OptimizerRecipe& recipe,
     group.names.push_back(parameter.key());
     group.parameters.push_back(parameter.value());
     group.weights.push_back(copies_ ? weight.clone() : weight);
+    if (is_shared()) continue;
     group.exp_avgs.push_back(at::zeros_like(weight));
     group.exp_avg_sqs.push_back(at::zeros_like(weight));
   }
-  step_ = at::zeros({}, groups_[0].weights[0].options());
+  std::erase_if(groups_, [](const Group& group) { return group.names.empty(); });
+  step_ = at::zeros({}, groups_.at(0).weights[0].options());
   if (copies_) model.to(compute);
+  if (!is_shared()) return;
+  for (Group& group : groups_) flatten(group);
+}
+
+void AdamW::flatten(Group& group) const {
+  const at::NoGradGuard no_grad;
+  int64_t end = 0;
+  for (const at::Tensor& weight : group.weights) {
+    group.offsets.push_back(end);
+    end += round_up(weight.numel(), kAlignment);
+  }
+  const at::Tensor flat =
+      at::zeros({round_up(end, kAlignment * world_.size())}, group.weights[0].options());
+  at::_foreach_copy_(group.views(flat), group.weights);
+  world_.broadcast(flat);  // no rank may begin with other weights
+  group.flat_gradients = at::zeros_like(flat);
+  group.flat_parameters = flat.to(group.parameters[0].scalar_type());
+  const Tensors places = group.views(group.flat_parameters);
+  for (size_t i = 0; i < places.size(); ++i) group.parameters[i].set_data(places[i]);
+  const at::Tensor part = part_of(flat);
+  group.weights = {copies_ ? part.clone() : part};
+  group.exp_avgs = {at::zeros_like(part)};
+  group.exp_avg_sqs = {at::zeros_like(part)};
+}
+
+AdamW::Tensors AdamW::Group::views(const at::Tensor& flat) const {
+  Tensors views;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const at::Tensor& parameter = parameters[i];
+    views.push_back(flat.narrow(0, offsets[i], parameter.numel()).view(parameter.sizes()));
+  }
+  return views;
+}
+
+at::Tensor AdamW::part_of(const at::Tensor& flat) const {
+  const int64_t elements = flat.numel() / world_.size();
+  return flat.narrow(0, world_.rank() * elements, elements);
 }
 
 void AdamW::collect_gradients() {
   const at::NoGradGuard no_grad;
   for (Group& group : groups_) {
-    std::vector<at::Tensor> found;
+    Tensors found;
     for (at::Tensor& parameter : group.parameters) {
       found.push_back(parameter.grad());
       parameter.mutable_grad().reset();
     }
-    if (group.gradients.empty()) {
+    if (is_shared()) {
+      const Tensors sums = group.views(group.flat_gradients);
+      if (group.gradients.empty()) {
+        at::_foreach_copy_(sums, found);
+      } else {
+        at::_foreach_add_(sums, found);
+      }
+      group.gradients = {group.flat_gradients};
+    } else if (group.gradients.empty()) {
       for (at::Tensor& gradient : found) gradient = gradient.to(at::kFloat);
       group.gradients = std::move(found);
     } else {
@@ -38,12 +99,28 @@ void AdamW::collect_gradients() {
   }
 }
 
+void AdamW::reduce_gradients() {
+  if (!is_shared()) return;
+  for (Group& group : groups_) {
+    const at::Tensor part = at::empty_like(group.exp_avgs[0]);
+    world_.sum_scatter(group.flat_gradients, part);
+    group.gradients = {part};
+  }
+}
+
 double AdamW::clip_gradients() {
-  std::vector<at::Tensor> all;
+  Tensors all;
   for (const Group& group : groups_) {
     all.insert(all.end(), group.gradients.begin(), group.gradients.end());
   }
-  const double norm = at::stack(at::_foreach_norm(all)).norm().item<double>();
+  double norm = 0;
+  if (is_shared()) {
+    // PyTorch's float32 norm of a tensor as long as these loses digits on the CPU.
+    for (const at::Tensor& part : all) norm += part.to(at::kDouble).square().sum().item<double>();
+    norm = std::sqrt(world_.sum(norm));
+  } else {
+    norm = at::stack(at::_foreach_norm(all)).norm().item<double>();
+  }
   if (norm > recipe_.max_grad_norm) at::_foreach_mul_(all, recipe_.max_grad_norm / norm);
   return norm;
 }
@@ -52,7 +129,7 @@ void AdamW::step(double lr) {
   const at::NoGradGuard no_grad;
   step_.add_(1);
   for (Group& group : groups_) {
-    const std::vector<at::Tensor> steps(group.weights.size(), step_);
+    const Tensors steps(group.weights.size(), step_);
     at::_fused_adamw_(group.weights, group.gradients, group.exp_avgs, group.exp_avg_sqs, {}, steps,
                       lr, recipe_.beta1, recipe_.beta2, group.weight_decay, recipe_.eps,
                       /*amsgrad=*/false, /*maximize=*/false);
@@ -66,28 +143,70 @@ void AdamW::drop_gradients() {
 }
 
 void AdamW::publish_weights() {
-  if (!copies_) return;
   const at::NoGradGuard no_grad;
-  for (Group& group : groups_) at::_foreach_copy_(group.parameters, group.weights);
+  for (Group& group : groups_) {
+    if (is_shared()) {
+      const at::Tensor part = part_of(group.flat_parameters);
+      if (copies_) part.copy_(group.weights[0]);
+      world_.gather_parts(part, group.flat_parameters);
+    } else if (copies_) {
+      at::_foreach_copy_(group.parameters, group.weights);
+    }
+  }
+}
+
+void AdamW::add_named(std::map<std::string, at::Tensor>& all, const std::string& prefix,
+                      Tensors Group::*kind) const {
+  for (const Group& group : groups_) {
+    Tensors whole = group.*kind;
+    if (is_shared()) {
+      const at::Tensor flat = at::empty_like(group.flat_gradients);
+      world_.gather_parts(whole[0], flat);
+      if (!world_.is_first()) continue;
+      whole = group.views(flat.cpu());
+    }
+    for (size_t i = 0; i < whole.size(); ++i) all[prefix + group.names[i]] = whole[i];
+  }
 }
 
 std::map<std::string, at::Tensor> AdamW::weights() const {
   std::map<std::string, at::Tensor> all;
-  for (const Group& group : groups_) {
-    for (size_t i = 0; i < group.names.size(); ++i) all[group.names[i]] = group.weights[i];
-  }
+  add_named(all, "", &Group::weights);
   return all;
 }
 
 std::map<std::string, at::Tensor> AdamW::state() const {
-  std::map<std::string, at::Tensor> all{{"step", step_}};
-  for (const Group& group : groups_) {
-    for (size_t i = 0; i < group.names.size(); ++i) {
-      all["exp_avg." + group.names[i]] = group.exp_avgs[i];
-      all["exp_avg_sq." + group.names[i]] = group.exp_avg_sqs[i];
-    }
-  }
+  std::map<std::string, at::Tensor> all;
+  if (world_.is_first()) all["step"] = step_;
+  add_named(all, "exp_avg.", &Group::exp_avgs);
+  add_named(all, "exp_avg_sq.", &Group::exp_avg_sqs);
   return all;
+}
+
+void AdamW::restore(const std::map<std::string, at::Tensor>& weights,
+                    const std::map<std::string, at::Tensor>& state, const std::string& source) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::pair<at::Tensor, at::Tensor>> parts;  // of this rank, and what they are cut from
+  const auto add = [&](std::map<std::string, at::Tensor>& all, const std::string& prefix,
+                       Tensors Group::*kind) {
+    for (Group& group : groups_) {
+      Tensors whole = group.*kind;
+      if (is_shared()) {
+        const at::Tensor flat = at::zeros_like(group.flat_gradients, at::kCPU);
+        parts.emplace_back(whole[0], part_of(flat));
+        whole = group.views(flat);
+      }
+      for (size_t i = 0; i < whole.size(); ++i) all[prefix + group.names[i]] = whole[i];
+    }
+  };
+  std::map<std::string, at::Tensor> into_weights, into_state{{"step", step_}};
+  add(into_weights, "", &Group::weights);
+  add(into_state, "exp_avg.", &Group::exp_avgs);
+  add(into_state, "exp_avg_sq.", &Group::exp_avg_sqs);
+  run::restore(weights, into_weights, source);
+  run::restore(state, into_state, source);
+  for (const auto& [part, from] : parts) part.copy_(from);
+  publish_weights();
 }
 
 }  // namespace lighthouse::train

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "lighthouse/distributed/world.h"
 #include "lighthouse/model/language_model.h"
 #include "lighthouse/run/recipe.h"
 
@@ -15,18 +16,24 @@ namespace lighthouse::train {
 ///
 /// Weights, gradients and moments are float32 here, whatever type the model computes in: the model
 /// then has rounded copies of the weights, and its gradients are added up in float32.
+///
+/// Several ranks share the work (ZeRO, stage 1): each keeps the moments, and float32 weights beside
+/// a model of another type, of its part of the weights alone, and updates that part. All ranks must
+/// make the same calls.
 class AdamW {
  public:
   /// @param model in float32; it is of type `compute` then
   AdamW(model::LanguageModel& model, const run::OptimizerRecipe& recipe,
-        at::ScalarType compute = at::kFloat);
+        at::ScalarType compute = at::kFloat, const distributed::World& world = {});
 
-  /// Adds the gradients that a backward pass left in the model to those of the step. This is the
-  /// place where gradients of several processes are to be reduced.
+  /// Adds the gradients that a backward pass left in the model to those of the step.
   void collect_gradients();
 
+  /// Adds up what the ranks have collected. It comes once, after the last `collect_gradients`.
+  void reduce_gradients();
+
   /// The 2-norm of all collected gradients together, which are scaled down to max_grad_norm where
-  /// it is above that. NaN or infinite where a gradient is.
+  /// it is above that. NaN or infinite where a gradient is. The same on each rank.
   double clip_gradients();
 
   /// Updates the weights from the collected gradients, and drops those.
@@ -34,27 +41,54 @@ class AdamW {
   /// Drops the collected gradients instead.
   void drop_gradients();
 
-  /// The weights themselves, not copies, by their parameters' names.
+  /// The weights by their parameters' names: the tensors themselves. With several ranks, whole
+  /// copies of them in the memory of the CPU on rank 0, and nothing on the others.
   std::map<std::string, at::Tensor> weights() const;
-  /// Gives the model the weights, after they were changed from outside.
-  void publish_weights();
 
-  /// The state itself, not copies: the moments "exp_avg.NAME" and "exp_avg_sq.NAME" of each
-  /// parameter, and "step".
+  /// The state, given as `weights` gives the weights: the moments "exp_avg.NAME" and
+  /// "exp_avg_sq.NAME" of each parameter, and "step".
   std::map<std::string, at::Tensor> state() const;
 
+  /// Takes over weights and state as those two give them, and gives the model the weights. Every
+  /// rank needs all of them, whatever number of ranks they are from. Throws as run::restore does.
+  void restore(const std::map<std::string, at::Tensor>& weights,
+               const std::map<std::string, at::Tensor>& state, const std::string& source);
+
+  const distributed::World& world() const { return world_; }
+
  private:
-  /// Parameters that are updated alike.
+  using Tensors = std::vector<at::Tensor>;
+
+  /// Parameters that are updated alike. Weights, gradients and moments have a tensor for each
+  /// parameter; with several ranks they have one, which is this rank's part of them all.
   struct Group {
     double weight_decay = 0;
     std::vector<std::string> names;
-    std::vector<at::Tensor> parameters;  ///< the model's
-    std::vector<at::Tensor> weights;     ///< the same tensors where the model is float32
-    std::vector<at::Tensor> gradients;   ///< empty between steps
-    std::vector<at::Tensor> exp_avgs, exp_avg_sqs;
+    Tensors parameters;  ///< the model's
+    Tensors weights;     ///< of float32; parameters of that type are these very values
+    Tensors gradients;   ///< empty unless the step has collected some
+    Tensors exp_avgs, exp_avg_sqs;
+
+    // With several ranks: all parameters one after the other, in equal parts for the ranks.
+    std::vector<int64_t> offsets;  ///< where each parameter begins
+    at::Tensor flat_parameters;    ///< the memory of `parameters`
+    at::Tensor flat_gradients;     ///< float32
+
+    /// What lies in such a tensor, by parameter.
+    Tensors views(const at::Tensor& flat) const;
   };
 
+  bool is_shared() const { return world_.size() > 1; }
+  /// Lays a group's parameters into one tensor.
+  void flatten(Group& group) const;
+  at::Tensor part_of(const at::Tensor& flat) const;
+  void publish_weights();
+  /// Adds one kind of the groups' tensors, by prefixed names.
+  void add_named(std::map<std::string, at::Tensor>& all, const std::string& prefix,
+                 Tensors Group::*kind) const;
+
   run::OptimizerRecipe recipe_;
+  distributed::World world_;
   bool copies_;  ///< the model has copies of the weights
   std::vector<Group> groups_;
   at::Tensor step_;

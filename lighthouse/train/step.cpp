@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace lighthouse::train {
@@ -15,17 +16,22 @@ StepResult train_step(model::LanguageModel& model, AdamW& optimizer, const data:
     loss.backward();
     return loss.detach();
   };
+  const distributed::World& world = optimizer.world();
+  const int64_t sequences = plan.sequences / world.size();
+  const int64_t at_once = std::min(plan.micro_batch, sequences);
   at::Tensor loss;
-  for (int64_t begin = 0; begin < plan.sequences; begin += plan.micro_batch) {
-    const data::Batch micro_batch = batch.rows(begin, plan.micro_batch).to(model.device());
+  for (int64_t i = 0; i < sequences; i += at_once) {
+    const int64_t begin = world.rank() * sequences + i;
+    const data::Batch micro_batch = batch.rows(begin, at_once).to(model.device());
     const at::Tensor part =
         graphs != nullptr ? graphs->run(plan, micro_batch, pass) : pass(micro_batch);
     optimizer.collect_gradients();
     loss = loss.defined() ? loss + part : part;
   }
   StepResult result{};
+  optimizer.reduce_gradients();
   result.grad_norm = optimizer.clip_gradients();
-  result.loss = loss.item<double>();
+  result.loss = world.sum(loss.item<double>());
   const bool spike = recipe.skip_grad_norm > 0 && result.grad_norm > recipe.skip_grad_norm;
   result.skipped = spike || !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
   if (result.skipped) {

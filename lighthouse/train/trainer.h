@@ -1,47 +1,137 @@
 #pragma once
 
+#include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <iosfwd>
+#include <map>
+#include <memory>
 #include <optional>
+#include <string>
+#include <variant>
+#include <vector>
 
+#include "lighthouse/data/corpus.h"
+#include "lighthouse/data/loader.h"
+#include "lighthouse/distributed/world.h"
+#include "lighthouse/model/language_model.h"
+#include "lighthouse/run/checkpoint.h"
+#include "lighthouse/run/metrics.h"
 #include "lighthouse/run/recipe.h"
+#include "lighthouse/run/run_folder.h"
+#include "lighthouse/run/tensorboard.h"
+#include "lighthouse/train/checkpoint_writer.h"
+#include "lighthouse/train/optimizer.h"
+#include "lighthouse/train/progress.h"
+#include "lighthouse/train/step_graphs.h"
+#include "lighthouse/train/stop_signals.h"
 
 namespace lighthouse::train {
-
-/// Where a run begins.
-struct Start {
-  bool resume = false;  ///< at its newest checkpoint, or the first step where it has none yet
-  std::optional<std::filesystem::path> from = {};  ///< at this one of its checkpoints instead
-  /// A new run, at this checkpoint of another one, whose model, text and stages up to there are the
-  /// same. Later stages, and settings, may be others: branch.json says which.
-  std::optional<std::filesystem::path> branch = {};
-  bool force = false;  ///< resumes with another recipe too; forced.jsonl says what changed
-};
 
 /// Seconds since some moment.
 using Clock = std::function<double()>;
 double steady_seconds();
 
-/// Runs a recipe, stage after stage, in the folder recipe.run.out: recipe.toml, data.txt,
-/// metrics.jsonl, tensorboard/, checkpoints/ and, at the end, summary.json. Checkpoints are written
-/// by a thread; where one cannot be written the run says so and goes on, unless it is the last. The
-/// weights after a step depend on the recipe, the text, the number of threads and the machine
-/// alone, and not on how often the run was resumed; those of a run by seconds depend on what each
-/// step took, too. Resuming at a checkpoint removes what was made after it.
-///
-/// StopSignals end the run after the step, or between two sequences of an evaluation, with a
-/// checkpoint.
-///
-/// @param out gets the progress and the table at the end; a line is redrawn where it is a terminal
-/// @param clock is read right before and after each step, and nowhere else
-/// @return the signal that ended the run; 0 where it is complete
-/// @throws std::invalid_argument where the recipe cannot be run, its folder is in use without
-///         `start` saying so, or the checkpoint is of another recipe or other text
-/// @throws std::runtime_error where a file cannot be read or written, a checkpoint is damaged,
-///         another process has the folder, too many steps or all of them are skipped, or the
-///         held-out loss at the end is not finite
-int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
-          const Clock& clock = steady_seconds);
+/// Calls `act` on the first rank alone. Where it throws there, every rank throws.
+template <class Act>
+void on_first_rank(const distributed::World& world, const Act& act) {
+  std::exception_ptr error;
+  try {
+    if (world.is_first()) act();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  const bool failed = world.any(error != nullptr);
+  if (error) std::rethrow_exception(error);
+  if (failed) throw distributed::PeerError("the run ended by an error of rank 0, which says more");
+}
+
+/// A run under way: its data, model, optimizer and place in the recipe. `train` decides where it
+/// begins and whose folder it has. Every rank makes the same calls; the first alone writes.
+class Trainer {
+ public:
+  /// Reads the data and makes the model, at the first step.
+  /// @param list the files that the run began with; empty where it begins now
+  /// @param is_new whether the model begins with the weights of model.init_from
+  /// @param out,terminal,clock,world as `train` takes them; references outlive the trainer
+  Trainer(const run::Recipe& recipe, const run::RunFolder& folder, const data::FileList& list,
+          bool is_new, std::ostream& out, bool terminal, const Clock& clock,
+          const distributed::World& world);
+
+  const data::FileList& files() const { return corpus_.files(); }
+
+  /// Goes to a checkpoint of this run, and removes later ones.
+  /// @param force whether the recipe may differ from that of the checkpoint
+  void resume(const std::filesystem::path& path, bool force);
+
+  /// Goes to a checkpoint of another run, whose metrics up to there become those of this one.
+  /// @param path of the checkpoint
+  void branch(const run::RunFolder& other, const std::filesystem::path& path,
+              const run::Checkpoint& checkpoint);
+
+  /// Trains all that is left of the recipe. Returns the signal that stopped it, or 0.
+  int complete();
+
+ private:
+  /// A stage, and where in the run it is. Stages by seconds end at fixed seconds of the run, so
+  /// that what the last step of one takes too long is the next one's loss, and not the run's.
+  struct Stage {
+    const run::StageRecipe& recipe;
+    int64_t first;  ///< steps of the run before the stage
+    double begin;   ///< seconds of the run before a stage by seconds
+  };
+
+  /// The files for what is measured.
+  struct Metrics {
+    Metrics(const run::RunFolder& folder, int64_t steps_done)
+        : file(folder.metrics(), steps_done), tensorboard(folder.tensorboard(), steps_done) {}
+    run::MetricsFile file;
+    run::TensorBoard tensorboard;
+  };
+
+  void train_stages();
+  void train_stage(const Stage& stage);
+  std::variant<run::StepMetrics, run::SkipMetrics> next_step(const Stage& stage,
+                                                             StepGraphs* graphs);
+  bool ended(const Stage& stage) const;
+  double learning_rate(const Stage& stage) const;
+  void use_attention(const run::StageRecipe& stage, nn::Mode attention);
+  run::EvalMetrics evaluate(const Stage& stage, const char* when);
+  void summarize();
+  void record(const run::SkipMetrics& skip);
+  void record(const auto& metrics);
+
+  void restore_from(const run::Checkpoint& checkpoint);
+  void save();
+  void finish_saving();
+  void report(const std::string& failure);
+  void stop_if_asked() const;
+  int64_t tokens() const { return static_cast<int64_t>(loader_.position()); }
+
+  const run::Recipe& recipe_;
+  const run::RunFolder& folder_;
+  std::ostream& out_;
+  const Clock& clock_;
+  distributed::World world_;
+  Progress progress_;
+  data::Corpus corpus_;
+  double token_frequency_loss_;  ///< a figure of the summary; it needs the data
+  data::Loader loader_;
+  at::Device device_;
+  std::shared_ptr<model::LanguageModel> model_;
+  AdamW optimizer_;
+  run::Checkpoints checkpoints_;
+  CheckpointWriter writer_;
+  StopSignals signals_;
+  std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< batches by their context
+  const run::StageRecipe* attention_is_from_ = nullptr;   ///< null while the model is dense
+  std::optional<Metrics> metrics_;                        ///< on the first rank
+  std::vector<int64_t> stage_starts_;                     ///< Checkpoint::stage_starts
+  int64_t step_ = 0;                                      ///< steps done
+  int64_t saved_ = -1;                                    ///< the step of the newest checkpoint
+  int64_t skipped_ = 0;                                   ///< steps that were skipped
+  double seconds_ = 0;                                    ///< training time
+};
 
 }  // namespace lighthouse::train

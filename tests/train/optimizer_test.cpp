@@ -5,9 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
+#include <string>
 
+#include "tests/distributed/ranks.h"
 #include "tests/support/small_model.h"
+#include "tests/support/throws.h"
 
 namespace lighthouse::train {
 namespace {
@@ -143,6 +147,112 @@ TEST(AdamW, GivesItsStateItself) {
   const at::Tensor moment = state.at("exp_avg.model.norm.weight");
   EXPECT_EQ(moment.sizes(), at::IntArrayRef({32}));
   EXPECT_NEAR(moment[0].item<double>(), 0.1, 1e-6);
+}
+
+/// Gradients whose parts, of shares that are powers of two, add up without rounding.
+void set_shares(model::LanguageModel& model, int step, double share) {
+  for (at::Tensor& parameter : model.parameters()) {
+    const at::Tensor ramp = at::arange(parameter.numel(), at::kFloat).add(step).cos();
+    parameter.mutable_grad() = ramp.to(parameter.scalar_type()).mul(share).view(parameter.sizes());
+  }
+}
+
+bool equal(const std::map<std::string, at::Tensor>& a, const std::map<std::string, at::Tensor>& b) {
+  return a.size() == b.size() && std::ranges::all_of(a, [&](const auto& named) {
+           return b.contains(named.first) && at::equal(named.second, b.at(named.first));
+         });
+}
+
+class SharedAdamW : public ::testing::TestWithParam<at::ScalarType> {};
+
+/// To the bit: rows of the tiny model are multiples of any vector, and gradients add up exactly.
+TEST_P(SharedAdamW, UpdatesAsOneRankDoes) {
+  run::OptimizerRecipe recipe;
+  recipe.max_grad_norm = 1e9;
+  testing::run_ranks(3, [&](const distributed::World& world) {
+    const auto model = tiny_model(), reference = tiny_model();
+    AdamW shared(*model, recipe, GetParam(), world), alone(*reference, recipe, GetParam());
+    const auto weights = shared.weights(), state = shared.state();
+    if (world.is_first()) alone.restore(weights, state, "rank 0");
+    for (int step = 1; step <= 3; ++step) {
+      for (int micro_batch = 0; micro_batch < 2; ++micro_batch) {
+        set_shares(*model, step, world.is_first() ? 0.5 : 0.25);
+        set_shares(*reference, step, 1);
+        shared.collect_gradients();
+        alone.collect_gradients();
+        EXPECT_FALSE(model->parameters()[0].grad().defined());
+      }
+      shared.reduce_gradients();
+      const double norm = shared.clip_gradients(), expected = alone.clip_gradients();
+      EXPECT_NEAR(norm / expected, 1, 1e-5);  // one rank sums squares in float32
+      shared.step(0.01);
+      alone.step(0.01);
+      const auto now = shared.weights(), moments = shared.state();
+      EXPECT_EQ(now.empty(), !world.is_first());
+      EXPECT_EQ(moments.empty(), !world.is_first());
+      if (!world.is_first()) continue;
+      EXPECT_TRUE(equal(now, alone.weights())) << step;
+      EXPECT_TRUE(equal(moments, alone.state())) << step;
+      for (const auto& [name, parameter] : model->weights()) {
+        EXPECT_TRUE(at::equal(parameter, now.at(name).to(GetParam()))) << name;
+      }
+    }
+    // Every rank computes with the same weights.
+    for (const at::Tensor& parameter : model->parameters()) {
+      const std::vector<at::Tensor> all = world.gather(parameter);
+      for (const at::Tensor& other : all) EXPECT_TRUE(at::equal(other, all[0]));
+    }
+  });
+}
+
+TEST_P(SharedAdamW, TakesOverTheStateOfAnyNumberOfRanks) {
+  const auto model = tiny_model();
+  AdamW one(*model, {}, GetParam());
+  set_shares(*model, 1, 1);
+  one.collect_gradients();
+  one.step(0.01);
+  const auto weights = one.weights(), state = one.state();
+  std::map<std::string, at::Tensor> weights_of_two, state_of_two;
+  testing::run_ranks(2, [&](const distributed::World& world) {
+    const auto other = tiny_model();
+    AdamW shared(*other, {}, GetParam(), world);
+    shared.restore(weights, state, "one rank");
+    EXPECT_TRUE(at::equal(other->parameters()[0], model->parameters()[0]));
+    const auto shared_weights = shared.weights(), shared_state = shared.state();
+    if (world.is_first()) {
+      weights_of_two = shared_weights;
+      state_of_two = shared_state;
+    }
+    auto fewer = weights;
+    fewer.erase("model.norm.weight");
+    EXPECT_TRUE(testing::throws<std::runtime_error>([&] { shared.restore(fewer, state, "here"); },
+                                                    {"here", "'model.norm.weight' is missing"}));
+  });
+  EXPECT_TRUE(equal(weights_of_two, weights));
+  EXPECT_TRUE(equal(state_of_two, state));
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, SharedAdamW, ::testing::Values(at::kFloat, at::kBFloat16),
+                         [](const auto& test) { return c10::toString(test.param); });
+
+TEST(AdamW, ClipsTheNormOverAllRanks) {
+  testing::run_ranks(2, [](const distributed::World& world) {
+    const auto model = tiny_model();
+    run::OptimizerRecipe recipe;
+    recipe.max_grad_norm = 0.5;
+    AdamW optimizer(*model, recipe, at::kFloat, world);
+    const double all = std::sqrt(static_cast<double>(testing::count_parameters(*model)));
+    set_gradients(*model, world.is_first() ? 3 : -1);
+    optimizer.collect_gradients();
+    optimizer.reduce_gradients();
+    EXPECT_NEAR(optimizer.clip_gradients() / (2 * all), 1, 1e-12);
+    EXPECT_NEAR(optimizer.clip_gradients(), 0.5, 1e-6);
+    optimizer.drop_gradients();
+    set_gradients(*model, world.is_first() ? std::nan("") : 1);
+    optimizer.collect_gradients();
+    optimizer.reduce_gradients();
+    EXPECT_TRUE(std::isnan(optimizer.clip_gradients()));
+  });
 }
 
 }  // namespace

@@ -23,7 +23,7 @@
 #include "lighthouse/run/run_folder.h"
 #include "lighthouse/run/summary.h"
 #include "lighthouse/train/stop_signals.h"
-#include "lighthouse/train/trainer.h"
+#include "lighthouse/train/train.h"
 
 namespace lighthouse::app {
 namespace {

@@ -1,4 +1,4 @@
-#include "lighthouse/train/trainer.h"
+#include "lighthouse/train/train.h"
 
 #include <CLI/CLI.hpp>
 #include <iostream>

@@ -1,0 +1,138 @@
+#include "lighthouse/train/train.h"
+
+#include <algorithm>
+#include <ostream>
+
+#include "lighthouse/core/check.h"
+#include "lighthouse/io/file.h"
+#include "lighthouse/model/base_model.h"
+#include "lighthouse/run/checkpoint_space.h"
+#include "lighthouse/run/recipe_changes.h"
+
+namespace lighthouse::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Throws unless the ranks can divide the sequences of every step, each into its micro-batches.
+void check_ranks(const run::Recipe& recipe, int64_t ranks) {
+  for (size_t i = 0; i < recipe.stages.size(); ++i) {
+    const run::StageRecipe& stage = recipe.stages[i];
+    check_argument(stage.batch % ranks == 0, "stage.", i, ".batch is ", stage.batch,
+                   "; it must be a multiple of the ", ranks, " ranks of the run");
+    const int64_t own = stage.batch / ranks;
+    check_argument(own % std::min(own, stage.sequences_at_once()) == 0, "stage.", i,
+                   ".micro_batch is ", stage.micro_batch, "; it must divide the ", own,
+                   " sequences that each of the ", ranks, " ranks has of a step");
+  }
+}
+
+/// The run that a checkpoint is of.
+run::RunFolder run_of(const fs::path& checkpoint) {
+  return run::RunFolder(io::normal_path(checkpoint).parent_path().parent_path());
+}
+
+/// Throws unless a run has begun in the folder, if only to make it.
+void check_run(const run::RunFolder& folder) {
+  check_argument(fs::is_directory(folder.path()) &&
+                     (fs::is_directory(folder.checkpoints()) || fs::is_empty(folder.path())),
+                 "there is no run to resume in '", folder.path().string(),
+                 "'; run.out (--out) must be the folder of a run");
+}
+
+/// The checkpoint to resume from; an empty path if there is none yet.
+fs::path starting_point(const run::RunFolder& folder, const Start& start) {
+  if (!start.from) {
+    const auto all = run::Checkpoints(folder.checkpoints()).list();
+    return all.empty() ? fs::path() : all.back();
+  }
+  fs::path path = io::normal_path(*start.from);
+  check_argument(fs::is_directory(path) && fs::equivalent(path.parent_path(), folder.checkpoints()),
+                 "--resume-from is '", start.from->string(),
+                 "'; it must be one of the folders in '", folder.checkpoints().string(), "'");
+  return path;
+}
+
+/// Keeps what an export will hand on of the model that the run begins with, since folders go.
+void keep_base(const run::RunFolder& folder, const fs::path& from) {
+  if (!fs::exists(from / "config.json") || fs::exists(folder.base())) return;
+  const fs::path partial = folder.path() / ".partial-base";
+  fs::remove_all(partial);
+  model::copy_base(from, partial);
+  io::rename_durably(partial, folder.base());
+}
+
+}  // namespace
+
+int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
+          const Clock& clock, const distributed::World& world) {
+  recipe.validate();
+  check_ranks(recipe, world.size());
+  std::ostream nowhere(nullptr);
+  std::ostream& said = world.is_first() ? out : nowhere;
+  const run::RunFolder folder(recipe.run.out);
+  const bool resumes = start.resume || start.from;
+  const auto check_new = [&](bool is_new) {
+    check_argument(is_new, "the run's folder '", folder.path().string(),
+                   "' already exists; resume the run (--resume), or choose another folder (--out)");
+  };
+  std::optional<io::Lock> lock;  // outlives the trainer, whose end waits for the checkpoint
+  const auto take_folder = [&] {
+    fs::create_directories(folder.checkpoints());
+    lock.emplace(folder.lock(), message("the run's folder '", folder.path().string(), "'"));
+  };
+  fs::path from;
+  on_first_rank(world, [&] {
+    if (resumes) {
+      check_run(folder);
+      take_folder();
+      from = starting_point(folder, start);
+    } else {
+      check_new(!fs::exists(folder.path()) || fs::is_empty(folder.path()));
+    }
+    if (const std::string warning = run::check_checkpoint_space(recipe, folder); !warning.empty()) {
+      said << "WARNING: " << warning << '\n';
+    }
+  });
+  from = world.broadcast(from.string());
+  std::optional<run::Checkpoint> begin;
+  if (start.branch) {
+    begin = run::read_checkpoint(*start.branch);
+    run::branch_changes(recipe, *begin);  // what cannot be branched from leaves no folder behind
+  }
+  const run::RunFolder first = start.branch ? run_of(*start.branch) : folder;
+  Trainer trainer(recipe, folder, data::read_file_list(first.data()),
+                  /*is_new=*/from.empty() && !begin, said, terminal && world.is_first(), clock,
+                  world);
+  world.barrier();  // every rank has read the folder before the first one changes it
+
+  on_first_rank(world, [&] {
+    if (resumes) return;
+    take_folder();
+    check_new(!folder.exists());  // another process may have begun there meanwhile
+  });
+  if (!from.empty()) {
+    trainer.resume(from, start.force);
+  } else if (resumes) {
+    check_argument(!fs::exists(folder.branch()), "the run in '", folder.path().string(),
+                   "' was to branch from another run and has no checkpoint; remove its folder, and "
+                   "branch again");
+    said << "there is no checkpoint yet: the run starts from the first step\n";
+  }
+  on_first_rank(world, [&] {
+    if (begin && fs::exists(first.base())) {
+      keep_base(folder, first.base());
+    } else if (from.empty()) {
+      keep_base(folder, recipe.init_from);
+    }
+  });
+  if (begin) trainer.branch(first, *start.branch, *begin);
+  begin.reset();  // a whole model and its optimizer
+  on_first_rank(world, [&] {
+    if (!fs::exists(folder.data())) data::write_file_list(folder.data(), trainer.files());
+    io::write_atomically(folder.recipe(), recipe.to_toml());
+  });
+  return trainer.complete();
+}
+
+}  // namespace lighthouse::train
