@@ -1,6 +1,7 @@
 #include "lighthouse/train/train.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -10,7 +11,9 @@
 #include "apps/lighthouse/terminal.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
+#include "lighthouse/distributed/connect.h"
 #include "lighthouse/run/run_folder.h"
+#include "lighthouse/train/device.h"
 
 namespace lighthouse::app {
 namespace {
@@ -25,10 +28,21 @@ struct Options {
   bool dry_run = false;
 };
 
+/// Meets the other processes of a launch, and gives the recipe this one's GPU.
+distributed::World connect_ranks(const distributed::Launch& launch, run::Recipe& recipe) {
+  train::find_device(recipe.run.device, "run.device");  // one that is none is named as the recipe's
+  const at::Device device = distributed::device_of(launch, at::Device(recipe.run.device));
+  recipe.run.device = device.str();
+  return distributed::connect(launch, {.device = device});
+}
+
 void run(const Options& options) {
   run::Recipe recipe = options.recipe.read();
   if (!options.out.empty()) recipe.run.out = options.out;
-  run::print(std::cout, recipe);
+  const distributed::Launch launch = distributed::read_launch(std::getenv);
+  std::ostream nowhere(nullptr);
+  std::ostream& out = launch.rank == 0 ? std::cout : nowhere;
+  run::print(out, recipe);
   if (options.dry_run) return;
 
   check_argument(!options.force || options.resume || !options.resume_from.empty(),
@@ -38,16 +52,18 @@ void run(const Options& options) {
   start.force = options.force;
   if (!options.resume_from.empty()) start.from = options.resume_from;
   if (!options.branch_from.empty()) start.branch = options.branch_from;
-  const int signal = train::train(recipe, start, std::cout, is_terminal());
+  distributed::World world = connect_ranks(launch, recipe);
+  const int signal = train::train(recipe, start, out, is_terminal(), train::steady_seconds, world);
+  world.close();
   const run::RunFolder folder(recipe.run.out);
   if (signal != 0) {
-    std::cout << "stopped, with a checkpoint in " << folder.checkpoints().string()
-              << "; to resume:\n  lighthouse train " << folder.recipe().string() << " --resume\n";
+    out << "stopped, with a checkpoint in " << folder.checkpoints().string()
+        << "; to resume:\n  lighthouse train " << folder.recipe().string() << " --resume\n";
     throw CLI::RuntimeError(128 + signal);
   }
-  std::cout << "metrics:     " << folder.metrics().string() << '\n'
-            << "summary:     " << folder.summary().string() << '\n'
-            << "checkpoints: " << folder.checkpoints().string() << '\n';
+  out << "metrics:     " << folder.metrics().string() << '\n'
+      << "summary:     " << folder.summary().string() << '\n'
+      << "checkpoints: " << folder.checkpoints().string() << '\n';
 }
 
 }  // namespace
