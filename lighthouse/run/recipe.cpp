@@ -71,6 +71,11 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
     }
     if (const std::string why = dense_because(stage); !why.empty()) add("will be dense: ", why);
   }
+  if (recipe.data.documents == data::Documents::kFolders && recipe.data.shuffle_block == 0) {
+    notes.emplace_back(
+        "documents are folders, so steps in a row may learn from one of them, which costs loss; "
+        "data.shuffle_block, the longest context, shuffles their parts");
+  }
   if (!recipe.by_seconds() && recipe.optimizer.warmup_steps >= recipe.total_steps()) {
     notes.push_back(message("the learning rate only warms up: optimizer.warmup_steps is ",
                             recipe.optimizer.warmup_steps, " of ", recipe.total_steps(), " steps"));
