@@ -494,6 +494,16 @@ TEST_F(RecipeTest, PrintsOnlyWhatHasAnEffect) {
             std::string::npos);
 }
 
+TEST_F(RecipeTest, NotesWhereStepsInARowMayLearnFromOneFolder) {
+  const auto notes = [&](const std::vector<std::string>& overrides) {
+    return printed(read(kRecipe, overrides)).find("steps in a row may learn from one of them") !=
+           std::string::npos;
+  };
+  EXPECT_TRUE(notes({"data.documents=folders"}));
+  EXPECT_FALSE(notes({"data.documents=folders", "data.shuffle_block=4096"}));
+  EXPECT_FALSE(notes({}));
+}
+
 TEST_F(RecipeTest, PrintsEveryFieldAndWhatEachStageGathers) {
   const Recipe recipe = read(kRecipe, {"optimizer.warmup_steps=5"});
   const std::string table = printed(recipe);
@@ -560,14 +570,16 @@ TEST_F(RecipeTest, HasThePapersModelAndDemosOfTheSameLength) {
   const fs::path recipes = LIGHTHOUSE_RECIPES;
   EXPECT_EQ(Recipe::read(recipes / "paper.toml").model.num_parameters(), 267973632);
   const Recipe dense = Recipe::read(recipes / "demo-dense.toml");
-  Recipe lighthouse = Recipe::read(recipes / "demo-lighthouse.toml");
-  EXPECT_EQ(dense.total_steps(), lighthouse.total_steps());
-  for (const StageRecipe& stage : lighthouse.stages) {
-    EXPECT_EQ(stage.context * stage.batch, dense.stages[0].context * dense.stages[0].batch);
+  for (const char* other : {"demo-pieces.toml", "demo-lighthouse.toml"}) {
+    Recipe recipe = Recipe::read(recipes / other);
+    EXPECT_EQ(recipe.total_seconds(), dense.total_seconds()) << other;
+    for (const StageRecipe& stage : recipe.stages) {
+      EXPECT_EQ(stage.tokens_per_step(), dense.stages[0].tokens_per_step()) << other;
+    }
+    recipe.stages = dense.stages;
+    recipe.run.out = dense.run.out;
+    EXPECT_EQ(recipe.to_toml(), dense.to_toml()) << other;
   }
-  lighthouse.stages = dense.stages;
-  lighthouse.run.out = dense.run.out;
-  EXPECT_EQ(lighthouse.to_toml(), dense.to_toml());
 }
 
 }  // namespace
