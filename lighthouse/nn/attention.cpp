@@ -5,9 +5,7 @@
 #include <mutex>
 #include <set>
 
-#include "lighthouse/core/geometry.h"
 #include "lighthouse/core/settings.h"
-#include "lighthouse/ops/attention.h"
 
 namespace lighthouse::nn {
 namespace {
@@ -34,20 +32,21 @@ void AttentionImpl::set_config(const Config& config) {
 
 bool AttentionImpl::uses_lighthouse(int64_t tokens) const {
   return options_.mode == Mode::kLighthouse && (is_training() || options_.lighthouse_in_eval) &&
-         dense_because(tokens, options_.config).empty();
+         distributed::dense_because(tokens, options_.config, options_.context).empty();
 }
 
 torch::Tensor AttentionImpl::forward(const torch::Tensor& q, const torch::Tensor& k,
                                      const torch::Tensor& v) {
-  if (options_.mode == Mode::kDense || !(is_training() || options_.lighthouse_in_eval)) {
-    return dense_attention(q, k, v, options_.config.scale);
+  const auto& [config, mode, lighthouse_in_eval, context] = options_;
+  if (mode == Mode::kDense || !(is_training() || lighthouse_in_eval)) {
+    return distributed::dense_attention(q, k, v, context, config.scale);
   }
-  if (options_.mode == Mode::kLocal) return local_attention(q, k, v, options_.config);
-  const std::string reason = dense_because(q.size(2), options_.config);
-  if (reason.empty()) return attention(q, k, v, options_.config);
+  if (mode == Mode::kLocal) return distributed::local_attention(q, k, v, config, context);
+  const std::string reason = distributed::dense_because(q.size(2), config, context);
+  if (reason.empty()) return distributed::attention(q, k, v, config, context);
   if (!said_dense_) say_once(reason);
   said_dense_ = true;
-  return dense_attention(q, k, v, options_.config.scale);
+  return distributed::dense_attention(q, k, v, context, config.scale);
 }
 
 void AttentionImpl::pretty_print(std::ostream& stream) const {

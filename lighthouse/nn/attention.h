@@ -4,6 +4,7 @@
 #include <torch/nn/pimpl.h>
 
 #include "lighthouse/core/config.h"
+#include "lighthouse/distributed/attention.h"
 
 namespace lighthouse::nn {
 
@@ -26,10 +27,13 @@ struct AttentionOptions {
   Mode mode = Mode::kLighthouse;
   bool lighthouse_in_eval = false;  ///< in eval mode the module is dense, whatever its mode, unless
                                     ///< this is set
+  distributed::Context context = {};  ///< the ranks that share each sequence; by default none do
 };
 
 /// Causal self-attention over q, k and v that are projected already, in a mode that may be switched
 /// at any step. It has no parameters and no buffers.
+///
+/// Where ranks share each sequence, q, k and v have this rank's tokens, and all call it at once.
 ///
 /// In lighthouse mode it is dense all the same, and says so once, where Lighthouse cannot pay
 /// (`dense_because`).
@@ -43,9 +47,10 @@ class AttentionImpl : public torch::nn::Module {
   void set_mode(Mode mode) { options_.mode = mode; }
   void set_lighthouse_in_eval(bool on) { options_.lighthouse_in_eval = on; }
   void set_config(const Config& config);
+  void set_context(const distributed::Context& context) { options_.context = context; }
   const AttentionOptions& options() const { return options_; }
 
-  /// Whether a forward pass over that many tokens would compute Lighthouse now.
+  /// Whether a forward pass over that many tokens of this rank would compute Lighthouse now.
   bool uses_lighthouse(int64_t tokens) const;
 
   void pretty_print(std::ostream& stream) const override;

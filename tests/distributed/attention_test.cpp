@@ -488,6 +488,39 @@ TEST(ContextOfOne, IsAttention) {
   }
 }
 
+/// The module that models use, in each mode, and in evaluation.
+TEST(ContextModule, AttendsAcrossRanks) {
+  run_ranks(2, [](const World& world) {
+    Random random(205);
+    Case c;
+    c.config.budget = c.config.tile_budget = 4;
+    c.config.local = 30;
+    c.tokens = 256;
+    c.heads = c.groups = 2;
+    c.dim = 8;
+    const Tensors whole = random_tensors(random, c, at::kFloat);
+    const auto shard = [&](const Tensor& t) { return shard_of(t, world.rank(), 2, true); };
+    const Context context{.group = world.group(), .zigzag = true};
+    nn::Attention module(nn::AttentionOptions{.config = c.config, .context = context});
+    const auto is_part_of = [&](const Tensor& expected) {
+      EXPECT_TRUE(
+          module->forward(shard(whole.q), shard(whole.k), shard(whole.v)).equal(shard(expected)));
+    };
+    EXPECT_TRUE(module->uses_lighthouse(128));
+    is_part_of(attention(whole.q, whole.k, whole.v, c.config));
+    module->set_mode(Mode::kLocal);
+    is_part_of(local_attention(whole.q, whole.k, whole.v, c.config));
+    module->set_mode(Mode::kDense);
+    is_part_of(dense_attention(whole.q, whole.k, whole.v));
+    module->set_mode(Mode::kLighthouse);
+    module->eval();
+    is_part_of(dense_attention(whole.q, whole.k, whole.v));
+    module->train();
+    module->set_context({});  // each rank by itself
+    EXPECT_EQ(module->uses_lighthouse(128), dense_because(128, c.config).empty());
+  });
+}
+
 TEST(ContextErrors, NameTheArgument) {
   run_ranks(2, [](const World& world) {
     const Tensor q = at::randn({1, 3, 10, 4}), odd = at::randn({1, 2, 7, 4});
