@@ -177,7 +177,7 @@ TEST_F(VerbsTest, KnowsPieces) {
   // The area is W / N, and (S / N)^2 more, where S is 16 roots and 4 entries for each of 8 refined,
   // at two levels.
   expect(said_by({"plan", recipe, "--threads", "2"}),
-         {"12.5 %", "22.3 %", "100.0 %", "can use text farther away than a piece"});
+         {"12.5 %", "22.3 %", "100.0 %", "Then Lighthouse with pieces pays"});
   std::vector<std::string> timed{"plan", recipe, "--threads", "2"};
   for (const char* stage : {"0", "1", "2"}) {
     for (const char* length : {".steps=0", ".seconds=20"}) {
