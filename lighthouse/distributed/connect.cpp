@@ -95,7 +95,12 @@ at::Device device_of(const Launch& launch, at::Device device) {
 
 World connect(const Launch& launch, const ConnectOptions& options, const Environment& environment) {
   if (launch.size == 1) return {};
-  const auto store = meet(launch, options.timeout);
+  c10::intrusive_ptr<c10d::Store> store = meet(launch, options.timeout);
+  if (launch.is_served) {
+    // The launcher's store outlives the processes, and what an earlier attempt has written with it.
+    const char* attempt = environment("TORCHELASTIC_RESTART_COUNT");
+    store = with_prefix(message("attempt/", attempt != nullptr ? attempt : "0"), store);
+  }
   check_places(*store, launch);
   GroupOptions group;
   if (options.device.is_cuda()) group.device = options.device;

@@ -63,8 +63,13 @@ Launch read_launch(const Environment& environment) {
     check_argument(rank.has_value(), of.size, " is ", launch.size, ", but ", of.rank, kRemedy);
     launch.rank = parse(of.rank, *rank, 0, launch.size - 1);
     launch.launcher = of.launcher;
-    if (const auto local = find(environment, of.local_rank)) {
-      launch.local_rank = parse(of.local_rank, *local, 0, launch.size - 1);
+    // The launcher's own, else the user's, else srun's: its PMI-2 plugin sets the first two as
+    // MPICH does, and leaves out the third.
+    for (const char* name : {of.local_rank, "LOCAL_RANK", "SLURM_LOCALID"}) {
+      const auto local = find(environment, name);
+      if (!local) continue;
+      launch.local_rank = parse(name, *local, 0, launch.size - 1);
+      break;
     }
     const auto address = find(environment, "MASTER_ADDR");
     check_argument(address.has_value(), "MASTER_ADDR is not set, where the ", launch.size,

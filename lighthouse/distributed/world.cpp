@@ -57,6 +57,9 @@ std::string as_text(const Tensor& bytes, int64_t size) {
 int64_t World::rank() const { return group_ ? group_->processes->getRank() : 0; }
 int64_t World::size() const { return group_ ? group_->processes->getSize() : 1; }
 int64_t World::local_rank() const { return group_ ? group_->local_rank : 0; }
+std::optional<at::Device> World::gpu() const {
+  return group_ ? group_->options.device : std::nullopt;
+}
 
 const std::string& World::group() const {
   static const std::string none;
@@ -199,6 +202,8 @@ Mesh Mesh::of(const World& world, int64_t context_size) {
   const auto sub_world = [&](const char* kind, int64_t which, int64_t rank, int64_t size) {
     if (size == 1) return World();
     if (size == world.size()) return world;
+    check_argument(whole.store != nullptr, "the world is that of the process group '", whole.name,
+                   "', found by its name; only one that `connect` made can be cut into parts");
     const std::string name = message(whole.name, ".", kind, ".", which);
     return join(whole.store, rank, size, whole.local_rank, name, whole.options);
   };

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -34,6 +36,8 @@ class World {
   bool is_first() const { return rank() == 0; }
   /// The rank among those on the same host, which chooses the GPU.
   int64_t local_rank() const;
+  /// The GPU that `connect` gave this rank; nothing on CPUs and in a world of one.
+  std::optional<at::Device> gpu() const;
   /// The name of the process group, for operators that take one; empty for a world of one.
   const std::string& group() const;
 

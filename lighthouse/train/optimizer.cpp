@@ -101,6 +101,7 @@ void AdamW::collect_gradients() {
 
 void AdamW::reduce_gradients() {
   if (!is_shared()) return;
+  world_.barrier();  // over Gloo, which misses a rank that failed at once; NCCL's kernels wait
   for (Group& group : groups_) {
     const at::Tensor part = at::empty_like(group.exp_avgs[0]);
     world_.sum_scatter(group.flat_gradients, part);
@@ -157,6 +158,7 @@ void AdamW::publish_weights() {
 
 void AdamW::add_named(std::map<std::string, at::Tensor>& all, const std::string& prefix,
                       Tensors Group::*kind) const {
+  world_.barrier();  // as in reduce_gradients
   for (const Group& group : groups_) {
     Tensors whole = group.*kind;
     if (is_shared()) {

@@ -55,7 +55,7 @@ fs::path starting_point(const run::RunFolder& folder, const Start& start) {
 
 /// Keeps what an export will hand on of the model that the run begins with, since folders go.
 void keep_base(const run::RunFolder& folder, const fs::path& from) {
-  if (!fs::exists(from / "config.json") || fs::exists(folder.base())) return;
+  if (from.empty() || !fs::exists(from / "config.json") || fs::exists(folder.base())) return;
   const fs::path partial = folder.path() / ".partial-base";
   fs::remove_all(partial);
   model::copy_base(from, partial);

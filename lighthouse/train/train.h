@@ -35,7 +35,7 @@ struct Start {
 ///
 /// @param out gets the progress and the table at the end; a line is redrawn where it is a terminal
 /// @param clock is read right before and after each step, and nowhere else
-/// @param world the ranks; recipe.run.device is this one's
+/// @param world the ranks; one that has a GPU (World::gpu) trains there, the others on run.device
 /// @return the signal that ended the run; 0 where it is complete
 /// @throws std::invalid_argument where the recipe cannot be run, or not by so many ranks, its
 ///         folder is in use without `start` saying so, or the checkpoint is of another recipe or

@@ -52,6 +52,11 @@ data::Corpus read_data(const run::Recipe& recipe, const data::FileList& list, Pr
   return corpus;
 }
 
+/// The recipe's device, or what this rank has of it.
+at::Device device_of(const run::Recipe& recipe, const distributed::World& world) {
+  return find_device(world.gpu() ? world.gpu()->str() : recipe.run.device, "run.device");
+}
+
 /// Thrown where a signal asks the run to end.
 struct Stopped {
   int signal;
@@ -78,7 +83,7 @@ Trainer::Trainer(const run::Recipe& recipe, const run::RunFolder& folder,
           eval::token_frequency_loss(corpus_.train(), corpus_.held_out(), recipe.model.vocab_size)),
       loader_(corpus_.train(), corpus_.document_ends(), recipe.run.seed, recipe.model.vocab_size,
               static_cast<uint64_t>(recipe.data.shuffle_block)),
-      device_(find_device(recipe.run.device, "run.device")),
+      device_(device_of(recipe, world)),
       model_(first_model(recipe, device_, is_new)),
       optimizer_(*model_, recipe.optimizer, run::scalar_type(recipe.run.dtype), world),
       checkpoints_(folder.checkpoints()),

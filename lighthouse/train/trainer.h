@@ -42,7 +42,12 @@ void on_first_rank(const distributed::World& world, const Act& act) {
   } catch (...) {
     error = std::current_exception();
   }
-  const bool failed = world.any(error != nullptr);
+  bool failed = false;
+  try {
+    failed = world.any(error != nullptr);
+  } catch (const distributed::PeerError&) {
+    if (!error) throw;  // its own error says more than that another rank is gone, too
+  }
   if (error) std::rethrow_exception(error);
   if (failed) throw distributed::PeerError("the run ended by an error of rank 0, which says more");
 }

@@ -80,6 +80,12 @@ TEST(Launch, ReadsWhatEachLauncherSets) {
   EXPECT_EQ(mpich.rank, 3);
   EXPECT_EQ(mpich.local_rank, 2);
 
+  // srun --mpi=pmi2 sets these as MPICH does, but for the local rank.
+  EXPECT_EQ(with_address({{"PMI_RANK", "3"}, {"PMI_SIZE", "4"}, {"SLURM_LOCALID", "1"}}).local_rank,
+            1);
+  EXPECT_EQ(with_address({{"PMI_RANK", "3"}, {"PMI_SIZE", "4"}, {"LOCAL_RANK", "0"}}).local_rank,
+            0);
+
   const Launch srun =
       with_address({{"SLURM_PROCID", "6"}, {"SLURM_STEP_NUM_TASKS", "8"}, {"SLURM_LOCALID", "2"}});
   EXPECT_EQ(srun.launcher, "srun");

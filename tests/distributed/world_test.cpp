@@ -100,10 +100,12 @@ TEST(World, ScattersASumAndGathersItsParts) {
 }
 
 TEST(World, IsFoundByTheNameOfItsGroup) {
-  run_ranks(2, [](const World& world) {
+  run_ranks(4, [](const World& world) {
     const World found = World::named(world.group());
     EXPECT_EQ(found.rank(), world.rank());
-    EXPECT_EQ(found.sum(int64_t{1}), 2);
+    EXPECT_EQ(found.sum(int64_t{1}), 4);
+    EXPECT_TRUE(throws<std::invalid_argument>([&] { Mesh::of(found, 2); },
+                                              {"'" + world.group() + "'", "connect"}));
   });
 }
 

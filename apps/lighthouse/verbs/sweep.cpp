@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -18,6 +19,7 @@
 #include "apps/lighthouse/terminal.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
+#include "lighthouse/distributed/launch.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/io/table.h"
 #include "lighthouse/run/run_folder.h"
@@ -162,6 +164,9 @@ std::string train_point(const Point& point) {
 }
 
 void sweep(const Options& options) {
+  const int64_t processes = distributed::read_launch(std::getenv).size;
+  check_argument(processes == 1, "sweep was started in ", processes,
+                 " processes; it runs in one: leave out torchrun, srun or mpirun");
   const std::vector<Axis> axes(options.vary.begin(), options.vary.end());
   std::set<std::string> keys;
   for (const Axis& axis : axes) {

@@ -28,11 +28,10 @@ struct Options {
   bool dry_run = false;
 };
 
-/// Meets the other processes of a launch, and gives the recipe this one's GPU.
-distributed::World connect_ranks(const distributed::Launch& launch, run::Recipe& recipe) {
+/// Meets the other processes of a launch, on this one's GPU where the recipe's device is one.
+distributed::World connect_ranks(const distributed::Launch& launch, const run::Recipe& recipe) {
   train::find_device(recipe.run.device, "run.device");  // one that is none is named as the recipe's
   const at::Device device = distributed::device_of(launch, at::Device(recipe.run.device));
-  recipe.run.device = device.str();
   return distributed::connect(launch, {.device = device});
 }
 
