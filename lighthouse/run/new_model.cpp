@@ -2,11 +2,19 @@
 
 #include <ATen/Context.h>
 
+#include <mutex>
+
 namespace lighthouse::run {
 
 std::shared_ptr<model::LanguageModel> new_model(const Recipe& recipe, c10::Device device) {
-  at::manual_seed(recipe.run.seed);
-  auto model = model::new_model(recipe.model);
+  std::shared_ptr<model::LanguageModel> model;
+  {
+    // All threads draw from one generator: ranks that are threads make their models in turn.
+    static std::mutex drawing;
+    const std::lock_guard<std::mutex> lock(drawing);
+    at::manual_seed(recipe.run.seed);
+    model = model::new_model(recipe.model);
+  }
   model->to(device);
   model->set_recompute_mlp(recipe.run.recompute_mlp);
   for (const StageRecipe& stage : recipe.stages) {
