@@ -18,6 +18,7 @@
 #include "tests/distributed/ranks.h"
 #include "tests/distributed/shards.h"
 #include "tests/support/compare.h"
+#include "tests/support/gradients.h"
 #include "tests/support/tensors.h"
 #include "tests/support/threads.h"
 #include "tests/support/throws.h"
@@ -43,21 +44,6 @@ struct Problem {
 std::ostream& operator<<(std::ostream& out, const Problem& problem) {
   return out << to_string(problem.mode) << ", " << problem.c << ", " << describe(problem.c.config)
              << ", " << problem.x.q.scalar_type();
-}
-
-struct Results {
-  Tensor out, grad_q, grad_k, grad_v;
-
-  std::vector<Tensor> all() const { return {out, grad_q, grad_k, grad_v}; }
-};
-constexpr const char* kNames[] = {"out", "grad_q", "grad_k", "grad_v"};
-
-template <class F>
-Results run_by(const Tensors& inputs, const Tensor& grad_out, const F& f) {
-  const Tensors x = leaves(inputs);
-  const Tensor out = f(x.q, x.k, x.v);
-  const auto grads = torch::autograd::grad({out}, {x.q, x.k, x.v}, {grad_out});
-  return {out.detach(), grads[0], grads[1], grads[2]};
 }
 
 /// On one device.

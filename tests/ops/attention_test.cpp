@@ -6,7 +6,6 @@
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
 
@@ -14,6 +13,7 @@
 #include "lighthouse/ops/tensor.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
+#include "tests/support/gradients.h"
 #include "tests/support/tensors.h"
 #include "tests/support/threads.h"
 
@@ -28,33 +28,11 @@ class Attention : public ::testing::TestWithParam<at::ScalarType> {
 INSTANTIATE_TEST_SUITE_P(AllTypes, Attention,
                          ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf));
 
-/// out, and the gradients of q, k and v given that of out.
-struct Results {
-  Tensor out, grad_q, grad_k, grad_v;
-
-  std::vector<Tensor> all() const { return {out, grad_q, grad_k, grad_v}; }
-};
-
-template <class F>
-Results run(const Tensors& inputs, const Tensor& grad_out, const F& f) {
-  const Tensors x = leaves(inputs);
-  const Tensor out = f(x.q, x.k, x.v);
-  const auto grads = torch::autograd::grad({out}, {x.q, x.k, x.v}, {grad_out});
-  return {out.detach(), grads[0], grads[1], grads[2]};
-}
-
 Results run(const Tensors& x, const Tensor& grad_out, const Config& config,
             const Given& given = {}) {
-  return run(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
+  return run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
     return attention(q, k, v, config, given);
   });
-}
-
-void expect_same_bits(const Results& actual, const Results& expected) {
-  const char* names[] = {"out", "grad_q", "grad_k", "grad_v"};
-  for (size_t i = 0; i < 4; ++i) {
-    EXPECT_TRUE(actual.all()[i].equal(expected.all()[i])) << names[i];
-  }
 }
 
 struct PlainResults {
@@ -90,7 +68,7 @@ PlainResults run_plainly(const Tensors& inputs, const Tensor& grad_out, const Ar
                                                     heads != groups);
     return each_head(scattering).matmul(gathered_out);
   };
-  const Results results = run(inputs, grad_out, plain);
+  const Results results = run_by(inputs, grad_out, plain);
   const Tensor gathered_grad = each_head(scattering).transpose(2, 3).matmul(grad_out);
   const Tensor row_sums =
       gathered_grad.mul(gathered_out.detach()).abs().sum(-1, false, at::kDouble);
@@ -115,14 +93,13 @@ void expect_within_budget(const Results& ours, const Tensors& x, const Tensor& g
   const double subtracted[] = {0, scale * plain.row_sum * largest(x.k),
                                scale * plain.row_sum * largest(x.q), 0};
   const Array* expected[] = {&out, &grad.q, &grad.k, &grad.v};
-  const char* names[] = {"out", "grad_q", "grad_k", "grad_v"};
   for (size_t i = 0; i < 4; ++i) {
     const Tensor reference = to_tensor(*expected[i]);
     const double unit = static_cast<double>(config.levels + 1) * rounding(x.q.scalar_type()).unit;
     const double budget = 4 * largest(plain.results.all()[i] - reference) +
                           unit * (largest(reference) + subtracted[i]);
     EXPECT_TRUE(within(to_array(ours.all()[i]), *expected[i], Array(expected[i]->shape, budget)))
-        << names[i];
+        << kNames[i];
   }
 }
 

@@ -17,6 +17,7 @@
 #include "lighthouse/ops/dispatcher.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
+#include "tests/support/gradients.h"
 #include "tests/support/tensors.h"
 #include "tests/support/threads.h"
 #include "tests/support/throws.h"
@@ -35,20 +36,6 @@ class Pieces : public ::testing::TestWithParam<at::ScalarType> {
 INSTANTIATE_TEST_SUITE_P(AllTypes, Pieces,
                          ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf));
 
-struct Results {
-  Tensor out, grad_q, grad_k, grad_v;
-
-  std::vector<Tensor> all() const { return {out, grad_q, grad_k, grad_v}; }
-};
-constexpr const char* kNames[] = {"out", "grad_q", "grad_k", "grad_v"};
-
-template <class F>
-Results run_by(const Tensors& inputs, const Tensor& grad_out, const F& f) {
-  const Tensors x = leaves(inputs);
-  const Tensor out = f(x.q, x.k, x.v);
-  const auto grads = torch::autograd::grad({out}, {x.q, x.k, x.v}, {grad_out});
-  return {out.detach(), grads[0], grads[1], grads[2]};
-}
 Results run(const Tensors& x, const Tensor& grad_out, const Config& config,
             const Given& given = {}) {
   return run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
@@ -59,12 +46,6 @@ Results run_alone(const Tensors& x, const Tensor& grad_out, const Config& config
   return run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
     return local_attention(q, k, v, config);
   });
-}
-
-void expect_same_bits(const Results& actual, const Results& expected) {
-  for (size_t i = 0; i < 4; ++i) {
-    EXPECT_TRUE(actual.all()[i].equal(expected.all()[i])) << kNames[i];
-  }
 }
 
 /// A small problem with pieces of any length, from one token to more than there are, and any shift.
