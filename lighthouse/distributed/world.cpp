@@ -25,7 +25,8 @@ void exchange(const World::Group& group, const char* what, const Start& start) {
   });
 }
 
-void reduce(const World::Group& group, const Tensor& values, const ReduceOp& op, const char* what) {
+void reduce(const World::Group& group, const Tensor& values, const ReduceOp& op) {
+  const char* what = op == ReduceOp::SUM ? "take a sum" : "take a maximum";
   std::vector<Tensor> flat{values.detach().contiguous()};
   exchange(group, what, [&](c10d::ProcessGroup& processes) {
     c10d::AllreduceOptions options;
@@ -39,6 +40,15 @@ void reduce(const World::Group& group, const Tensor& values, const ReduceOp& op,
 template <class T>
 Tensor as_tensor(T value) {
   return at::full({1}, value, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+}
+
+/// The sum or maximum of a number over all ranks; without a group there is nothing to exchange.
+template <class T>
+T of_all(const World::Group* group, T value, const ReduceOp& op) {
+  if (group == nullptr) return value;
+  const Tensor tensor = as_tensor(value);
+  reduce(*group, tensor, op);
+  return tensor.item<T>();
 }
 
 /// A text as bytes, with zeros behind it: some, as no exchange takes an empty tensor.
@@ -67,32 +77,16 @@ const std::string& World::group() const {
 }
 
 void World::sum(const Tensor& values) const {
-  if (group_) reduce(*group_, values, ReduceOp::SUM, "take a sum");
+  if (group_) reduce(*group_, values, ReduceOp::SUM);
 }
 void World::max(const Tensor& values) const {
-  if (group_) reduce(*group_, values, ReduceOp::MAX, "take a maximum");
+  if (group_) reduce(*group_, values, ReduceOp::MAX);
 }
 
-double World::sum(double value) const {
-  const Tensor tensor = as_tensor(value);
-  sum(tensor);
-  return tensor.item<double>();
-}
-int64_t World::sum(int64_t value) const {
-  const Tensor tensor = as_tensor(value);
-  sum(tensor);
-  return tensor.item<int64_t>();
-}
-double World::max(double value) const {
-  const Tensor tensor = as_tensor(value);
-  max(tensor);
-  return tensor.item<double>();
-}
-int64_t World::max(int64_t value) const {
-  const Tensor tensor = as_tensor(value);
-  max(tensor);
-  return tensor.item<int64_t>();
-}
+double World::sum(double value) const { return of_all(group_.get(), value, ReduceOp::SUM); }
+int64_t World::sum(int64_t value) const { return of_all(group_.get(), value, ReduceOp::SUM); }
+double World::max(double value) const { return of_all(group_.get(), value, ReduceOp::MAX); }
+int64_t World::max(int64_t value) const { return of_all(group_.get(), value, ReduceOp::MAX); }
 bool World::any(bool value) const { return max(static_cast<int64_t>(value)) != 0; }
 
 std::vector<Tensor> World::gather(const Tensor& values) const {
