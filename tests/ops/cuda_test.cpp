@@ -194,6 +194,10 @@ TEST_P(Large, MoreThan2To31Elements) {
   const Tensor out = attention(x.q, x.k, x.v, config);
   const Tensor grad_out = at::randn_like(out);
   const auto grads = torch::autograd::grad({out}, {x.q}, {grad_out});
+  // PyTorch may sum a head by itself in another order. Each value that is rounded to bfloat16 may
+  // then be its neighbour, 2^-7 of it away: with pieces, the gradients of both branches and their
+  // sum.
+  const double tolerance = (config.local > 0 ? 3 : 1) * 0x1p-7;
   for (const int64_t head : {int64_t{0}, kHeads - 1}) {
     const auto only = [&](const Tensor& tensor) { return tensor.detach().narrow(1, head, 1); };
     const Tensor q = only(x.q).contiguous().requires_grad_();
@@ -203,7 +207,7 @@ TEST_P(Large, MoreThan2To31Elements) {
          {std::pair(only(out), alone.detach()), std::pair(only(grads[0]), grad)}) {
       const double error =
           (actual.to(at::kFloat) - expected.to(at::kFloat)).abs().max().item<double>();
-      EXPECT_LE(error, 0x1p-7 * expected.abs().max().item<double>()) << head;
+      EXPECT_LE(error, tolerance * expected.abs().max().item<double>()) << head;
     }
   }
 }
