@@ -1,4 +1,4 @@
-"""Context parallelism on two processes: the result of one."""
+"""Context parallelism on two processes, over Gloo or on two GPUs over NCCL: the result of one."""
 
 import dataclasses
 import os
@@ -24,7 +24,13 @@ CASES: dict[str, dict[str, Any]] = {
     "dense": {"mode": "dense"},
 }
 
-pytestmark = pytest.mark.skipif("LIGHTHOUSE_TEST_DEVICE" in os.environ, reason="gloo, on the CPU")
+ON_GPUS = os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu") != "cpu"
+on_cpu = pytest.mark.skipif(ON_GPUS, reason="of the CPU alone")
+pytestmark = pytest.mark.skipif(ON_GPUS and torch.cuda.device_count() < WORLD, reason="needs two GPUs")
+
+
+def device_of(rank: int) -> torch.device:
+    return torch.device("cuda", rank) if ON_GPUS else torch.device("cpu")
 
 
 def shard(whole: Tensor, rank: int, zigzag: bool) -> Tensor:
@@ -35,8 +41,11 @@ def shard(whole: Tensor, rank: int, zigzag: bool) -> Tensor:
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    whole, grad_out = torch.load(f"{folder}/inputs")
+    if ON_GPUS:
+        torch.cuda.set_device(rank)
+    backend = "nccl" if ON_GPUS else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    whole, grad_out = torch.load(f"{folder}/inputs", map_location=device_of(rank))
     results = {}
     sub_group = dist.new_group([0, 1])
     for name, case in CASES.items():
@@ -67,7 +76,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     grad_out = torch.randn_like(whole[0])
     torch.save((whole, grad_out), tmp_path / "inputs")
     mp.spawn(worker, (str(tmp_path),), nprocs=WORLD)
-    ranks = [torch.load(tmp_path / str(rank)) for rank in range(WORLD)]
+    ranks = [torch.load(tmp_path / str(rank), map_location=device_of(0)) for rank in range(WORLD)]
+    whole, grad_out = [tensor.to(device_of(0)) for tensor in whole], grad_out.to(device_of(0))
     for (name, exchange, zigzag), _ in ranks[0].items():
         expected = one_process(whole, grad_out, CASES[name])
         for rank, results in enumerate(ranks):
@@ -82,6 +92,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
                     torch.testing.assert_close(ours, theirs)
 
 
+@on_cpu
 @pytest.mark.parametrize("exchange", ["heads", "ring"])
 def test_compiles(exchange: str, tmp_path: Path) -> None:
     """The exchanges are operators as others are."""
@@ -100,6 +111,7 @@ def test_compiles(exchange: str, tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+@on_cpu
 def test_errors_name_the_argument() -> None:
     x = make_qkv()
     with pytest.raises(ValueError, match="mode is 'sparse'"):
