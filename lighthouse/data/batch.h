@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace lighthouse::data {
 
@@ -38,6 +39,12 @@ struct Batch {
   Batch rows(int64_t first, int64_t count) const {
     return map([&](const at::Tensor& tensor) { return tensor.narrow(0, first, count); });
   }
+
+  /// Of the `count` equal chunks of each row, those of these indices, one after the other, with
+  /// their positions: what a rank has of sequences that ranks share. Each row is one document:
+  /// document_starts is undefined. Throws std::invalid_argument where `count` does not divide the
+  /// tokens of a row.
+  Batch chunks(const std::vector<int64_t>& indices, int64_t count) const;
 };
 
 }  // namespace lighthouse::data

@@ -1,6 +1,5 @@
 #include "lighthouse/distributed/attend_across.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/logaddexp.h>
@@ -8,6 +7,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "lighthouse/distributed/chunks.h"
 #include "lighthouse/distributed/group.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/no_double_backward.h"
@@ -106,19 +106,8 @@ class Ranks {
   int64_t rank_, size_;
 };
 
-/// (W, 2, B, G, 2 s, D), the keys and values of each rank, in the order of the sequence:
-/// (2, B, G, 2 W s, D).
-Tensor in_sequence(const Tensor& of_ranks) {
-  const Tensor chunks = of_ranks.unflatten(4, {2, of_ranks.size(4) / 2}).movedim(0, 3);
-  return at::cat({chunks.select(4, 0), chunks.select(4, 1).flip(3)}, 3).flatten(3, 4);
-}
-/// The reverse.
-Tensor of_ranks(const Tensor& sequence, int64_t ranks) {
-  const Tensor chunks = sequence.unflatten(3, {2 * ranks, -1});
-  const Tensor halves =
-      at::stack({chunks.narrow(3, 0, ranks), chunks.narrow(3, ranks, ranks).flip(3)}, 4);
-  return halves.movedim(3, 0).flatten(4, 5).contiguous();
-}
+/// Of (2, B, G, n, D), keys and values.
+constexpr int64_t kRowDimension = 3;
 
 /// Some rows of the sequence that one rank attends to: all of its own rows do, or its second half.
 /// What is earlier than both of its chunks, both see; what lies between them, the second.
@@ -139,7 +128,8 @@ struct Range {
 };
 std::vector<Range> gathered_ranges(const Ranks& ranks, int64_t chunk) {
   std::vector<Range> ranges;
-  const int64_t first = ranks.rank(), second = 2 * ranks.size() - 1 - first;
+  const std::vector<int64_t> own = chunks_of(ranks.rank(), ranks.size());
+  const int64_t first = own[0], second = own[1];
   if (first > 0) ranges.push_back({0, first * chunk, true});
   if (second > first + 1) ranges.push_back({(first + 1) * chunk, second * chunk, false});
   return ranges;
@@ -236,7 +226,7 @@ Tensors2 attend_across_kernel(const Tensor& q, const Tensor& k, const Tensor& v,
   if (how == Exchange::kGather) {
     const auto gathering = ranks.start_gather(own);
     Merged merged(q, scale, local());  // while the others' rows are on their way
-    const Tensor all = in_sequence(ranks.finish(gathering));
+    const Tensor all = in_sequence(ranks.finish(gathering), kRowDimension);
     for (const Range& r : gathered_ranges(ranks, chunk)) {
       merged.add(block_of(all, r.begin, r.end, r.all_queries));
     }
@@ -258,13 +248,13 @@ Tensor gather_backward(const Ranks& ranks, const Tensor& own, MergedGradients& g
   const int64_t chunk = own.size(3) / 2;
   const auto gathering = ranks.start_gather(own);
   const Tensor grad_own = grads.add(block_of(own, 0, 2 * chunk, true), /*causal=*/true);
-  const Tensor all = in_sequence(ranks.finish(gathering));
+  const Tensor all = in_sequence(ranks.finish(gathering), kRowDimension);
   const Tensor grad_all = at::zeros(all.sizes(), grad_own.options());
   for (const Range& r : gathered_ranges(ranks, chunk)) {
     grad_all.narrow(3, r.begin, r.end - r.begin)
         .copy_(grads.add(block_of(all, r.begin, r.end, r.all_queries)));
   }
-  return grad_own.add(ranks.sum_scatter(of_ranks(grad_all, ranks.size())));
+  return grad_own.add(ranks.sum_scatter(of_ranks(grad_all, ranks.size(), kRowDimension)));
 }
 
 Tensor ring_backward(const Ranks& ranks, const Tensor& own, MergedGradients& grads) {

@@ -29,6 +29,9 @@ struct Context {
   Exchange exchange = Exchange::kHeads;
   bool zigzag =
       false;  ///< by heads: rank r has chunks r and 2 W - 1 - r too, and not the r-th part
+
+  /// Whether it has.
+  bool is_zigzag() const { return zigzag || exchange != Exchange::kHeads; }
 };
 
 /// lighthouse::attention. Scores given in place of a scorer's are those of the rank's tokens.

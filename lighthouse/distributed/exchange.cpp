@@ -1,11 +1,10 @@
 #include "lighthouse/distributed/exchange.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/stack.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "lighthouse/distributed/chunks.h"
 #include "lighthouse/distributed/group.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/operators.h"
@@ -70,19 +69,6 @@ Tensor all_to_all(const Tensor& sent, c10d::ProcessGroup& processes) {
   return received;
 }
 
-/// The tokens as the ranks have them, two chunks each, (W, n, ...), in the order of the sequence.
-Tensor in_sequence(const Tensor& of_ranks) {
-  const Tensor chunks = of_ranks.unflatten(1, {2, of_ranks.size(1) / 2});
-  return at::cat({chunks.select(1, 0), chunks.select(1, 1).flip(0)}).view(of_ranks.sizes());
-}
-/// The reverse.
-Tensor of_ranks(const Tensor& sequence) {
-  const int64_t ranks = sequence.size(0);
-  const Tensor chunks = sequence.view({2 * ranks, sequence.size(1) / 2, -1});
-  return at::stack({chunks.narrow(0, 0, ranks), chunks.narrow(0, ranks, ranks).flip(0)}, 1)
-      .view(sequence.sizes());
-}
-
 std::vector<Tensor> exchange_heads_kernel(at::TensorList tensors, std::string_view group,
                                           bool zigzag) {
   const Processes processes = c10d::resolve_process_group(std::string(group));
@@ -96,11 +82,9 @@ std::vector<Tensor> exchange_heads_kernel(at::TensorList tensors, std::string_vi
     rows.narrow(3, head, part).copy_(tensor.unflatten(1, {ranks, part}).permute({1, 3, 0, 2, 4}));
     head += part;
   }
-  if (!rows.is_meta() && rows.numel() > 0) {
-    rows = all_to_all(rows, *processes);
-    if (zigzag) rows = in_sequence(rows);
-  }
-  const Tensor sequence = rows.flatten(0, 1);
+  const bool exchanges = !rows.is_meta() && rows.numel() > 0;
+  if (exchanges) rows = all_to_all(rows, *processes);
+  const Tensor sequence = exchanges && zigzag ? in_sequence(rows, 0) : rows.flatten(0, 1);
   std::vector<Tensor> results;
   head = 0;
   for (const Tensor& tensor : tensors) {
@@ -124,7 +108,7 @@ std::vector<Tensor> exchange_tokens_kernel(at::TensorList tensors, std::string_v
     head += tensor.size(1);
   }
   if (!rows.is_meta() && rows.numel() > 0) {
-    if (zigzag) rows = of_ranks(rows);
+    if (zigzag) rows = of_ranks(rows.flatten(0, 1), ranks, 0);
     rows = all_to_all(rows, *processes);
   }
   std::vector<Tensor> results;

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/distributed/chunks.h"
+#include "lighthouse/distributed/world.h"
 #include "lighthouse/model/token_loss.h"
 
 namespace lighthouse::model {
@@ -61,6 +63,21 @@ Tensor LanguageModel::token_losses(const data::Batch& batch, double z_loss) {
       .view(batch.tokens.sizes());
 }
 
+data::Batch LanguageModel::part_of(const data::Batch& whole) const {
+  if (context_.group.empty()) return whole;
+  const auto world = distributed::World::named(context_.group);
+  const int64_t rank = world.rank(), ranks = world.size();
+  return context_.is_zigzag() ? whole.chunks(distributed::chunks_of(rank, ranks), 2 * ranks)
+                              : whole.chunks({rank}, ranks);
+}
+
+Tensor LanguageModel::whole_token_losses(const data::Batch& whole) {
+  const Tensor own = token_losses(part_of(whole));
+  if (context_.group.empty()) return own;
+  const std::vector<Tensor> all = distributed::World::named(context_.group).gather(own);
+  return context_.is_zigzag() ? distributed::in_sequence(at::stack(all), 1) : at::cat(all, 1);
+}
+
 void LanguageModel::set_attention(const AttentionPlan& plan) {
   std::vector<nn::Attention> layers = attentions();
   const auto count = static_cast<int64_t>(layers.size());
@@ -73,7 +90,9 @@ void LanguageModel::set_attention(const AttentionPlan& plan) {
   for (int64_t i = 0; i < count; ++i) {
     layers[i]->set_config(plan.config.of_layer(i));
     layers[i]->set_mode(modes[i]);
+    layers[i]->set_context(plan.context);
   }
+  context_ = plan.context;
 }
 
 void LanguageModel::set_lighthouse_in_eval(bool on) {

@@ -18,6 +18,7 @@ struct AttentionPlan {
   nn::Mode mode = nn::Mode::kDense;
   Config config;                      ///< of lighthouse and local mode
   std::vector<int64_t> dense_layers;  ///< stay dense in any mode; -1 is the last
+  distributed::Context context = {};  ///< the ranks that share each sequence; by default none do
 };
 
 /// A model that predicts each next token, as training and evaluation use one. Its kinds differ in
@@ -39,6 +40,15 @@ class LanguageModel : public torch::nn::Module {
   /// Differentiable once; with a z_loss the gradient is that of more than is returned
   /// (token_loss.h).
   at::Tensor token_losses(const data::Batch& batch, double z_loss = 0);
+
+  /// What this rank has of whole sequences, as the plan's context says, for `logits` and
+  /// `token_losses`: the batch itself where no ranks share them. Throws std::invalid_argument where
+  /// the ranks cannot divide a sequence.
+  data::Batch part_of(const data::Batch& whole) const;
+
+  /// The losses of whole sequences, (B, N), on each of the ranks that share them. All of those call
+  /// it with the same batch. Not differentiable where ranks share sequences.
+  at::Tensor whole_token_losses(const data::Batch& whole);
 
   /// Sets every layer's attention; throws std::invalid_argument where a dense layer does not exist
   /// or the settings are out of range.
@@ -74,6 +84,7 @@ class LanguageModel : public torch::nn::Module {
 
  private:
   bool lighthouse_in_eval_ = false;
+  distributed::Context context_;
 };
 
 }  // namespace lighthouse::model

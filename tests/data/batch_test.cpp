@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "tests/support/throws.h"
+
 namespace lighthouse::data {
 namespace {
 
@@ -15,6 +17,20 @@ TEST(Batch, LeavesUndefinedWhatIsUndefined) {
   }
   EXPECT_TRUE(at::equal(batch.rows(1, 2).tokens, tokens.narrow(0, 1, 2)));
   EXPECT_TRUE(at::equal(batch.rows(1, 2).positions, tokens.narrow(0, 1, 2) + 1));
+}
+
+TEST(Batch, GivesChunksOfRowsWithTheirPositions) {
+  const at::Tensor tokens = at::arange(24, at::kLong).view({2, 12});
+  const Batch part = Batch{.tokens = tokens, .targets = tokens + 1}.chunks({1, 2}, 4);
+  const at::Tensor expected = at::cat({tokens.narrow(1, 3, 3), tokens.narrow(1, 6, 3)}, 1);
+  EXPECT_TRUE(part.tokens.equal(expected));
+  EXPECT_TRUE(part.targets.equal(expected + 1));
+  EXPECT_TRUE(part.positions.equal(at::arange(3, 9, at::kLong).expand({2, 6})));
+  const Batch again = part.chunks({1}, 2);  // of positions that there are already
+  EXPECT_TRUE(again.positions.equal(at::arange(6, 9, at::kLong).expand({2, 3})));
+  EXPECT_TRUE(testing::throws<std::invalid_argument>(
+      [&] { Batch{tokens}.chunks({0}, 5); },
+      {"has 12 tokens", "5 equal chunks", "a multiple of 5"}));
 }
 
 TEST(Batch, MovesAllThatItHas) {
