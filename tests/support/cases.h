@@ -63,6 +63,22 @@ inline oracle::Qkv random_qkv(Random& random, const Case& c) {
   return x;
 }
 
+/// Documents of any length, from one token to all of them, in each row of a batch; often fewer than
+/// a row may have, and sometimes more may be than there are tokens.
+inline oracle::Documents random_documents(Random& random, int64_t batch, int64_t tokens) {
+  oracle::Documents documents;
+  documents.most = draw(random, 1, draw(random, 0, 3) ? 5 : tokens + 3);
+  for (int64_t b = 0; b < batch; ++b) {
+    std::vector<int64_t> starts{0};
+    for (int64_t d = draw(random, 1, documents.most); d > 1; --d)
+      starts.push_back(draw(random, 0, tokens - 1));
+    std::sort(starts.begin(), starts.end());
+    starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
+    documents.starts.push_back(starts);
+  }
+  return documents;
+}
+
 inline Array absolute(Array array) {
   for (double& value : array.values) value = std::abs(value);
   return array;

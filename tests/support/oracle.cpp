@@ -47,6 +47,56 @@ Entry entry_of(int64_t id, int64_t tokens, const Config& config) {
   return {level, id - offset(level, tokens, config), power(config.pooling_factor, level)};
 }
 
+/// The length of a row in padded positions, in which every document begins at a root. What is said
+/// of entries above holds for them with that many tokens.
+int64_t positions(int64_t tokens, const Config& config, const Documents& documents) {
+  const int64_t window = power(config.pooling_factor, config.levels - 1);
+  return (tokens + documents.most * (window - 1)) / window * window;
+}
+
+/// Where the tokens of a row stand, and the documents that they are of.
+struct Places {
+  std::vector<int64_t> position;
+  std::vector<int64_t> document;
+
+  Places(int64_t b, int64_t tokens, const Config& config, const Documents& documents) {
+    const int64_t window = power(config.pooling_factor, config.levels - 1);
+    std::vector<int64_t> starts =
+        documents.starts.empty() ? std::vector<int64_t>{0} : documents.starts.at(b);
+    starts.push_back(tokens);
+    int64_t roots_before = 0;
+    for (size_t d = 0; d + 1 < starts.size(); ++d) {
+      for (int64_t t = starts[d]; t < starts[d + 1]; ++t) {
+        position.push_back(window * roots_before + t - starts[d]);
+        document.push_back(static_cast<int64_t>(d));
+      }
+      roots_before += (starts[d + 1] - starts[d] + window - 1) / window;
+    }
+  }
+
+  /// The tokens of an entry's window.
+  std::vector<int64_t> tokens_of(const Entry& e) const {
+    std::vector<int64_t> tokens;
+    for (size_t t = 0; t < position.size(); ++t)
+      if (position[t] >= e.first() && position[t] <= e.end()) tokens.push_back(t);
+    return tokens;
+  }
+  /// The document of an entry; -1 where it has no token.
+  int64_t document_of(const Entry& e) const {
+    const std::vector<int64_t> tokens = tokens_of(e);
+    return tokens.empty() ? -1 : document[tokens[0]];
+  }
+  /// The tokens that hear an entry: from its end on, of its document alone.
+  std::vector<int64_t> hearers(const Entry& e) const {
+    const int64_t own = document_of(e);
+    std::vector<int64_t> tokens;
+    for (size_t t = 0; t < position.size(); ++t)
+      if (position[t] >= e.end() && position[t] < e.end() + e.window && document[t] == own)
+        tokens.push_back(t);
+    return tokens;
+  }
+};
+
 double norm(const Array& x, int64_t b, int64_t h, int64_t t) {
   double sum = 0;
   for (int64_t d = 0; d < x.size(3); ++d) sum += x(b, h, t, d) * x(b, h, t, d);
@@ -93,19 +143,20 @@ Array group_maximum(const Array& scores, int64_t groups) {
   return result;
 }
 
-Array window_maxima(const Array& tokens, const Config& config) {
-  const int64_t n = tokens.size(2);
-  const int64_t level0 = offset(1, n, config);
-  Array result({tokens.size(0), tokens.size(1), entries(n, config) - level0}, kNone);
-  for (int64_t b = 0; b < tokens.size(0); ++b)
-    for (int64_t h = 0; h < tokens.size(1); ++h)
-      for (int64_t i = 0; i < result.size(2); ++i) {
-        const Entry e = entry_of(level0 + i, n, config);
-        for (int64_t t = e.first(); t <= e.end() && t < n; ++t) {
+Array window_maxima(const Array& tokens, const Config& config, const Documents& documents) {
+  const int64_t length = positions(tokens.size(2), config, documents);
+  const int64_t level0 = offset(1, length, config);
+  Array result({tokens.size(0), tokens.size(1), offset(config.levels, length, config) - level0},
+               kNone);
+  for (int64_t b = 0; b < tokens.size(0); ++b) {
+    const Places places(b, tokens.size(2), config, documents);
+    for (int64_t i = 0; i < result.size(2); ++i)
+      for (const int64_t t : places.tokens_of(entry_of(level0 + i, length, config)))
+        for (int64_t h = 0; h < tokens.size(1); ++h) {
           const double score = tokens(b, h, t);
           if (!std::isnan(score)) result(b, h, i) = std::max(result(b, h, i), score);
         }
-      }
+  }
   return result;
 }
 
@@ -143,15 +194,16 @@ std::vector<std::vector<int64_t>> refine_tile(int64_t first_root, int64_t end_ro
   return refined;
 }
 
-/// P (S, N): row s of P x is the mean over the window of entry rows[s] of its tokens below N.
-Array pooling_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens,
-                     const Config& config) {
+/// P (S, N): row s of P x is the mean over the tokens of the window of entry rows[s].
+Array pooling_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens, const Config& config,
+                     const Documents& documents) {
+  const Places places(b, tokens, config, documents);
+  const int64_t length = positions(tokens, config, documents);
   Array matrix({rows.size(2), tokens});
   for (int64_t s = 0; s < rows.size(2); ++s) {
-    const Entry e = entry_of(static_cast<int64_t>(rows(b, g, s)), tokens, config);
-    const int64_t end = std::min(e.end(), tokens - 1);
-    for (int64_t t = e.first(); t <= end; ++t)
-      matrix(s, t) = 1.0 / static_cast<double>(end - e.first() + 1);
+    const auto window =
+        places.tokens_of(entry_of(static_cast<int64_t>(rows(b, g, s)), length, config));
+    for (const int64_t t : window) matrix(s, t) = 1.0 / static_cast<double>(window.size());
   }
   return matrix;
 }
@@ -159,10 +211,11 @@ Array pooling_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens,
 /// C (N, S): position j hears from the entries that end at j or up to a window less one before.
 Array scatter_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens,
                      const Config& config) {
+  const Places places(b, tokens, config, {});
   Array matrix({tokens, rows.size(2)});
   for (int64_t s = 0; s < rows.size(2); ++s) {
     const Entry e = entry_of(static_cast<int64_t>(rows(b, g, s)), tokens, config);
-    for (int64_t j = e.end(); j < e.end() + e.window && j < tokens; ++j) matrix(j, s) = 1;
+    for (const int64_t j : places.hearers(e)) matrix(j, s) = 1;
   }
   return matrix;
 }
@@ -192,56 +245,61 @@ double dot(const Array& x, int64_t h, int64_t i, const Array& y, int64_t g, int6
 }
 
 /// The weights (S, S) of causal attention; sets the log-sum-exps of (b, h, .).
-Array weights(const Qkv& x, int64_t b, int64_t h, double scale, Array& lse) {
+Array weights(const Qkv& x, int64_t b, int64_t h, double scale, const Array& sequences,
+              Array& lse) {
   const int64_t length = x.q.size(2);
   const int64_t g = h / (x.q.size(1) / x.k.size(1));
+  const auto sees = [&](int64_t i, int64_t j) {
+    if (sequences.shape.empty()) return true;
+    const int64_t own = sequences.size(1) == 1 ? 0 : g;
+    return sequences(b, own, i) == sequences(b, own, j);
+  };
   Array p({length, length});
   for (int64_t i = 0; i < length; ++i) {
     double most = kNone;
     for (int64_t j = 0; j <= i; ++j)
-      most = std::max(most, p(i, j) = scale * dot(x.q, h, i, x.k, g, j, b));
+      if (sees(i, j)) most = std::max(most, p(i, j) = scale * dot(x.q, h, i, x.k, g, j, b));
     double sum = 0;
-    for (int64_t j = 0; j <= i; ++j) sum += p(i, j) = std::exp(p(i, j) - most);
+    for (int64_t j = 0; j <= i; ++j)
+      if (sees(i, j)) sum += p(i, j) = std::exp(p(i, j) - most);
     for (int64_t j = 0; j <= i; ++j) p(i, j) /= sum;
     lse(b, h, i) = most + std::log(sum);
   }
   return p;
 }
 
-/// Begin and end of each piece.
-std::vector<std::pair<int64_t, int64_t>> pieces(int64_t tokens, const Cut& cut) {
-  std::vector<std::pair<int64_t, int64_t>> all;
-  int64_t begin = 0;
-  for (int64_t end = cut.shift; begin < tokens; end += cut.length) {
-    if (end > begin) all.emplace_back(begin, std::min(end, tokens));
-    begin = end;
+/// A number for each piece of each document: (B, 1, N).
+Array piece_numbers(int64_t batch, int64_t tokens, const Cut& cut, const Documents& documents) {
+  Array numbers({batch, 1, tokens});
+  for (int64_t b = 0; b < batch; ++b) {
+    const Places places(b, tokens, {}, documents);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t piece = (t - cut.shift + cut.length) / cut.length;
+      numbers(b, 0, t) = static_cast<double>(places.document[t] * (tokens + 2) + piece);
+    }
   }
-  return all;
+  return numbers;
 }
 
-/// The elements of each token, (B, H, N, D) or (B, H, N).
-int64_t elements(const Array& x) { return x.shape.size() == 4 ? x.size(3) : 1; }
-
-Array tokens_of(const Array& x, int64_t begin, int64_t end) {
-  Array result(x.shape.size() == 4 ? std::vector{x.size(0), x.size(1), end - begin, x.size(3)}
-                                   : std::vector{x.size(0), x.size(1), end - begin});
-  const int64_t row = elements(x);
-  for (int64_t i = 0; i < x.size(0) * x.size(1); ++i)
-    for (int64_t j = 0; j < (end - begin) * row; ++j)
-      result.values[i * (end - begin) * row + j] = x.values[(i * x.size(2) + begin) * row + j];
-  return result;
+/// The documents of the gathered rows: (B, G, S); none where there is but one.
+Array row_documents(const Array& rows, int64_t tokens, const Config& config,
+                    const Documents& documents) {
+  if (documents.starts.empty()) return {};
+  Array numbers(rows.shape);
+  for (int64_t b = 0; b < rows.size(0); ++b) {
+    const Places places(b, tokens, config, documents);
+    for (int64_t g = 0; g < rows.size(1); ++g)
+      for (int64_t s = 0; s < rows.size(2); ++s)
+        numbers(b, g, s) = static_cast<double>(places.document_of(entry_of(
+            static_cast<int64_t>(rows(b, g, s)), positions(tokens, config, documents), config)));
+  }
+  return numbers;
 }
 
-Qkv tokens_of(const Qkv& x, int64_t begin, int64_t end) {
-  return {tokens_of(x.q, begin, end), tokens_of(x.k, begin, end), tokens_of(x.v, begin, end)};
-}
-
-/// Adds tokens to those of `sum` from `begin` on.
-void add_tokens(const Array& x, int64_t begin, Array& sum) {
-  const int64_t row = elements(x);
-  for (int64_t i = 0; i < x.size(0) * x.size(1); ++i)
-    for (int64_t j = 0; j < x.size(2) * row; ++j)
-      sum.values[(i * sum.size(2) + begin) * row + j] += x.values[i * x.size(2) * row + j];
+void add(const Qkv& x, Qkv& sum) {
+  for (auto [from, to] :
+       {std::pair(&x.q, &sum.q), std::pair(&x.k, &sum.k), std::pair(&x.v, &sum.v)})
+    for (size_t i = 0; i < from->values.size(); ++i) to->values[i] += from->values[i];
 }
 
 /// The weights of a position's near row and of the gathered rows that it hears.
@@ -254,15 +312,16 @@ struct Shares {
 /// Calls f(b, h, j, shares) for every position.
 template <class F>
 void for_each_position(const Attended& near, const Attended& far, const Array& rows,
-                       const Config& config, const F& f) {
+                       const Config& config, const Documents& documents, const F& f) {
   const int64_t tokens = near.lse.size(2);
-  for (int64_t b = 0; b < near.lse.size(0); ++b)
+  const int64_t length = positions(tokens, config, documents);
+  for (int64_t b = 0; b < near.lse.size(0); ++b) {
+    const Places places(b, tokens, config, documents);
     for (int64_t h = 0; h < near.lse.size(1); ++h) {
       std::vector<std::vector<int64_t>> heard(tokens);
       for (int64_t s = 0; s < rows.size(2); ++s) {
         const auto id = static_cast<int64_t>(rows(b, h / (near.lse.size(1) / rows.size(1)), s));
-        const Entry e = entry_of(id, tokens, config);
-        for (int64_t j = e.end(); j < e.end() + e.window && j < tokens; ++j) heard[j].push_back(s);
+        for (const int64_t j : places.hearers(entry_of(id, length, config))) heard[j].push_back(s);
       }
       for (int64_t j = 0; j < tokens; ++j) {
         const double own = near.lse(b, h, j);
@@ -283,17 +342,20 @@ void for_each_position(const Attended& near, const Attended& far, const Array& r
         f(b, h, j, shares);
       }
     }
+  }
 }
 
-Qkv gather(const Qkv& x, const Array& rows, const Config& config) {
-  return {oracle::gather(x.q, rows, config), oracle::gather(x.k, rows, config),
-          oracle::gather(x.v, rows, config)};
+Qkv gather(const Qkv& x, const Array& rows, const Config& config, const Documents& documents) {
+  return {oracle::gather(x.q, rows, config, documents),
+          oracle::gather(x.k, rows, config, documents),
+          oracle::gather(x.v, rows, config, documents)};
 }
 
-Qkv gather_adjoint(const Qkv& grad, const Array& rows, int64_t tokens, const Config& config) {
-  return {oracle::gather_adjoint(grad.q, rows, tokens, config),
-          oracle::gather_adjoint(grad.k, rows, tokens, config),
-          oracle::gather_adjoint(grad.v, rows, tokens, config)};
+Qkv gather_adjoint(const Qkv& grad, const Array& rows, int64_t tokens, const Config& config,
+                   const Documents& documents) {
+  return {oracle::gather_adjoint(grad.q, rows, tokens, config, documents),
+          oracle::gather_adjoint(grad.k, rows, tokens, config, documents),
+          oracle::gather_adjoint(grad.v, rows, tokens, config, documents)};
 }
 
 double scale_of(const Config& config, int64_t dim) {
@@ -302,12 +364,12 @@ double scale_of(const Config& config, int64_t dim) {
 
 }  // namespace
 
-int64_t entries(int64_t tokens, const Config& config) {
-  return offset(config.levels, tokens, config);
+int64_t entries(int64_t tokens, const Config& config, const Documents& documents) {
+  return offset(config.levels, positions(tokens, config, documents), config);
 }
 
-int64_t length(int64_t tokens, const Config& config) {
-  const int64_t r = roots(tokens, config);
+int64_t length(int64_t tokens, const Config& config, const Documents& documents) {
+  const int64_t r = roots(positions(tokens, config, documents), config);
   const int64_t tiles = config.budget / config.tile_budget;
   int64_t rows = r;
   for (int64_t t = 0; t < tiles; ++t) {
@@ -344,12 +406,14 @@ Scores dilated_scores(const Qkv& x, int64_t dilation, double scale) {
   return {scores.q, group_maximum(scores.k, x.k.size(1))};
 }
 
-Scores pool(const Scores& tokens, const Config& config) {
-  return {group_maximum(window_maxima(tokens.q, config), tokens.k.size(1)),
-          window_maxima(tokens.k, config)};
+Scores pool(const Scores& tokens, const Config& config, const Documents& documents) {
+  return {group_maximum(window_maxima(tokens.q, config, documents), tokens.k.size(1)),
+          window_maxima(tokens.k, config, documents)};
 }
 
-Maps select(const Scores& scores, int64_t tokens, const Config& config) {
+Maps select(const Scores& scores, int64_t token_count, const Config& config,
+            const Documents& documents) {
+  const int64_t tokens = positions(token_count, config, documents);
   const int64_t batch = scores.q.size(0);
   const int64_t groups = scores.q.size(1);
   const int64_t level0 = offset(1, tokens, config);
@@ -394,14 +458,17 @@ Maps select(const Scores& scores, int64_t tokens, const Config& config) {
   return maps;
 }
 
-Array gather(const Array& x, const Array& rows, const Config& config) {
-  return apply(x, rows, rows.size(2), false,
-               [&](int64_t b, int64_t g) { return pooling_matrix(rows, b, g, x.size(2), config); });
+Array gather(const Array& x, const Array& rows, const Config& config, const Documents& documents) {
+  return apply(x, rows, rows.size(2), false, [&](int64_t b, int64_t g) {
+    return pooling_matrix(rows, b, g, x.size(2), config, documents);
+  });
 }
 
-Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const Config& config) {
-  return apply(grad, rows, tokens, true,
-               [&](int64_t b, int64_t g) { return pooling_matrix(rows, b, g, tokens, config); });
+Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const Config& config,
+                     const Documents& documents) {
+  return apply(grad, rows, tokens, true, [&](int64_t b, int64_t g) {
+    return pooling_matrix(rows, b, g, tokens, config, documents);
+  });
 }
 
 Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config) {
@@ -415,13 +482,13 @@ Array scatter_adjoint(const Array& grad, const Array& rows, const Config& config
   });
 }
 
-Attended attend(const Qkv& x, double scale) {
+Attended attend(const Qkv& x, double scale, const Array& sequences) {
   const int64_t length = x.q.size(2);
   Attended result{Array(x.q.shape), Array({x.q.size(0), x.q.size(1), length})};
   for (int64_t b = 0; b < x.q.size(0); ++b)
     for (int64_t h = 0; h < x.q.size(1); ++h) {
       const int64_t g = h / (x.q.size(1) / x.k.size(1));
-      const Array p = weights(x, b, h, scale, result.lse);
+      const Array p = weights(x, b, h, scale, sequences, result.lse);
       for (int64_t i = 0; i < length; ++i)
         for (int64_t j = 0; j <= i; ++j)
           for (int64_t d = 0; d < x.q.size(3); ++d)
@@ -430,14 +497,14 @@ Attended attend(const Qkv& x, double scale) {
   return result;
 }
 
-Qkv attend_adjoint(const Qkv& x, const Attended& grad, double scale) {
+Qkv attend_adjoint(const Qkv& x, const Attended& grad, double scale, const Array& sequences) {
   Qkv result{Array(x.q.shape), Array(x.k.shape), Array(x.v.shape)};
   const int64_t length = x.q.size(2);
   Array lse(grad.lse.shape);
   for (int64_t b = 0; b < x.q.size(0); ++b)
     for (int64_t h = 0; h < x.q.size(1); ++h) {
       const int64_t g = h / (x.q.size(1) / x.k.size(1));
-      const Array p = weights(x, b, h, scale, lse);
+      const Array p = weights(x, b, h, scale, sequences, lse);
       for (int64_t i = 0; i < length; ++i) {
         double mean = 0;
         for (int64_t j = 0; j <= i; ++j) mean += p(i, j) * dot(grad.out, h, i, x.v, g, j, b);
@@ -456,49 +523,38 @@ Qkv attend_adjoint(const Qkv& x, const Attended& grad, double scale) {
   return result;
 }
 
-Attended attend_pieces(const Qkv& x, const Cut& cut, double scale) {
-  Attended result{Array(x.q.shape), Array({x.q.size(0), x.q.size(1), x.q.size(2)})};
-  for (const auto& [begin, end] : pieces(x.q.size(2), cut)) {
-    const Attended piece = attend(tokens_of(x, begin, end), scale);
-    add_tokens(piece.out, begin, result.out);
-    add_tokens(piece.lse, begin, result.lse);
-  }
-  return result;
+Attended attend_pieces(const Qkv& x, const Cut& cut, double scale, const Documents& documents) {
+  return attend(x, scale, piece_numbers(x.q.size(0), x.q.size(2), cut, documents));
 }
 
-Qkv attend_pieces_adjoint(const Qkv& x, const Cut& cut, const Attended& grad, double scale) {
-  Qkv result{Array(x.q.shape), Array(x.k.shape), Array(x.v.shape)};
-  for (const auto& [begin, end] : pieces(x.q.size(2), cut)) {
-    const Qkv piece =
-        attend_adjoint(tokens_of(x, begin, end),
-                       {tokens_of(grad.out, begin, end), tokens_of(grad.lse, begin, end)}, scale);
-    add_tokens(piece.q, begin, result.q);
-    add_tokens(piece.k, begin, result.k);
-    add_tokens(piece.v, begin, result.v);
-  }
-  return result;
+Qkv attend_pieces_adjoint(const Qkv& x, const Cut& cut, const Attended& grad, double scale,
+                          const Documents& documents) {
+  return attend_adjoint(x, grad, scale, piece_numbers(x.q.size(0), x.q.size(2), cut, documents));
 }
 
-Attended merge(const Attended& near, const Attended& far, const Array& rows, const Config& config) {
+Attended merge(const Attended& near, const Attended& far, const Array& rows, const Config& config,
+               const Documents& documents) {
   Attended result{Array(near.out.shape), Array(near.lse.shape)};
-  for_each_position(near, far, rows, config, [&](int64_t b, int64_t h, int64_t j, const Shares& w) {
-    result.lse(b, h, j) = w.lse;
-    for (int64_t d = 0; d < near.out.size(3); ++d) {
-      double& out = result.out(b, h, j, d);
-      if (w.near != 0) out += w.near * near.out(b, h, j, d);
-      for (const auto& [row, share] : w.far)
-        if (share != 0) out += share * far.out(b, h, row, d);
-    }
-  });
+  for_each_position(near, far, rows, config, documents,
+                    [&](int64_t b, int64_t h, int64_t j, const Shares& w) {
+                      result.lse(b, h, j) = w.lse;
+                      for (int64_t d = 0; d < near.out.size(3); ++d) {
+                        double& out = result.out(b, h, j, d);
+                        if (w.near != 0) out += w.near * near.out(b, h, j, d);
+                        for (const auto& [row, share] : w.far)
+                          if (share != 0) out += share * far.out(b, h, row, d);
+                      }
+                    });
   return result;
 }
 
 MergeGradients merge_adjoint(const Attended& near, const Attended& far, const Array& rows,
-                             const Config& config, const Array& grad_out) {
-  const Attended merged = merge(near, far, rows, config);
+                             const Config& config, const Array& grad_out,
+                             const Documents& documents) {
+  const Attended merged = merge(near, far, rows, config, documents);
   MergeGradients grad{{Array(near.out.shape), Array(near.lse.shape)},
                       {Array(far.out.shape), Array(far.lse.shape)}};
-  for_each_position(near, far, rows, config, [&](int64_t b, int64_t h, int64_t j, const Shares& w) {
+  const auto add_gradients = [&](int64_t b, int64_t h, int64_t j, const Shares& w) {
     // out is a mean of the branches' rows with the softmax of their log-sum-exps as weights.
     const double mean = dot(grad_out, h, j, merged.out, h, j, b);
     grad.near.lse(b, h, j) = w.near * (dot(grad_out, h, j, near.out, h, j, b) - mean);
@@ -509,42 +565,45 @@ MergeGradients merge_adjoint(const Attended& near, const Attended& far, const Ar
       for (const auto& [row, share] : w.far)
         grad.far.out(b, h, row, d) += share * grad_out(b, h, j, d);
     }
-  });
+  };
+  for_each_position(near, far, rows, config, documents, add_gradients);
   return grad;
 }
 
 Array attention(const Qkv& x, const Array& rows, const Config& config) {
-  return scatter(attend(gather(x, rows, config), scale_of(config, x.q.size(3))).out, rows,
+  return scatter(attend(gather(x, rows, config, {}), scale_of(config, x.q.size(3))).out, rows,
                  x.q.size(2), config);
 }
 
 Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows,
                       const Config& config) {
-  const Qkv gathered = gather(x, rows, config);
+  const Qkv gathered = gather(x, rows, config, {});
   const Array no_lse({x.q.size(0), x.q.size(1), rows.size(2)});
   const Qkv grad = attend_adjoint(gathered, {scatter_adjoint(grad_out, rows, config), no_lse},
                                   scale_of(config, x.q.size(3)));
-  return gather_adjoint(grad, rows, x.q.size(2), config);
+  return gather_adjoint(grad, rows, x.q.size(2), config, {});
 }
 
-Array attention(const Qkv& x, const Array& rows, const Config& config, const Cut& cut) {
+Array attention(const Qkv& x, const Array& rows, const Config& config, const Cut& cut,
+                const Documents& documents) {
   const double scale = scale_of(config, x.q.size(3));
-  return merge(attend_pieces(x, cut, scale), attend(gather(x, rows, config), scale), rows, config)
-      .out;
+  const Attended far = attend(gather(x, rows, config, documents), scale,
+                              row_documents(rows, x.q.size(2), config, documents));
+  return merge(attend_pieces(x, cut, scale, documents), far, rows, config, documents).out;
 }
 
 Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows, const Config& config,
-                      const Cut& cut) {
+                      const Cut& cut, const Documents& documents) {
   const double scale = scale_of(config, x.q.size(3));
-  const Qkv gathered = gather(x, rows, config);
+  const Qkv gathered = gather(x, rows, config, documents);
+  const Array of_rows = row_documents(rows, x.q.size(2), config, documents);
   const MergeGradients grad =
-      merge_adjoint(attend_pieces(x, cut, scale), attend(gathered, scale), rows, config, grad_out);
-  Qkv result = attend_pieces_adjoint(x, cut, grad.near, scale);
-  const Qkv far =
-      gather_adjoint(attend_adjoint(gathered, grad.far, scale), rows, x.q.size(2), config);
-  add_tokens(far.q, 0, result.q);
-  add_tokens(far.k, 0, result.k);
-  add_tokens(far.v, 0, result.v);
+      merge_adjoint(attend_pieces(x, cut, scale, documents), attend(gathered, scale, of_rows), rows,
+                    config, grad_out, documents);
+  Qkv result = attend_pieces_adjoint(x, cut, grad.near, scale, documents);
+  add(gather_adjoint(attend_adjoint(gathered, grad.far, scale, of_rows), rows, x.q.size(2), config,
+                     documents),
+      result);
   return result;
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "lighthouse/core/config.h"
 #include "tests/support/array.h"
 
@@ -29,20 +31,29 @@ struct Maps {
   Array slots;
 };
 
+/// Documents packed into the rows of a batch. By default a row is one document.
+struct Documents {
+  std::vector<std::vector<int64_t>> starts;  ///< of each row: 0 first, rising, below N
+  int64_t most = 1;                          ///< M, documents that a row may have
+};
+
 Scores norm_scores(const Array& q, const Array& k);
 Scores dilated_scores(const Qkv& x, int64_t dilation, double scale);
 /// Scores of coarse entries from those of tokens.
-Scores pool(const Scores& tokens, const Config& config);
-Maps select(const Scores& scores, int64_t tokens, const Config& config);
+Scores pool(const Scores& tokens, const Config& config, const Documents& documents = {});
+Maps select(const Scores& scores, int64_t tokens, const Config& config,
+            const Documents& documents = {});
 /// The length of the gathered sequence, from the formula alone.
-int64_t length(int64_t tokens, const Config& config);
+int64_t length(int64_t tokens, const Config& config, const Documents& documents = {});
 /// The entries of all levels.
-int64_t entries(int64_t tokens, const Config& config);
+int64_t entries(int64_t tokens, const Config& config, const Documents& documents = {});
 
 /// The means of the rows' windows: (B, H, N, D) -> (B, H, S, D).
-Array gather(const Array& x, const Array& rows, const Config& config);
+Array gather(const Array& x, const Array& rows, const Config& config,
+             const Documents& documents = {});
 /// The adjoint, with the tokens of the result.
-Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const Config& config);
+Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const Config& config,
+                     const Documents& documents = {});
 Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config);
 Array scatter_adjoint(const Array& grad, const Array& rows, const Config& config);
 
@@ -53,8 +64,9 @@ struct Attended {
 };
 
 /// Causal attention, and its gradients given those of its results.
-Attended attend(const Qkv& x, double scale);
-Qkv attend_adjoint(const Qkv& x, const Attended& grad, double scale);
+/// @param sequences (B, 1 or G, .): a row attends to rows of its own number alone; empty: to all
+Attended attend(const Qkv& x, double scale, const Array& sequences = {});
+Qkv attend_adjoint(const Qkv& x, const Attended& grad, double scale, const Array& sequences = {});
 
 /// How a sequence is cut into pieces: at `shift`, `shift` + `length`, and so on.
 struct Cut {
@@ -63,11 +75,13 @@ struct Cut {
 };
 
 /// Causal attention inside each piece.
-Attended attend_pieces(const Qkv& x, const Cut& cut, double scale);
-Qkv attend_pieces_adjoint(const Qkv& x, const Cut& cut, const Attended& grad, double scale);
+Attended attend_pieces(const Qkv& x, const Cut& cut, double scale, const Documents& documents = {});
+Qkv attend_pieces_adjoint(const Qkv& x, const Cut& cut, const Attended& grad, double scale,
+                          const Documents& documents = {});
 
 /// Near, of (B, H, N), and far, of (B, H, S), as one softmax, with its log-sum-exp.
-Attended merge(const Attended& near, const Attended& far, const Array& rows, const Config& config);
+Attended merge(const Attended& near, const Attended& far, const Array& rows, const Config& config,
+               const Documents& documents = {});
 
 /// The gradients of both branches' outputs and log-sum-exps, given that of the merged output.
 struct MergeGradients {
@@ -75,13 +89,15 @@ struct MergeGradients {
   Attended far;
 };
 MergeGradients merge_adjoint(const Attended& near, const Attended& far, const Array& rows,
-                             const Config& config, const Array& grad_out);
+                             const Config& config, const Array& grad_out,
+                             const Documents& documents = {});
 
 /// All of it, given the selection; without pieces, or with them.
 Array attention(const Qkv& x, const Array& rows, const Config& config);
 Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows, const Config& config);
-Array attention(const Qkv& x, const Array& rows, const Config& config, const Cut& cut);
+Array attention(const Qkv& x, const Array& rows, const Config& config, const Cut& cut,
+                const Documents& documents = {});
 Qkv attention_adjoint(const Qkv& x, const Array& grad_out, const Array& rows, const Config& config,
-                      const Cut& cut);
+                      const Cut& cut, const Documents& documents = {});
 
 }  // namespace lighthouse::testing::oracle

@@ -130,6 +130,56 @@ TEST(Oracle, MergesAsOneSoftmax) {
                     of({1, 1, 7, 1}, {1, 55, 100, 5500, 5500, 10000, 10000}), 1e-15));
 }
 
+TEST(Oracle, PacksDocuments) {
+  // Documents of 3 and 4 tokens, of a root each, and a third root that has none. Entries 0 to 11
+  // are positions, of which 3 and those from 8 on are absent; 12 to 17 pairs, 18 to 20 roots.
+  const oracle::Documents documents{{{0, 3}}, 2};
+  EXPECT_EQ(oracle::entries(7, small(), documents), 21);
+  EXPECT_EQ(oracle::length(7, small(), documents), 7);
+  constexpr double kNone = -std::numeric_limits<double>::infinity();
+  const Array scores = of({1, 1, 7}, {1, 5, 2, 9, 3, 4, 6});
+  EXPECT_EQ(oracle::pool({scores, scores}, small(), documents).q.values,
+            (std::vector<double>{5, 2, 9, 6, kNone, kNone, 5, 9, kNone}));
+
+  const Array rows = of({1, 1, 7}, {0, 1, 12, 13, 18, 19, 20});
+  const Array x = of({1, 1, 7, 1}, {1, 2, 3, 4, 5, 6, 7});
+  EXPECT_TRUE(equal(oracle::gather(x, rows, small(), documents),
+                    of({1, 1, 7, 1}, {1, 2, 1.5, 3, 2, 5.5, 0})));
+  // The pair of token 2 and the first root end past their document: nobody hears them.
+  const oracle::Attended near{of({1, 1, 7, 1}, {2, 4, 8, 16, 32, 64, 128}), Array({1, 1, 7}, 1)};
+  const oracle::Attended far{of({1, 1, 7, 1}, {1, 10, 100, 1e3, 1e4, 1e5, 1e6}),
+                             Array({1, 1, 7}, 1)};
+  EXPECT_TRUE(close(oracle::merge(near, far, rows, small(), documents).out,
+                    of({1, 1, 7, 1}, {1.5, 29.5, 54, 16, 32, 64, 50064}), 1e-15));
+}
+
+TEST(Oracle, AttendsInsidePiecesOfADocument) {
+  // Pieces from 1, 4 and 7 on, and from the second document's start on.
+  const oracle::Qkv x{Array({1, 1, 7, 1}), Array({1, 1, 7, 1}),
+                      of({1, 1, 7, 1}, {1, 2, 4, 8, 16, 32, 64})};
+  EXPECT_TRUE(close(oracle::attend_pieces(x, {3, 1}, 1, {{{0, 3}}, 2}).out,
+                    of({1, 1, 7, 1}, {1, 2, 3, 8, 16, 24, 112.0 / 3}), 1e-15));
+}
+
+TEST(Oracle, OneDocumentIsAllThereIs) {
+  Random random(3);
+  for (int i = 0; i < 20; ++i) {
+    Case c = random_case(random);
+    SCOPED_TRACE(::testing::PrintToString(c));
+    const oracle::Qkv x = random_qkv(random, c);
+    const oracle::Documents one{std::vector(c.batch, std::vector<int64_t>{0}), 1};
+    const auto maps = [&](const oracle::Documents& documents) {
+      return oracle::select(oracle::pool(oracle::norm_scores(x.q, x.k), c.config, documents),
+                            c.tokens, c.config, documents);
+    };
+    const Array rows = maps({}).rows;
+    EXPECT_TRUE(equal(maps(one).rows, rows));
+    const oracle::Cut cut{draw(random, 1, c.tokens + 2), 0};
+    EXPECT_TRUE(close(oracle::attention(x, rows, c.config, cut, one),
+                      oracle::attention(x, rows, c.config, cut), 1e-14));
+  }
+}
+
 /// <grad, f(x + h d)> differentiated in h at 0, by central differences.
 template <class F>
 double slope(const F& f, const oracle::Qkv& x, const oracle::Qkv& direction, const Array& grad) {
@@ -183,6 +233,17 @@ TEST(Oracle, GradientsAreThoseOfFiniteDifferences) {
     expect_gradient(
         random, [&](const oracle::Qkv& y) { return oracle::attention(y, rows, c.config, cut); }, x,
         grad_out, oracle::attention_adjoint(x, grad_out, rows, c.config, cut));
+    const oracle::Documents documents = random_documents(random, c.batch, c.tokens);
+    const Array packed =
+        oracle::select(oracle::pool(oracle::norm_scores(x.q, x.k), c.config, documents), c.tokens,
+                       c.config, documents)
+            .rows;
+    expect_gradient(
+        random,
+        [&](const oracle::Qkv& y) {
+          return oracle::attention(y, packed, c.config, cut, documents);
+        },
+        x, grad_out, oracle::attention_adjoint(x, grad_out, packed, c.config, cut, documents));
   }
 }
 
