@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from lighthouse_attention import _check
 from lighthouse_attention._timing import Timing, default_device, describe, measure, table
 from lighthouse_attention.config import LighthouseConfig
-from lighthouse_attention.hugging_face.decoder import default_dense_layers
 from lighthouse_attention.hugging_face.wrap import unwrap, wrap
 from lighthouse_attention.operators import attention, local_attention
+from lighthouse_attention.plan import default_dense_layers
 
 _FEWEST_KEPT = 0.02
 """Below this share of tokens kept the method is reported to lose quality, where there are no pieces."""

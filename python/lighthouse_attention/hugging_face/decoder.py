@@ -6,13 +6,8 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
-
-
-def default_dense_layers(config: LighthouseConfig) -> tuple[int, ...]:
-    """The first and last two layers, as in the paper; none with pieces."""
-    return () if config.local > 0 else (0, 1, -2, -1)
+from lighthouse_attention.plan import default_dense_layers, dense_layers_of
 
 
 def find_decoder(model: nn.Module) -> tuple[PreTrainedModel, dict[int, nn.Module]]:
@@ -70,18 +65,9 @@ def lighthouse_layers(
 ) -> dict[int, int]:
     """The layers that train with Lighthouse, and the place of each among those with full attention, dense ones included."""
     default = dense_layers is None
-    if dense_layers is None:
-        dense_layers = default_dense_layers(config)
-    if not isinstance(dense_layers, Iterable):
-        raise TypeError(f"dense_layers is {dense_layers!r}; it must be the indices of layers, such as (0, -1)")
-    dense_layers = tuple(dense_layers)
-    for index in dense_layers:
-        _check.integer("dense_layers holds an index that", index)
-        if not -count <= index < count and not default:
-            raise ValueError(
-                f"dense_layers holds {index}; the model has {count} layers, so that it must be from {-count} to {count - 1}"
-            )
-    dense = {index % count for index in dense_layers}
+    if not default and isinstance(dense_layers, Iterable):
+        dense_layers = tuple(dense_layers)  # it may be an iterator
+    dense = dense_layers_of(dense_layers, count, config)
     full = [i for i, module in attentions.items() if _sliding_window(module) is None]
     layers = {i: place for place, i in enumerate(full) if i not in dense}
     if not layers:
@@ -94,8 +80,8 @@ def lighthouse_layers(
             if number
         )
         raise ValueError(
-            f"dense_layers is {dense_layers}{' (the default)' if default else ''}, which leaves no layer to Lighthouse: "
-            f"the model has {count} layers{others}"
+            f"dense_layers is {default_dense_layers(config) if default else dense_layers}"
+            f"{' (the default)' if default else ''}, which leaves no layer to Lighthouse: the model has {count} layers{others}"
         )
     return layers
 

@@ -1,9 +1,7 @@
 """The stages of training: callbacks for transformers' Trainer, and the dense loss for loops of your own."""
 
-import bisect
 import inspect
 import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lighthouse_attention import _check
-from lighthouse_attention.hugging_face.state import Mode
 from lighthouse_attention.hugging_face.wrap import set_mode, wrapped
+from lighthouse_attention.plan import Mode, Stages
 
 
 class DenseLoss(NamedTuple):
@@ -69,20 +66,13 @@ class _StageCallback(TrainerCallback):
 
     def __init__(self, starts: dict[str, int | float], modes: Sequence[Mode], evaluate: bool, warmup_steps: int | None):
         """`starts` holds when each mode but the first starts, by the name of the argument that says so."""
-        for name, at in starts.items():
-            number = isinstance(at, numbers.Real) and not isinstance(at, bool)
-            if not number or not 0 <= at <= (math.inf if isinstance(at, numbers.Integral) else 1):
-                raise ValueError(f"{name} is {at!r}; it must be a step, or a share of all steps from 0.0 to 1.0")
-        if warmup_steps is not None:
-            _check.integer("warmup_steps", warmup_steps, least=0)
-        self.evaluate, self.warmup_steps = evaluate, warmup_steps
-        self._starts, self._modes = starts, modes
+        self._stages = Stages(starts, modes, warmup_steps)
+        self.evaluate = evaluate
         self._rates: list[Any] = []
 
     def stage_starts(self, max_steps: int) -> list[int]:
         """The first step, counted from 0, of each stage of a run of `max_steps`."""
-        steps = (int(at) if isinstance(at, numbers.Integral) else round(at * max_steps) for at in self._starts.values())
-        return [0, *steps]
+        return self._stages.starts(max_steps)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -90,20 +80,9 @@ class _StageCallback(TrainerCallback):
         name = type(self).__name__
         if not wrapped(kwargs["model"]):
             raise ValueError(f"{name} needs a wrapped model: wrap(model, config) before the Trainer is made")
-        for mode in self._modes:  # raises now, and not after hours
+        for mode in self._stages.modes:  # raises now, and not after hours
             set_mode(kwargs["model"], mode)
-        starts = self.stage_starts(state.max_steps)
-        for (argument, at), start, before, mode in zip(self._starts.items(), starts[1:], starts, self._modes[1:]):
-            if start > state.max_steps:
-                raise ValueError(
-                    f"{argument} is {at}, and training has {state.max_steps} steps: the {mode} stage would never begin; "
-                    "give a step of it, or a share such as 0.625"
-                )
-            if start < before:
-                raise ValueError(
-                    f"{argument} is {at}, which is step {start} of {state.max_steps}; it must not be before step "
-                    f"{before}, where the stage before begins"
-                )
+        self._stages.check(state.max_steps)
         if self.evaluate and not _can_evaluate():
             raise ValueError(
                 f"{name} evaluates at the end of each stage, and the Trainer has no eval_dataset: give it one, or pass "
@@ -113,9 +92,10 @@ class _StageCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        set_mode(kwargs["model"], self._modes[self._stage(state)])
+        set_mode(kwargs["model"], self._stages.mode(state.global_step, state.max_steps))
         # From here on, since DeepSpeed's optimizer steps within the backward pass.
-        share, groups = self._warmup_share(state), kwargs["optimizer"].param_groups
+        share = self._stages.warmup_share(state.global_step, state.max_steps)
+        groups = kwargs["optimizer"].param_groups
         self._rates = [group["lr"] for group in groups] if share < 1 else []
         for group, rate in zip(groups, self._rates):
             group["lr"] = rate * share
@@ -130,17 +110,6 @@ class _StageCallback(TrainerCallback):
         ends_a_stage = state.global_step in (*self.stage_starts(state.max_steps), state.max_steps)
         if ends_a_stage and self.evaluate:
             control.should_evaluate = True
-
-    def _stage(self, state: TrainerState) -> int:
-        return bisect.bisect_right(self.stage_starts(state.max_steps), state.global_step) - 1
-
-    def _warmup_share(self, state: TrainerState) -> float:
-        """What part of the scheduled learning rate the step under way takes."""
-        starts, stage = [*self.stage_starts(state.max_steps), state.max_steps], self._stage(state)
-        first, end = starts[stage], starts[stage + 1]
-        steps = min(20, (end - first) // 4) if self.warmup_steps is None else self.warmup_steps
-        done = state.global_step - first + 1
-        return done / steps if first > 0 and done < steps else 1.0
 
 
 class TwoStageCallback(_StageCallback):

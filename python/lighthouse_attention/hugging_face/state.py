@@ -3,17 +3,16 @@
 import dataclasses
 import threading
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from lighthouse_attention.config import LighthouseConfig
+from lighthouse_attention.plan import Mode as Mode
 
 LIGHTHOUSE = "lighthouse"
 """The attention implementation's name, and the keyword argument that tells a layer which mode but "dense" to compute."""
-Mode = Literal["local", "lighthouse", "dense"]
-"""Attention inside pieces alone; Lighthouse, with pieces beside it where there are any; the model's own."""
 ATTRIBUTE = "_lighthouse"
 """Where a wrapped decoder keeps its `Wrapping`, and each attention module that trains with Lighthouse its `Layer`."""
 

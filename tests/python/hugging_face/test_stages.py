@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from conftest import PIECES, SMALL
 from families import DEVICE, every_version, make_model, make_tokens
@@ -101,20 +101,6 @@ def test_the_learning_rate_warms_up_after_a_switch(steps: int | None, expected: 
     schedule = [1e-3 * (8 - step) / 8 for step in range(9)]
     assert rates.taken == pytest.approx([share * rate for share, rate in zip(expected, schedule)])
     assert rates.left == pytest.approx(schedule[1:])
-
-
-def test_a_warm_up_is_20_steps_or_a_quarter_of_the_stage() -> None:
-    def warm_up(callback: TrainerCallback, first: int, steps: int) -> list[float]:
-        state = TrainerState(max_steps=steps)
-        shares = []
-        for state.global_step in range(first, steps):
-            shares.append(callback._warmup_share(state))
-        return shares[: shares.index(1.0)]
-
-    assert warm_up(TwoStageCallback(500), 500, 1000) == pytest.approx([step / 20 for step in range(1, 20)])
-    assert warm_up(TwoStageCallback(960), 960, 1000) == pytest.approx([step / 10 for step in range(1, 10)])
-    assert warm_up(TwoStageCallback(900, warmup_steps=4), 900, 1000) == [0.25, 0.5, 0.75]
-    assert warm_up(TwoStageCallback(0), 0, 1000) == []
 
 
 def test_a_resumed_run_goes_on_in_its_stage(tmp_path: Path) -> None:
