@@ -10,7 +10,8 @@ import torch.nn.functional as F
 _STOCK_ATTENTION = torch._C._nn.scaled_dot_product_attention
 SHARDED = (
     "context_parallel() is active, under which a process has only a part of each sequence, and this attention needs all "
-    "of it: leave context_parallel(); lighthouse_attention.context attends to sequences that processes share"
+    "of it: leave context_parallel(), or name the processes that share a sequence, by wrap(..., context_group=...) or "
+    "lighthouse_attention.context"
 )
 
 

@@ -86,6 +86,22 @@ def lighthouse_layers(
     return layers
 
 
+def check_shareable(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) -> None:
+    """Raises ValueError where a layer is not of full causal attention, which would see the tokens of one process alone."""
+    kinds = getattr(decoder.config, "layer_types", None) or []
+    others = {i: kind for i, kind in enumerate(kinds) if kind != "full_attention"}
+    others |= {i: "sliding_attention" for i, module in attentions.items() if _sliding_window(module) is not None}
+    others |= {
+        i: "no causal attention" for i in range(decoder.config.num_hidden_layers) if i not in attentions | others
+    }
+    if others:
+        index = min(others)
+        raise ValueError(
+            f"layer {index} of {type(decoder).__name__} has {others[index]}; with context_group all layers must have full "
+            "causal attention, since others would see the tokens of one process alone"
+        )
+
+
 def _sliding_window(attention: nn.Module) -> int | None:
     """Its length; None where there is none, which some configs write as 0."""
     holder = attention if hasattr(attention, "sliding_window") else attention.config

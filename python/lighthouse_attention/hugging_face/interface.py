@@ -10,7 +10,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lighthouse_attention.hugging_face import scores
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, note_traced, under_way
-from lighthouse_attention.hugging_face.unsupported import refuse_options
+from lighthouse_attention.hugging_face.unsupported import UnsupportedError, refuse_options
 
 
 def attention(
@@ -21,12 +21,14 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    lighthouse: Mode = "dense",
+    lighthouse: Mode | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function. q (B, H, N, D), k and v (B, G, N, D) -> (B, N, H, D)"""
     layer: Layer | None = getattr(module, ATTRIBUTE, None)
-    if layer is None or lighthouse == "dense" or not _has_all_keys(module, layer, query, key, value):
+    if layer is not None and layer.sharing is not None:
+        return _attend_across(module, layer, query, key, value, attention_mask, scaling, dropout, lighthouse, kwargs)
+    if layer is None or lighthouse in (None, "dense") or not _has_all_keys(module, layer, query, key, value):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
@@ -40,18 +42,57 @@ def attention(
     return out.transpose(1, 2), None
 
 
+def _attend_across(
+    module: nn.Module,
+    layer: Layer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    mode: Mode | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, None]:
+    """Attention of this process's tokens to those of all. The model's own would be to this process's alone."""
+    assert layer.sharing is not None
+    if mode is None:
+        raise UnsupportedError(
+            f"the attention of layer {module.layer_idx} was called outside of a forward pass of the wrapped decoder, or its "
+            "layer does not hand keyword arguments down: with context_group the model cannot be run so"
+        )
+    _note_run()
+    if not query.shape[2] == key.shape[2] == value.shape[2]:
+        raise UnsupportedError(
+            f"layer {module.layer_idx} has {query.shape[2]} queries and {key.shape[2]} keys, and with context_group they "
+            "must be those of the same tokens"
+        )
+    refuse_options(module, attention_mask, dropout, options)
+    given = None
+    if layer.dense:
+        mode = "dense"
+    elif mode == "lighthouse":
+        given = scores.take(module, layer, query, key, value)
+    settings = {**layer.config.settings(), "scale": scaling}
+    return layer.sharing.attend(query, key, value, settings, mode, given).transpose(1, 2), None
+
+
 def _has_all_keys(module: nn.Module, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether a layer's keys and values are those of its queries, and no others: else its own attention runs."""
-    if torch.compiler.is_compiling():
-        note_traced()
-    else:
-        under_way.awaits_lighthouse = False
+    _note_run()
     if query.shape[2] == key.shape[2] == value.shape[2]:
         return True
     layer.notices.give(
         f"dense attention in layer {module.layer_idx}: it has {query.shape[2]} queries and {key.shape[2]} keys"
     )
     return False
+
+
+def _note_run() -> None:
+    if torch.compiler.is_compiling():
+        note_traced()
+    else:
+        under_way.awaits_lighthouse = False
 
 
 def mask(
@@ -64,10 +105,11 @@ def mask(
     local_size: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """The mask function: transformers' own mask, but where it is traced and it is known beforehand that none is needed.
+    """The mask function: transformers' own mask, but where it is known beforehand that none is needed.
 
     Tracing, transformers cannot see that, and would form all N x N of it: of the causal mask and, since it cannot see
-    that the positions are of one document either, of an "and" of it with one of documents.
+    that the positions are of one document either, of an "and" of it with one of documents. So it would of zigzag shards,
+    whose positions it takes for two documents.
     """
     plain = mask_function.__name__ in ("causal_mask_function", "and_mask") and not use_vmap and local_size is None
     if plain and q_length == kv_length and config is not None and config is under_way.without_mask:

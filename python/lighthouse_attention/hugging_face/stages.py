@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lighthouse_attention.hugging_face.wrap import set_mode, wrapped
+from lighthouse_attention.hugging_face.wrap import set_mode, sharing_of, wrapped
 from lighthouse_attention.plan import Mode, Stages
 
 
@@ -27,7 +27,7 @@ def dense_loss(model: nn.Module, batches: Iterable[Mapping[str, Any] | Tensor]) 
     Args:
         model: A Hugging Face language model; its mode is left as it was.
         batches: Each the model's arguments, labels among them, or input_ids (B, N), which are then the labels too. All
-            batches weigh the same.
+            batches weigh the same. Where processes share sequences, each has whole batches, which are cut here.
 
     Raises:
         ValueError: There are no batches, or the model gives no loss for one.
@@ -52,10 +52,11 @@ def _loss(model: nn.Module, index: int, batch: Mapping[str, Any] | Tensor) -> fl
             f"batch {index} is of type {type(batch).__name__}; it must be a tensor, or a mapping with labels"
         )
     arguments = batch if isinstance(batch, Mapping) else {"input_ids": batch, "labels": batch}
-    loss = model(**arguments).loss
+    sharing = sharing_of(model)
+    loss = model(**(arguments if sharing is None else sharing.shard(arguments))).loss
     if loss is None:
         raise ValueError(f"batch {index} holds {', '.join(arguments)}, for which the model gives no loss; add labels")
-    return float(loss)
+    return float(loss if sharing is None else sharing.mean(loss))
 
 
 class _StageCallback(TrainerCallback):

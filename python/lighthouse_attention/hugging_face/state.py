@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from lighthouse_attention.config import LighthouseConfig
+from lighthouse_attention.hugging_face.sharing import Sharing
 from lighthouse_attention.plan import Mode as Mode
 
 LIGHTHOUSE = "lighthouse"
-"""The attention implementation's name, and the keyword argument that tells a layer which mode but "dense" to compute."""
+"""The attention implementation's name, and the keyword argument that tells a layer which mode to compute: none, or
+"dense", where it is the model's own attention."""
 ATTRIBUTE = "_lighthouse"
-"""Where a wrapped decoder keeps its `Wrapping`, and each attention module that trains with Lighthouse its `Layer`."""
+"""Where a wrapped decoder keeps its `Wrapping`, and each attention module that is not left to itself its `Layer`."""
 
 
 class Notices:
@@ -32,7 +34,7 @@ class Notices:
 
 @dataclasses.dataclass
 class Layer:
-    """What an attention module that trains with Lighthouse keeps of it."""
+    """What an attention module keeps that trains with Lighthouse, or whose sequences processes share."""
 
     place: int
     """Among the layers with full attention: pieces are shifted in every second one."""
@@ -41,6 +43,10 @@ class Layer:
     notices: Notices
     norms: list[str]
     """Names of its submodules that normalize q, k, or first q and then k."""
+    dense: bool = False
+    """In every mode."""
+    sharing: Sharing | None = None
+    """The processes that share its sequences."""
     handles: list[Any] = dataclasses.field(default_factory=list)
     """Of its hooks."""
     vetted: bool = False
@@ -56,7 +62,8 @@ class Pass(threading.local):
 
     def __init__(self) -> None:  # defaults of the class would be what torch.compile reads
         self.without_mask: object = None
-        """The model configuration of a traced training forward pass of which plain causal attention is right."""
+        """The model configuration of a forward pass of which plain causal attention is right, and in which transformers
+        could not see that: it is traced, or of a part of each sequence."""
         self.awaits_lighthouse = False
         """Whether a layer should compute Lighthouse, or attend inside pieces, and none has yet."""
 

@@ -24,11 +24,12 @@ class UnsupportedError(ValueError):
     """A training forward pass asked Lighthouse for what the method does not cover."""
 
 
-def refuse_masks(given: Mapping[str, Any]) -> None:
-    """Holds a decoder's forward pass to one whole sequence in each row of the batch."""
-    if _check.is_sharded():
+def refuse_masks(given: Mapping[str, Any], shared: bool) -> None:
+    """Holds a decoder's forward pass to one whole sequence in each row of the batch; or, where processes share sequences,
+    to a part of one, whose position_ids are not looked at here."""
+    if _check.is_sharded() and not shared:
         raise UnsupportedError(_check.SHARDED)
-    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    mask, positions = given.get("attention_mask"), None if shared else given.get("position_ids")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         _require(
             mask.bool().all(),

@@ -5,6 +5,7 @@ method covers, and tells the layers by a keyword argument, which transformers ha
 which activation checkpointing repeats). Everything else goes to PyTorch's attention as if the model were not wrapped.
 """
 
+import copy
 import dataclasses
 import inspect
 import warnings
@@ -12,14 +13,17 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.utils.import_utils import is_tracing
 
 from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
+from lighthouse_attention.context import dense_because
 from lighthouse_attention.hugging_face import interface, scores
-from lighthouse_attention.hugging_face.decoder import check_decoder, find_decoder, lighthouse_layers
+from lighthouse_attention.hugging_face.decoder import check_decoder, check_shareable, find_decoder, lighthouse_layers
+from lighthouse_attention.hugging_face.sharing import Sharing
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, Notices, traced, under_way
 from lighthouse_attention.hugging_face.unsupported import DOCUMENT_BOUNDS, UnsupportedError, refuse_masks
 
@@ -32,12 +36,19 @@ def wrap(
     dense_layers: Iterable[int] | None = None,
     *,
     crossover: int = 0,
+    context_group: dist.ProcessGroup | None = None,
+    exchange: str = "auto",
 ) -> "Wrapping":
     """Has a Hugging Face decoder train with Lighthouse Attention, in place.
 
     Training forward passes use it in every layer with full causal attention but the dense ones. Evaluation, generation,
     and sequences over which it cannot pay run the model's own attention. No parameter, buffer or state-dict key is added.
     `set_mode` switches between the parts of a training run.
+
+    With a `context_group`, its processes share each sequence, and attend to all of it in every layer, every mode and in
+    evaluation. Each calls the model with its own part of the tokens, which `lighthouse_attention.context.shard` cuts:
+    zigzag or contiguous, by their position_ids, which must be given, and are checked. There are no caches then, nor
+    generation.
 
     Args:
         model: A `PreTrainedModel`, or a module that holds one (DistributedDataParallel, a PEFT model), with the "sdpa"
@@ -48,6 +59,8 @@ def wrap(
         dense_layers: Layers that stay dense, by their index, negative ones counted from the last. If not given, none
             where config.local > 0, and the first and last two, as in the paper, where it is 0.
         crossover: The model stays dense over fewer tokens than this.
+        context_group: The processes that share sequences; none do, if not given.
+        exchange: How they exchange tokens, as `lighthouse_attention.context.context_attention` takes it.
 
     Returns:
         What was wrapped; as a context manager it unwraps at the end.
@@ -72,12 +85,26 @@ def wrap(
     check_decoder(decoder, attentions)
     places = lighthouse_layers(attentions, decoder.config.num_hidden_layers, dense_layers, config)
     layers = {i: attentions[i] for i in places}
+    sharing = None
+    if context_group is not None:
+        check_shareable(decoder, attentions)
+        heads = decoder.config.num_attention_heads
+        kv_heads = getattr(decoder.config, "num_key_value_heads", None) or heads
+        sharing = Sharing.of(context_group, exchange, heads, kv_heads)
+    elif exchange != "auto":
+        raise ValueError(
+            f"exchange is {exchange!r}, and context_group is None: processes that share sequences exchange"
+        )
     if config.scorer == "norm":
         scores.check_norms(layers)
+    shared_config = _take_own_config(decoder) if sharing is not None else None
     decoder.set_attn_implementation(LIGHTHOUSE)
     if decoder.config._attn_implementation != LIGHTHOUSE:
         raise TypeError(f"{type(decoder).__name__} does not take its attention from transformers' AttentionInterface")
-    return Wrapping(decoder, layers, places, config, crossover)
+    wrapping = Wrapping(decoder, layers, places, config, crossover, sharing)
+    if sharing is not None:
+        wrapping.watch_all(model, attentions, shared_config)
+    return wrapping
 
 
 def unwrap(model: nn.Module) -> None:
@@ -94,6 +121,12 @@ def unwrap(model: nn.Module) -> None:
 def wrapped(model: nn.Module) -> bool:
     """Whether the model, or one within it, is wrapped."""
     return _find_wrapping(model) is not None
+
+
+def sharing_of(model: nn.Module) -> Sharing | None:
+    """The processes that share a wrapped model's sequences; None where none do."""
+    wrapping = _find_wrapping(model)
+    return None if wrapping is None else wrapping.sharing
 
 
 def set_mode(model: nn.Module, mode: Mode, local: int | None = None) -> None:
@@ -121,13 +154,18 @@ class Wrapping:
         places: dict[int, int],
         config: LighthouseConfig,
         crossover: int,
+        sharing: Sharing | None = None,
     ) -> None:
         self.decoder = decoder
         self.layers = layers
         """The attention modules that train with Lighthouse, by the index of their layer."""
         self.config = config
         self.crossover = crossover
+        self.sharing = sharing
+        """The processes that share sequences, if any do."""
         self.mode: Mode = "lighthouse"
+        self._dense_layers: list[nn.Module] = []
+        self._shared_config: Any = None
         self._parameters = list(inspect.signature(decoder.forward).parameters)
         self._awaits_dense = self._warned = False
         self._notices = Notices()
@@ -139,9 +177,22 @@ class Wrapping:
         setattr(decoder, ATTRIBUTE, self)
         for index, module in layers.items():
             norms = scores.qk_norms(module) if config.scorer == "norm" else []
-            layer = Layer(places[index], config.of_layer(places[index]), self._notices, norms)
+            layer = Layer(places[index], config.of_layer(places[index]), self._notices, norms, sharing=sharing)
             setattr(module, ATTRIBUTE, layer)
             layer.handles = scores.watch(module, layer)
+
+    def watch_all(self, model: nn.Module, attentions: dict[int, nn.Module], shared_config: Any) -> None:
+        """Where processes share sequences: has the dense layers attend to all of them too, and holds labels to be shifted
+        before they were cut."""
+        self._shared_config = shared_config
+        for index, module in attentions.items():
+            if index not in self.layers:
+                self._dense_layers.append(module)
+                layer = Layer(index, self.config, self._notices, [], dense=True, sharing=self.sharing)
+                setattr(module, ATTRIBUTE, layer)
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel) and module is not self.decoder and self.decoder in module.modules():
+                self._handles.append(module.register_forward_pre_hook(_refuse_unshifted_labels, with_kwargs=True))
 
     def __enter__(self) -> "Wrapping":
         return self
@@ -185,10 +236,14 @@ class Wrapping:
                 handle.remove()
             scores.forget(module, layer)
             delattr(module, ATTRIBUTE)
+        for module in self._dense_layers:
+            delattr(module, ATTRIBUTE)
         delattr(self.decoder, ATTRIBUTE)
         for handle in self._handles:
             handle.remove()
         self.decoder.set_attn_implementation("sdpa")
+        if self._shared_config is not None:
+            _replace_config(self.decoder, self._shared_config)
 
     def warn_without_dense_stage(self, done: str) -> None:
         """Warns, once, where the model was trained, and not densely since."""
@@ -203,7 +258,7 @@ class Wrapping:
     def _before_forward(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not decoder.training:
+        if not decoder.training and self.sharing is None:
             return None
         if self.decoder.config._attn_implementation != LIGHTHOUSE:
             raise UnsupportedError(
@@ -213,17 +268,42 @@ class Wrapping:
         given = dict(zip(self._parameters, args)) | kwargs
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         cached = any(_is_cache(value) for value in given.values())
+        if self.sharing is not None:
+            return args, kwargs | self._share(given, inputs, cached)
         dense = self.mode == "dense" or self._stays_dense(inputs, cached)
         if torch.is_grad_enabled():
             self._awaits_dense = not dense
         if not dense:
-            refuse_masks(given)
+            refuse_masks(given, shared=False)
             under_way.awaits_lighthouse = True
         bounds = ("attention_mask", "position_ids", *DOCUMENT_BOUNDS)
         plain = not dense or (not cached and all(given.get(name) is None for name in bounds))
         if plain and inputs is not None and is_tracing(inputs):
             under_way.without_mask = self.decoder.config
         return None if dense else (args, {**kwargs, LIGHTHOUSE: self.mode})
+
+    def _share(self, given: dict[str, Any], inputs: Tensor | None, cached: bool) -> dict[str, Any]:
+        """The keyword arguments of a forward pass over a part of each sequence, in training and in evaluation."""
+        assert self.sharing is not None
+        if cached:
+            raise UnsupportedError(
+                "a cache of keys and values was passed in; with context_group there is none of all tokens, nor generation: "
+                "unwrap the model first"
+            )
+        if inputs is None:
+            raise UnsupportedError("neither input_ids nor inputs_embeds was passed in; context_group needs one of them")
+        refuse_masks(given, shared=True)
+        self.sharing.check_positions(
+            given.get("position_ids"), len(range(inputs.shape[0])), len(range(inputs.shape[1]))
+        )
+        mode = self.mode if self.decoder.training else "dense"
+        if mode != "dense" and self._stays_dense(inputs, cached):
+            mode = "dense"
+        if self.decoder.training and torch.is_grad_enabled():
+            self._awaits_dense = mode != "dense"
+        under_way.awaits_lighthouse = True
+        under_way.without_mask = self.decoder.config
+        return {LIGHTHOUSE: mode, "use_cache": False}
 
     def _stays_dense(self, inputs: Tensor | None, cached: bool) -> bool:
         """Whether the model's own attention runs though the mode is another; warns once of it in training."""
@@ -233,6 +313,7 @@ class Wrapping:
             reason = ": neither input_ids nor inputs_embeds was passed in"
         else:
             tokens = len(range(inputs.shape[1]))  # so that the compiler guards it: compiled code is for one length
+            tokens *= self.sharing.ranks if self.sharing is not None else 1
             because = self._dense_because(tokens)
             reason = f" over {tokens} tokens: {because}" if because else ""
         if reason and torch.is_grad_enabled():
@@ -243,7 +324,11 @@ class Wrapping:
         """Why the mode, if not "dense", cannot pay over `tokens` tokens; empty where it can. Pieces alone always do."""
         if tokens < self.crossover:
             return f"below the crossover of {self.crossover}"
-        return _lighthouse_is_dense_because(tokens, **self.config.settings()) if self.mode == "lighthouse" else ""
+        if self.mode != "lighthouse":
+            return ""
+        ranks, by_heads = (1, True) if self.sharing is None else (self.sharing.ranks, self.sharing.by_heads)
+        reason: str = dense_because(tokens // ranks, ranks, by_heads, **self.config.settings())
+        return reason
 
 
 def _after_forward(decoder: nn.Module, args: object, out: object) -> None:
@@ -260,16 +345,36 @@ def _before_saving(decoder: nn.Module, *_: object) -> None:
     getattr(decoder, ATTRIBUTE).warn_without_dense_stage("saved")
 
 
+def _refuse_unshifted_labels(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = dict(zip(inspect.signature(model.forward).parameters, args)) | kwargs
+    if given.get("labels") is not None and given.get("shift_labels") is None:
+        raise UnsupportedError(
+            "labels are given without shift_labels; with context_group the label of a part's last token is another process's, "
+            "so that they must be shifted before they are cut: lighthouse_attention.context.shard(batch, group) does it"
+        )
+
+
+def _take_own_config(decoder: PreTrainedModel) -> Any:
+    """So that the model around the decoder, whose attention a Trainer asks for, stays one with "sdpa".
+
+    Returns:
+        The one that they shared.
+    """
+    shared = decoder.config
+    _replace_config(decoder, copy.copy(shared))
+    return shared
+
+
+def _replace_config(decoder: PreTrainedModel, config: Any) -> None:
+    former = decoder.config
+    for module in decoder.modules():
+        if getattr(module, "config", None) is former:
+            module.config = config
+
+
 def _is_cache(value: object) -> bool:
     """Whether it holds keys and values of earlier tokens; one of transformers', or what behaves like one."""
     return isinstance(value, Cache) or (hasattr(value, "update") and hasattr(value, "get_seq_length"))
-
-
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def _lighthouse_is_dense_because(tokens: int, **settings: Any) -> str:
-    """Why Lighthouse cannot pay over `tokens` tokens; empty where it can."""
-    reason: str = torch.ops.lighthouse.dense_because(tokens, **settings)
-    return reason
 
 
 def _find_wrapping(model: nn.Module) -> Wrapping | None:

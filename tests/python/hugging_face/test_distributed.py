@@ -1,13 +1,11 @@
 """A wrapped model on two processes: the loss of one process, and the keys of one process; and what is refused there."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,11 +17,12 @@ from conftest import PIECES, make_qkv
 from families import make_model, make_tokens
 from lighthouse_attention import UnsupportedError, attention, local_attention, select, set_mode, wrap
 from lighthouse_attention.hugging_face.wrap import wrapped
+from processes import ON_GPUS, run
 
 MODES = ("local", "local", "lighthouse", "lighthouse", "dense")
 WORLD = 2
 
-pytestmark = pytest.mark.skipif("LIGHTHOUSE_TEST_DEVICE" in os.environ, reason="gloo, on the CPU")
+pytestmark = pytest.mark.skipif(ON_GPUS, reason="gloo, on the CPU")
 
 
 def losses_of(model: torch.nn.Module, batch: torch.Tensor) -> list[float]:
@@ -44,9 +43,7 @@ def losses_of(model: torch.nn.Module, batch: torch.Tensor) -> list[float]:
     return losses
 
 
-def worker(rank: int, kind: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    torch.set_num_threads(1)
+def train(rank: int, kind: str) -> dict[str, Any]:
     model: Any = make_model("Qwen3")
     wrap(model, PIECES)
     if kind == "ddp":
@@ -58,16 +55,12 @@ def worker(rank: int, kind: str, folder: str) -> None:
     assert wrapped(model)
     losses = losses_of(model, make_tokens(WORLD)[rank : rank + 1])
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    if rank == 0:
-        torch.save({"losses": losses, "state": state}, f"{folder}/result")
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"losses": losses, "state": state}
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
-    mp.spawn(worker, (kind, str(tmp_path)), nprocs=WORLD)
-    found = torch.load(tmp_path / "result")
+    found = run(train, WORLD, tmp_path, kind)[0]
     model = make_model("Qwen3")
     keys = list(model.state_dict())
     wrap(model, PIECES)

@@ -1,0 +1,45 @@
+"""Runs a function in several processes of one machine, over Gloo, or on as many GPUs over NCCL."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+ON_GPUS = os.environ.get("LIGHTHOUSE_TEST_DEVICE", "cpu") != "cpu"
+_HEAVY = [
+    "torch.distributed.fsdp",
+    "transformers.models.auto.modeling_auto",
+    "lighthouse_attention.hugging_face.stages",
+]
+
+
+def device_of(rank: int) -> torch.device:
+    return torch.device("cuda", rank) if ON_GPUS else torch.device("cpu")
+
+
+def run(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
+    """What function(rank, *arguments) returns in each process.
+
+    They are forked from one that has loaded PyTorch and transformers and done nothing else: each takes no time to load.
+    """
+    multiprocessing.set_forkserver_preload(_HEAVY)
+    folder = folder / f"{function.__name__}-{world}"
+    folder.mkdir()
+    mp.start_processes(_run, (function, world, str(folder), arguments), nprocs=world, start_method="forkserver")
+    return [torch.load(folder / str(rank), map_location=device_of(0), weights_only=False) for rank in range(world)]
+
+
+def _run(rank: int, function: Callable[..., Any], world: int, folder: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    if ON_GPUS:
+        torch.cuda.set_device(rank)
+    backend = "nccl" if ON_GPUS else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    torch.save(function(rank, *arguments), f"{folder}/{rank}")
+    dist.barrier()
+    dist.destroy_process_group()
