@@ -250,17 +250,15 @@ def test_arguments_without_a_group() -> None:
         wrap(make_model("Llama"), PIECES, context_group="world")  # type: ignore[arg-type]
 
 
-def compile_alone(rank: int) -> None:
-    group = dist.group.WORLD
-    assert group is not None
-    model, part = make_model("Qwen3", num_hidden_layers=1), shard(make_tokens())
-    wrap(model, PIECES, context_group=group)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    expected = model(**part).logits
-    assert torch.equal(compiled(**part).logits, expected)
-    with pytest.raises(RuntimeError, match="position_ids of rank 0 are not those of its tokens, 0-255"):
-        compiled(**{**part, "position_ids": part["position_ids"] + 1})
-
-
 def test_compiles_once_the_layout_is_known(tmp_path: Path) -> None:
-    run(compile_alone, 1, tmp_path)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model, part = make_model("Qwen3", num_hidden_layers=1), shard(make_tokens())
+        wrap(model, PIECES, context_group=dist.group.WORLD)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        expected = model(**part).logits
+        assert torch.equal(compiled(**part).logits, expected)
+        with pytest.raises(RuntimeError, match="position_ids of rank 0 are not those of its tokens, 0-255"):
+            compiled(**{**part, "position_ids": part["position_ids"] + 1})
+    finally:
+        dist.destroy_process_group()
