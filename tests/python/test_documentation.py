@@ -1,4 +1,4 @@
-"""The code of README.md and docs/python.md runs as it stands there."""
+"""The code of README.md, docs/python.md and docs/trainers.md runs as it stands there."""
 
 import importlib
 import re
@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerFast, TrainingArguments
+from trl import SFTConfig
 
 from families import DEVICE, DTYPE, VOCABULARY, make_model
 
@@ -18,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 TOKENS = 4608  # a budget of 512 gathers fewer
 
 
-PAGES = {page: (REPOSITORY / page).read_text() for page in ("README.md", "docs/python.md")}
+PAGES = {page: (REPOSITORY / page).read_text() for page in ("README.md", "docs/python.md", "docs/trainers.md")}
 
 
 def blocks(language: str) -> list[Any]:
@@ -27,6 +31,27 @@ def blocks(language: str) -> list[Any]:
         for page, text in PAGES.items()
         for found in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     ]
+
+
+def given_to_trl(out: Path) -> dict[str, Any]:
+    """A tokenizer, documents of tokens, and TRL's arguments."""
+    words = {str(token): token for token in range(VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="0"))
+    documents = [{"input_ids": torch.randint(3, VOCABULARY, (1000,)).tolist()} for _ in range(10)]
+    return {
+        "tokenizer": PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="0", eos_token="1"),
+        "documents": Dataset.from_list(documents),
+        "arguments": SFTConfig(
+            str(out),
+            max_length=TOKENS,
+            max_steps=2,
+            per_device_train_batch_size=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=DEVICE.type == "cpu",
+            bf16=DEVICE.type == "cuda",
+        ),
+    }
 
 
 def given(out: Path) -> dict[str, Any]:
@@ -58,7 +83,7 @@ def given(out: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_code_runs(block: str, tmp_path: Path) -> None:
-    names = given(tmp_path)
+    names = given(tmp_path) | (given_to_trl(tmp_path) if "trl" in block else {})
     exec(compile(block, "block", "exec"), names)
     assert "lighthouse_attention" in block
 

@@ -1,6 +1,8 @@
 """torchtitan with the converter: against its stock run, against a wrapped model, in stages, resumed, and on two processes."""
 
+import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama3 import Llama3StateDictAdapter, Transformer, llama3_args
 from torchtitan.protocols.train_spec import get_train_spec
 
-from lighthouse_attention.torchtitan import InnerAttention, LighthouseConverter
+from lighthouse_attention.torchtitan import InnerAttention, Lighthouse, LighthouseConverter
 
 pytestmark = pytest.mark.skipif("LIGHTHOUSE_TEST_DEVICE" in os.environ, reason="gloo, on the CPU")
 
@@ -148,10 +150,12 @@ def test_compiled_blocks_give_the_same_losses(folder: Path, in_stages: list[floa
     assert compiled == pytest.approx(in_stages, rel=1e-5)
 
 
+ONE = ParallelDims(dp_replicate=1, dp_shard=1, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=1)
 CONTEXT = ("--parallelism.context_parallel_degree=2",)
 TWO_PROCESSES: dict[str, tuple[tuple[str, ...], str]] = {
     "fsdp": ((), THREE_STAGES),
     "tensor": (("--parallelism.tensor_parallel_degree=2",), THREE_STAGES),
+    "pipeline": (("--parallelism.pipeline_parallel_degree=2",), THREE_STAGES),
     "heads": ((*CONTEXT, *SELECTIVE), THREE_STAGES),
     "heads, contiguous": ((*CONTEXT, "--parallelism.context_parallel_load_balancer=None"), THREE_STAGES),
     "heads, compiled": ((*CONTEXT, *COMPILED, "--compile.backend=eager"), THREE_STAGES),
@@ -166,7 +170,7 @@ def worker(rank: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # not by the host's name, for which each of torchtitan's groups may wait
     dist.init_process_group("gloo", init_method=f"file://{folder}/two", rank=rank, world_size=2)
     found = {name: train(Path(folder), *args, toml=toml).losses for name, (args, toml) in TWO_PROCESSES.items()}
-    if rank == 0:
+    if rank == 1:  # the last of a pipeline has its losses
         torch.save(found, f"{folder}/found")
     dist.barrier()
     dist.destroy_process_group()
@@ -183,9 +187,24 @@ def test_two_processes_are_one(folder: Path, stock: list[float], in_stages: list
     assert found["ring"] != pytest.approx(in_stages, rel=1e-4)
 
 
+def test_the_recipe_of_the_documentation(folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/trainers.md").read_text()
+    recipe, keys = (
+        re.search(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE),
+        re.findall(r"^\| (`.*?`) \|", page, re.M),
+    )
+    assert recipe is not None
+    job = config_of(folder, "--training.seq_len=98304", toml=recipe[1])
+    converter = LighthouseConverter(job, ONE)
+    with torch.device("meta"):
+        converter.convert(Transformer(llama3_args["debugmodel"]))
+    assert converter.config.budget == 512
+    assert {field.name for field in dataclasses.fields(Lighthouse)} == set(re.findall("[a-z_]+", " ".join(keys)))
+
+
 def convert(folder: Path, toml: str, *arguments: str, cp: int = 1, name: str = "llama3") -> None:
     job = config_of(folder, f"--model.name={name}", *arguments, toml=toml)
-    dims = ParallelDims(dp_replicate=1, dp_shard=1, cp=cp, tp=1, pp=1, ep=1, etp=1, world_size=cp)
+    dims = dataclasses.replace(ONE, cp=cp, world_size=cp)
     spec = get_train_spec(name)
     with torch.device("meta"):
         model = spec.model_cls(spec.model_args[job.model.flavor])

@@ -33,7 +33,8 @@ def refuse_masks(given: Mapping[str, Any], shared: bool) -> None:
     if isinstance(mask, Tensor) and mask.dim() == 2:
         _require(
             mask.bool().all(),
-            "attention_mask masks tokens, and Lighthouse Attention does not support padding: train on full sequences",
+            "attention_mask masks tokens, and Lighthouse Attention does not support padding: train on full sequences, such "
+            "as rows of equal length cut from the documents in turn",
         )
     elif isinstance(mask, Tensor) and mask.dim() != 4:
         raise UnsupportedError(f"attention_mask has {mask.dim()} dimensions; it must have 2, (batch, tokens)")
@@ -41,7 +42,8 @@ def refuse_masks(given: Mapping[str, Any], shared: bool) -> None:
         _require(
             (positions.diff(dim=-1) == 1).all(),
             "position_ids restart within a row, and Lighthouse Attention does not support packed documents: leave "
-            "position_ids out, so that attention crosses documents, or give each document its own row",
+            "position_ids out, so that attention crosses documents (TRL: packing_strategy='wrapped'), or give each document "
+            "its own row",
         )
     for name in DOCUMENT_BOUNDS:
         if given.get(name) is not None and given[name].numel() > 2:
