@@ -1,8 +1,10 @@
 """Trainers that people have, unmodified, with the examples as they stand."""
 
+import importlib.util
 import os
 import runpy
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import torch
 from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import DistributedType
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from conftest import PIECES
 from families import make_model, make_tokens
-from lighthouse_attention import UnsupportedError, wrap
+from lighthouse_attention import UnsupportedError, set_mode, wrap
+from lighthouse_attention.context import shard
 from processes import ON_GPUS, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -93,3 +97,76 @@ def without_a_group(rank: int, folder: str) -> None:
 
 def test_context_parallelism_is_refused_without_a_group(tmp_path: Path) -> None:
     run(without_a_group, 2, tmp_path, str(tmp_path))
+
+
+ULYSSES = "deepspeed.runtime.sequence_parallel"
+
+
+def register_ulysses(model: Any, ranks: int) -> None:
+    """DeepSpeed's: around the function that is registered for the model's attention."""
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]  # compiles, a minute
+    sys.modules["deepspeed"].init_distributed(dist_backend="gloo")
+    UlyssesSPAttentionHF.register_with_transformers(
+        model, core_attn_implementation="lighthouse", sequence_parallel_size=ranks, micro_batch_size=2
+    )
+
+
+def register_stand_in(model: Any, ranks: int) -> None:
+    """What DeepSpeed's does."""
+    state = types.ModuleType("parallel_state_sp")
+    state.get_sequence_parallel_world_size = lambda: ranks  # type: ignore[attr-defined]
+    sys.modules[f"{ULYSSES}.parallel_state_sp"] = state
+    assert torch.distributed.group.WORLD is not None
+    attend, group = ALL_ATTENTION_FUNCTIONS["lighthouse"], torch.distributed.group.WORLD.group_name
+    operators = torch.ops.lighthouse
+
+    def ulysses(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        out, _ = attend(module, *operators.exchange_heads([query, key, value], group), None, **options)
+        return operators.exchange_tokens([out.transpose(1, 2)], group)[0].transpose(1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS["lighthouse"] = ulysses
+
+
+def losses_and_gradients(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Losses in each mode, and the sum of their gradients by some of the parameters, in a row."""
+    losses = []
+    for mode in ("local", "lighthouse", "dense"):
+        set_mode(model, mode)  # type: ignore[arg-type]
+        losses.append(model(**batch).loss)
+    torch.stack(losses).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.dim() == 1]
+    return torch.cat([torch.stack(losses).detach(), *gradients])
+
+
+def train_with_ulysses(rank: int, real: bool) -> list[float]:
+    ranks = torch.distributed.get_world_size()
+    under_launcher(rank)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    model, part = make_model("Llama"), shard(make_tokens(), zigzag=False)
+    wrap(model, PIECES)
+    (register_ulysses if real else register_stand_in)(model, ranks)
+    found = losses_and_gradients(model, part) / ranks
+    torch.distributed.all_reduce(found)
+    # What only one of the two may do is refused where both do, and where hooks see the tokens of one process.
+    for family, options, message in (
+        ("Qwen3", {}, r"norms of the shape \(2, 128, 4\); .*use the scorer 'dilated'"),
+        ("Llama", {"context_group": torch.distributed.group.WORLD}, "256 queries .* this process has 128 tokens"),
+    ):
+        other = make_model(family)
+        wrap(other, PIECES, **options)  # type: ignore[arg-type]
+        with pytest.raises(UnsupportedError, match=message):
+            other(**part)
+    return found.tolist()
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_ulysses_around_the_registered_function(real: bool, tmp_path: Path) -> None:
+    if real and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed, which compiles on CPUs and is no part of CI")
+    model, tokens = make_model("Llama"), make_tokens()
+    wrap(model, PIECES)
+    expected = losses_and_gradients(model, {"input_ids": tokens, "labels": tokens})
+    for found in run(train_with_ulysses, 2, tmp_path, real):
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-6)

@@ -1,5 +1,6 @@
 """What transformers calls in a wrapped model: the attention function and the mask function."""
 
+import sys
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lighthouse_attention.hugging_face import scores
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, note_traced, under_way
@@ -62,10 +64,11 @@ def _attend_across(
             "layer does not hand keyword arguments down: with context_group the model cannot be run so"
         )
     _note_run()
-    if not query.shape[2] == key.shape[2] == value.shape[2]:
+    tokens = layer.sharing.tokens
+    if not query.shape[2] == key.shape[2] == value.shape[2] == tokens:
         raise UnsupportedError(
-            f"layer {module.layer_idx} has {query.shape[2]} queries and {key.shape[2]} keys, and with context_group they "
-            "must be those of the same tokens"
+            f"layer {module.layer_idx} has {query.shape[2]} queries and {key.shape[2]} keys, and this process has {tokens} "
+            "tokens; with context_group they must be as many, and nothing else may exchange them"
         )
     refuse_options(module, attention_mask, dropout, options)
     given = None
@@ -123,6 +126,16 @@ def mask(
         local_size=local_size,
         **kwargs,
     )
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def ulysses_ranks() -> int:
+    """How many processes share sequences by DeepSpeed's Ulysses, which puts itself around the registered function: that
+    attends to whole sequences, of some heads, where the decoder has parts of them."""
+    state = sys.modules.get("deepspeed.runtime.sequence_parallel.parallel_state_sp")
+    if state is None or ALL_ATTENTION_FUNCTIONS[LIGHTHOUSE] is attention:
+        return 1
+    return int(state.get_sequence_parallel_world_size())
 
 
 def register() -> None:

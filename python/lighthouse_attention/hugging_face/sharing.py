@@ -27,6 +27,8 @@ class Sharing:
     kv_heads: int
     layout: str | None = None
     """Zigzag or contiguous, by the position_ids of the first forward pass; all others are alike."""
+    tokens: int = 0
+    """Those of this process in the forward pass under way."""
     agreed: dict[tuple[int, int], tuple[Tensor, str]] = dataclasses.field(default_factory=dict)
     """By how many sequences and tokens a process has, where all were seen to agree: this one's position_ids, and the error
     that there are others."""
@@ -89,6 +91,7 @@ class Sharing:
 
         The processes compare the first forward pass of each shape. Later ones do not wait for a GPU: it asserts them.
         """
+        self.tokens = tokens
         if (batch, tokens) not in self.agreed:
             self._agree(positions, batch, tokens)
             return

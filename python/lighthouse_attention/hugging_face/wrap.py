@@ -313,7 +313,8 @@ class Wrapping:
             reason = ": neither input_ids nor inputs_embeds was passed in"
         else:
             tokens = len(range(inputs.shape[1]))  # so that the compiler guards it: compiled code is for one length
-            tokens *= self.sharing.ranks if self.sharing is not None else 1
+            ranks: int = interface.ulysses_ranks() if self.sharing is None else self.sharing.ranks
+            tokens *= ranks
             because = self._dense_because(tokens)
             reason = f" over {tokens} tokens: {because}" if because else ""
         if reason and torch.is_grad_enabled():
