@@ -248,6 +248,12 @@ class LighthouseConverter:
                     f"model.flavor is {flavor!r}, whose attention is {inner.__name__}; Lighthouse Attention is causal and "
                     "masks no documents: it must be a flavor with attn_type 'sdpa'"
                 )
+            sizes = [getattr(attention, size, None) for size in ("qk_head_dim", "v_head_dim")]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"model.name is {name!r}, whose keys have {sizes[0]} numbers a head and whose values {sizes[1]}; for the "
+                    "converter 'lighthouse' they must be as many, as in 'llama3'"
+                )
             norms = [side for side in ("q_norm", "k_norm") if getattr(attention, side, None) is not None]
             if norms and self.config.scorer == "norm":
                 raise ValueError(
