@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.metadata
 import os
 import re
 from collections import Counter
@@ -26,7 +27,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama3 import Llama3StateDictAdapter, Transformer, llama3_args
 from torchtitan.protocols.train_spec import get_train_spec
 
-from lighthouse_attention.torchtitan import InnerAttention, Lighthouse, LighthouseConverter
+from lighthouse_attention.torchtitan import InnerAttention, Lighthouse, LighthouseConverter, _check_torchtitan
 
 pytestmark = pytest.mark.skipif("LIGHTHOUSE_TEST_DEVICE" in os.environ, reason="gloo, on the CPU")
 
@@ -279,6 +280,13 @@ def test_errors_of_other_models_and_trainers(folder: Path) -> None:
         RuntimeError, match=r"does not know the step: convert\(\) was not called by torchtitan's Trainer"
     ):
         convert(folder, DENSE)
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.2.1", "1.0"])
+def test_another_torchtitan_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+    with pytest.raises(ImportError, match=f"is for torchtitan 0.2, from 0.2.2 on, and torchtitan here is {version}"):
+        _check_torchtitan()
 
 
 def test_errors_of_context_parallelism(folder: Path) -> None:
