@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <vector>
 
 namespace lighthouse::app {
@@ -14,12 +15,15 @@ namespace lighthouse::app {
 class Times {
  public:
   void add(double milliseconds) { values_.push_back(milliseconds); }
+  /// Replaces each by `f` of it.
+  void map(const auto& f) { std::ranges::transform(values_, values_.begin(), f); }
   double median() const {
     std::vector<double> sorted = values_;
     std::sort(sorted.begin(), sorted.end());
     const size_t half = sorted.size() / 2;
     return sorted.size() % 2 == 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
   }
+  double sum() const { return std::accumulate(values_.begin(), values_.end(), 0.0); }
   double lowest() const { return *std::min_element(values_.begin(), values_.end()); }
   double highest() const { return *std::max_element(values_.begin(), values_.end()); }
   nlohmann::ordered_json json() const {
@@ -36,22 +40,28 @@ class Clock {
  public:
   explicit Clock(at::Device device) : device_(device) {}
 
+  /// Adds how long what comes up to `end` takes.
+  void begin(Times& times) {
+    if (device_.is_cpu()) {
+      begun_ = {&times, std::chrono::steady_clock::now()};
+      return;
+    }
+    pending_.push_back({&times, Event(device_), Event(device_)});
+    pending_.back().start.record();
+  }
+  void end() {
+    if (!device_.is_cpu()) return pending_.back().end.record();
+    const std::chrono::duration<double, std::milli> spent =
+        std::chrono::steady_clock::now() - begun_.at;
+    begun_.times->add(spent.count());
+  }
+
   /// Runs `f` and adds how long it took.
   template <class F>
   auto time(Times& times, const F& f) {
-    if (device_.is_cpu()) {
-      const auto start = std::chrono::steady_clock::now();
-      auto result = f();
-      const std::chrono::duration<double, std::milli> spent =
-          std::chrono::steady_clock::now() - start;
-      times.add(spent.count());
-      return result;
-    }
-    Pending pending{&times, Event(device_), Event(device_)};
-    pending.start.record();
+    begin(times);
     auto result = f();
-    pending.end.record();
-    pending_.push_back(std::move(pending));
+    end();
     return result;
   }
 
@@ -76,7 +86,13 @@ class Clock {
     Event start, end;
   };
 
+  struct Begun {
+    Times* times = nullptr;
+    std::chrono::steady_clock::time_point at;
+  };
+
   at::Device device_;
+  Begun begun_;  ///< on a CPU
   std::vector<Pending> pending_;
 };
 

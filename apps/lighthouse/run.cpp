@@ -1,14 +1,14 @@
 #include "apps/lighthouse/run.h"
 
-#include <iostream>
+#include <ostream>
 
 #include "apps/lighthouse/checks.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/run/new_model.h"
+#include "lighthouse/run/parallel.h"
 #include "lighthouse/run/recipe_changes.h"
 #include "lighthouse/run/stage.h"
-#include "lighthouse/train/device.h"
 
 namespace lighthouse::app {
 namespace {
@@ -30,7 +30,32 @@ void RunOptions::add_to(CLI::App& verb) {
       ->check(not_empty());
 }
 
-Run open_run(const RunOptions& options) {
+void ParallelOptions::add_to(CLI::App& verb) {
+  verb.add_option("--parallel-context", context,
+                  "under a launcher: ranks that share each sequence; default: the recipe's "
+                  "parallel.context")
+      ->check(integer(1));
+  verb.add_option("--parallel-exchange", exchange,
+                  message("how they give one another what attention needs: ",
+                          all_words<distributed::ExchangeChoice>(),
+                          "; default: the recipe's parallel.exchange"))
+      ->check(not_empty());
+}
+
+void ParallelOptions::set(run::Recipe& recipe, const distributed::Launch& launch) const {
+  run::ParallelRecipe& parallel = recipe.parallel;
+  if (context > 0) {
+    parallel.context = context;
+  } else if (launch.size == 1) {
+    parallel.context = 1;
+  }
+  if (!exchange.empty()) {
+    parallel.exchange = parse_word<distributed::ExchangeChoice>(exchange, "--parallel-exchange");
+  }
+  run::validate_parallel(recipe, stage_as_trained(recipe));
+}
+
+Run open_run(const RunOptions& options, std::ostream& notes) {
   const run::RunFolder folder(options.run);
   check_argument(fs::exists(folder.recipe()), "RUN is '", options.run,
                  "'; it must be the folder of a run, with a recipe.toml");
@@ -43,8 +68,8 @@ Run open_run(const RunOptions& options) {
     const bool own = fs::exists(folder.checkpoints()) && equivalent(place, folder.checkpoints());
     check_argument(own, "--checkpoint is '", path.string(), "', which is of another run than '",
                    options.run, "': ", run::joined(changes));
-    std::cerr << "note: recipe.toml has changed since this checkpoint, whose own recipe is used: "
-              << run::joined(changes) << '\n';
+    notes << "note: recipe.toml has changed since this checkpoint, whose own recipe is used: "
+          << run::joined(changes) << '\n';
   }
   return {folder, run::recipe_of(checkpoint, recipe), path, checkpoint};
 }
@@ -56,14 +81,22 @@ const run::StageRecipe& stage_as_trained(const run::Recipe& recipe) {
   return recipe.stages.back();
 }
 
-std::shared_ptr<model::LanguageModel> load_model(const Run& run, const std::string& device) {
-  const at::Device at = device.empty()
-                            ? train::find_device(run.recipe.run.device, "run.device of the recipe")
-                            : train::find_device(device, "--device");
-  auto model = run::new_model(run.recipe, at);
+Rank connect(distributed::Rendezvous& rendezvous, const Run& run, const std::string& device) {
+  const bool is_own = device.empty();
+  // A run that goes on makes new checkpoints meanwhile.
+  return connect(rendezvous, is_own ? run.recipe.run.device : device,
+                 is_own ? "run.device of the recipe" : "--device", run.recipe,
+                 {{"the checkpoint", run.path.filename().string()}});
+}
+
+std::shared_ptr<model::LanguageModel> load_model(const Run& run, const Rank& rank) {
+  const run::StageRecipe& stage = stage_as_trained(run.recipe);
+  auto model = run::new_model(run.recipe, rank.device);
   run::restore(run.checkpoint.model, model->weights(), "the checkpoint");
   model->to(run::scalar_type(run.recipe.run.dtype));
-  model->set_attention(run::attention_plan(stage_as_trained(run.recipe)));
+  model::AttentionPlan plan = run::attention_plan(stage);
+  plan.context = run::context_of(run.recipe, stage, rank.mesh.context);
+  model->set_attention(plan);
   return model;
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "apps/lighthouse/rank.h"
 #include "lighthouse/model/language_model.h"
 #include "lighthouse/run/checkpoint.h"
 #include "lighthouse/run/recipe.h"
@@ -20,6 +21,19 @@ struct RunOptions {
   void add_to(CLI::App& verb);
 };
 
+/// How several ranks share the sequences that a run's model reads; it may have been trained by
+/// another number of them.
+struct ParallelOptions {
+  int64_t context = 0;   ///< 0: as its recipe says, or one where there is no launcher
+  std::string exchange;  ///< empty: as its recipe says
+
+  void add_to(CLI::App& verb);
+
+  /// Puts them into the run's recipe. Throws std::invalid_argument where so many ranks cannot share
+  /// sequences of the stage "as trained".
+  void set(run::Recipe& recipe, const distributed::Launch& launch) const;
+};
+
 /// A run that is there, and one of its checkpoints.
 struct Run {
   run::RunFolder folder;
@@ -28,16 +42,21 @@ struct Run {
   run::Checkpoint checkpoint;
 };
 
-/// Throws std::invalid_argument where there is no run, no checkpoint of it, or the checkpoint is of
-/// another run.
-Run open_run(const RunOptions& options);
+/// @param notes for what the reader should know about the checkpoint
+/// @throws std::invalid_argument where there is no run, no checkpoint of it, or the checkpoint is
+///         of another run
+Run open_run(const RunOptions& options, std::ostream& notes);
+
+/// Meets the other ranks to work on a run.
+/// @param device in place of the recipe's; empty: the recipe's
+/// @throws std::invalid_argument where they found other checkpoints, besides what `connect` throws
+Rank connect(distributed::Rendezvous& rendezvous, const Run& run, const std::string& device);
 
 /// The stage whose attention "as trained" is: the last that is not dense, or the last of all where
 /// there is none.
 const run::StageRecipe& stage_as_trained(const run::Recipe& recipe);
 
-/// The model of the run's checkpoint, with the attention of that stage.
-/// @param device in place of the recipe's; empty: the recipe's
-std::shared_ptr<model::LanguageModel> load_model(const Run& run, const std::string& device);
+/// The model of the run's checkpoint on the rank's device, with the attention of that stage.
+std::shared_ptr<model::LanguageModel> load_model(const Run& run, const Rank& rank);
 
 }  // namespace lighthouse::app

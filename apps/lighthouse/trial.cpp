@@ -2,35 +2,48 @@
 
 #include <ATen/ops/randint.h>
 
+#include <optional>
+
+#include "apps/lighthouse/exchange_clock.h"
 #include "apps/lighthouse/peak_memory.h"
 #include "lighthouse/run/new_model.h"
+#include "lighthouse/run/parallel.h"
 #include "lighthouse/run/stage.h"
 #include "lighthouse/train/step.h"
 
 namespace lighthouse::app {
 
-Trial run_trial(const run::Recipe& recipe, const run::StageRecipe& stage, c10::Device device,
+Trial run_trial(const run::Recipe& recipe, const run::StageRecipe& stage, const Rank& rank,
                 int steps) {
   Trial trial;
-  const PeakMemory memory(device);
-  const auto model = run::new_model(recipe, device);
-  train::AdamW optimizer(*model, recipe.optimizer, run::scalar_type(recipe.run.dtype));
-  model->set_attention(run::attention_plan(stage));
+  const PeakMemory memory(rank.device);
+  const auto model = run::new_model(recipe, rank.device);
+  train::AdamW optimizer(*model, recipe.optimizer, run::scalar_type(recipe.run.dtype), rank.world,
+                         recipe.parallel.shard_optimizer);
+  model::AttentionPlan attention = run::attention_plan(stage);
+  attention.context = run::context_of(recipe, stage, rank.mesh.context);
+  model->set_attention(attention);
   const run::StepPlan plan{run::computed_attention(stage), stage.batch, stage.context,
                            stage.sequences_at_once()};
   const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
-                                        at::TensorOptions(at::kLong).device(device));
+                                        at::TensorOptions(at::kLong).device(rank.device));
   const data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};
   train::StepGraphs graphs(*model);
+  std::optional<ExchangeClock> exchanges;
   for (int i = -2; i < steps; ++i) {
+    if (i == 0 && rank.world.size() > 1) exchanges.emplace(rank.device);
     const auto start = std::chrono::steady_clock::now();
-    train::train_step(*model, optimizer, batch, plan, recipe.optimizer, recipe.optimizer.lr,
-                      recipe.run.cuda_graphs ? &graphs : nullptr);
+    train::train_step(*model, optimizer, rank.mesh.data, batch, plan, recipe.optimizer,
+                      recipe.optimizer.lr, recipe.run.cuda_graphs ? &graphs : nullptr);
     const std::chrono::duration<double, std::milli> spent =
         std::chrono::steady_clock::now() - start;
     if (i >= 0) trial.step.add(spent.count());
   }
-  trial.peak_bytes = memory.peak_bytes();
+  const double waited = exchanges ? exchanges->milliseconds() / steps : 0;
+  exchanges.reset();
+  trial.waiting = rank.world.max(waited);
+  trial.step.map([&](double step) { return rank.world.max(step); });
+  trial.peak_bytes = rank.world.max(memory.peak_bytes());
   return trial;
 }
 

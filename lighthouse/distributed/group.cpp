@@ -25,6 +25,17 @@ c10::intrusive_ptr<c10d::Backend> make_gloo(const c10::intrusive_ptr<c10d::Store
 
 }  // namespace
 
+PeerError peer_error(const ProcessGroup& processes, const char* what, const std::string& why) {
+  std::string line = why.substr(0, why.find('\n'));
+  // Gloo begins with the place in its source: "[/path/pair.cc:547] Connection closed by peer".
+  if (const size_t end = line.find("] "); line.starts_with('[') && end != std::string::npos) {
+    line.erase(0, end + 2);
+  }
+  return PeerError(message("rank ", processes.getRank(), " of ", processes.getSize(), " could not ",
+                           what, " with the others: one of them ended, or did not answer in time (",
+                           line, ")"));
+}
+
 c10::intrusive_ptr<c10d::Store> with_prefix(const std::string& name,
                                             const c10::intrusive_ptr<c10d::Store>& store) {
   return c10::make_intrusive<c10d::PrefixStore>(name, store);

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/distributed/exchange_observer.h"
 #include "lighthouse/distributed/world.h"
 
 /// What a world is made of. PyTorch's headers take seconds to parse: include this in few files.
@@ -48,18 +49,21 @@ c10::intrusive_ptr<c10d::Backend> make_nccl(const c10::intrusive_ptr<c10d::Store
 /// What tells a GPU from every other; in that file too.
 std::string gpu_identity(at::Device device);
 
-/// What `f` gives, which exchanges something with the other ranks; what fails in it is a matter of
-/// theirs.
+PeerError peer_error(const c10d::ProcessGroup& processes, const char* what, const std::string& why);
+
+/// What `f` gives, which exchanges something with the other ranks. Where one of them ended or did
+/// not answer, throws PeerError. What this rank got wrong, or had no memory for, is thrown as it
+/// is.
 /// @param what could not be done, for the message
 template <class F>
 auto with_peers(const c10d::ProcessGroup& processes, const char* what, const F& f) {
+  const Observed observed;
   try {
     return f();
-  } catch (const std::exception& error) {
-    const std::string why = error.what();
-    throw PeerError(message("rank ", processes.getRank(), " of ", processes.getSize(),
-                            " could not ", what, " with the others: one of them ended, or did not ",
-                            "answer in time (", why.substr(0, why.find('\n')), ")"));
+  } catch (const c10::DistError& error) {
+    throw peer_error(processes, what, error.what_without_backtrace());
+  } catch (const std::runtime_error& error) {  // Gloo's; all others of PyTorch's are c10::Error
+    throw peer_error(processes, what, error.what());
   }
 }
 

@@ -1,7 +1,9 @@
 #include "lighthouse/distributed/launch.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <limits>
 
 #include "lighthouse/core/check.h"
 
@@ -81,6 +83,14 @@ Launch read_launch(const Environment& environment) {
     return launch;
   }
   return {};
+}
+
+bool is_restart(const Environment& environment) {
+  constexpr const char* kCounts[]{"TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"};
+  return std::ranges::any_of(kCounts, [&](const char* name) {
+    const auto count = find(environment, name);
+    return count && parse(name, *count, 0, std::numeric_limits<int64_t>::max()) > 0;
+  });
 }
 
 }  // namespace lighthouse::distributed

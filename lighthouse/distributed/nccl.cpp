@@ -1,6 +1,8 @@
 #define USE_C10D_NCCL  // PyTorch's header holds nothing without it
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
+#include <cstdlib>
+
 #include "lighthouse/distributed/group.h"
 
 namespace lighthouse::distributed {
@@ -8,6 +10,10 @@ namespace lighthouse::distributed {
 c10::intrusive_ptr<c10d::Backend> make_nccl(const c10::intrusive_ptr<c10d::Store>& store,
                                             int64_t rank, int64_t size, const std::string& name,
                                             const GroupOptions& options) {
+  // After a timeout PyTorch waits five times as long as the second says, by default 75 s, for dumps
+  // that nobody has asked for, before it ends the process.
+  setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0", /*overwrite=*/0);
+  setenv("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000", /*overwrite=*/0);
   auto nccl = c10d::ProcessGroupNCCL::Options::create();
   nccl->timeout = options.timeout;
   nccl->group_name = name;

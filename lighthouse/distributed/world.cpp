@@ -159,6 +159,11 @@ void World::gather_parts(const Tensor& part, const Tensor& whole) const {
 // A sum, and not the group's own barrier, which fills a static variable: ranks may be threads.
 void World::barrier() const { sum(int64_t{0}); }
 
+void World::wait_until(const std::function<bool()>& done) const {
+  while (any(!done())) {
+  }
+}
+
 void World::close() {
   if (!group_) return;
   barrier();
@@ -204,6 +209,13 @@ Mesh Mesh::of(const World& world, int64_t context_size) {
   const int64_t data = world.rank() / context_size, context = world.rank() % context_size;
   return {.data = sub_world("data", context, data, world.size() / context_size),
           .context = sub_world("context", data, context, context_size)};
+}
+
+void Mesh::close(const World& world) {
+  for (World* part : {&data, &context}) {
+    if (part->group() != world.group()) part->close();
+  }
+  *this = {};
 }
 
 }  // namespace lighthouse::distributed

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -66,6 +67,9 @@ class World {
 
   /// Returns when all ranks have called it.
   void barrier() const;
+  /// Returns when `done` is true on every rank. Each asks its own again and again, with an exchange
+  /// after each answer: a wait may so be longer than exchanges may take.
+  void wait_until(const std::function<bool()>& done) const;
 
   /// Ends the world in order: returns when every rank has called it, rank 0 after the others. A
   /// world that is left without it, as after an error, waits for nobody.
@@ -89,6 +93,9 @@ struct Mesh {
   /// @param context_size ranks that share a sequence
   /// @throws std::invalid_argument unless that divides the world
   static Mesh of(const World& world, int64_t context_size);
+
+  /// Ends the groups that `of` made of that world, as World::close does; the world lives on.
+  void close(const World& world);
 };
 
 }  // namespace lighthouse::distributed

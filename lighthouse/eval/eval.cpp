@@ -40,29 +40,44 @@ class Sample {
 }  // namespace
 
 HeldOutLoss held_out_loss(model::LanguageModel& model, const std::vector<data::Batch>& batches,
-                          bool as_trained, const std::function<void()>& before_batch) {
+                          bool as_trained, const std::function<void()>& before_batch,
+                          const distributed::Mesh& mesh) {
   check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
-  const Evaluating evaluating(model, as_trained);
   const int64_t context = batches[0].tokens.size(1);
+  for (const data::Batch& batch : batches) {
+    check_argument(batch.tokens.size(1) == context, "held-out sequences have ", context, " and ",
+                   batch.tokens.size(1), " tokens; all must have the same length");
+  }
+  const Evaluating evaluating(model, as_trained);
   std::vector<Bin> bins;
   for (int64_t first = 0, end = 64; first < context; first = end, end *= 2) {
     bins.push_back({first, std::min(end, context) - 1, {}});
   }
+  std::vector<double> means;  // of each sequence, as a whole and of each bin
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const auto number = static_cast<int64_t>(i);
+    if (before_batch && number % mesh.data.size() == 0) before_batch();
+    const int64_t sequences = batches[i].tokens.size(0);
+    if (!measures(mesh.data, number)) {
+      means.resize(means.size() + static_cast<size_t>(sequences) * (1 + bins.size()));
+      continue;
+    }
+    const data::Batch batch = batches[i].to(model.device());
+    const at::Tensor losses = model.whole_token_losses(batch).to(at::kCPU, at::kDouble);
+    for (int64_t b = 0; b < sequences; ++b) {
+      means.push_back(losses[b].mean().item<double>());
+      for (const Bin& bin : bins) {
+        means.push_back(losses[b].slice(0, bin.first, bin.last + 1).mean().item<double>());
+      }
+    }
+  }
+  share(means, mesh.data);
   Sample all;
   std::vector<Sample> of_bins(bins.size());
   std::vector<double> of_sequences;
-  for (const data::Batch& anywhere : batches) {
-    if (before_batch) before_batch();
-    const data::Batch batch = anywhere.to(model.device());
-    check_argument(batch.tokens.size(1) == context, "held-out sequences have ", context, " and ",
-                   batch.tokens.size(1), " tokens; all must have the same length");
-    const at::Tensor losses = model.token_losses(batch).to(at::kCPU, at::kDouble);
-    for (int64_t b = 0; b < losses.size(0); ++b) {
-      all.add(of_sequences.emplace_back(losses[b].mean().item<double>()));
-      for (size_t i = 0; i < bins.size(); ++i) {
-        of_bins[i].add(losses[b].slice(0, bins[i].first, bins[i].last + 1).mean().item<double>());
-      }
-    }
+  for (auto mean = means.begin(); mean != means.end();) {
+    all.add(of_sequences.emplace_back(*mean++));
+    for (Sample& bin : of_bins) bin.add(*mean++);
   }
   for (size_t i = 0; i < bins.size(); ++i) bins[i].estimate = of_bins[i].estimate();
   return {all.estimate(), bins, of_sequences};
@@ -93,48 +108,62 @@ double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_
 
 std::vector<Bin> selection_leak(model::LanguageModel& model,
                                 const std::vector<data::Batch>& batches, int64_t cuts,
-                                uint64_t seed, bool as_trained) {
+                                uint64_t seed, bool as_trained, const distributed::Mesh& mesh) {
   check_argument(!batches.empty(), "there are 0 held-out batches; at least 1 is needed");
   check_argument(cuts >= 1, "the number of cuts is ", cuts, "; it must be 1 or more");
+  for (const data::Batch& batch : batches) {
+    check_argument(batch.tokens.size(1) >= 2, "a held-out sequence has ", batch.tokens.size(1),
+                   " tokens; 2 or more are needed to cut it");
+  }
   const Evaluating evaluating(model, as_trained);
   const auto vocabulary = static_cast<uint64_t>(model.vocabulary());
-  std::mt19937_64 random(seed);
-  std::array<Sample, kBins.size()> rises;
-  for (const data::Batch& anywhere : batches) {
-    const data::Batch batch = anywhere.to(model.device());
-    const int64_t sequences = batch.tokens.size(0);
-    const int64_t length = batch.tokens.size(1);
-    check_argument(length >= 2, "a held-out sequence has ", length,
-                   " tokens; 2 or more are needed to cut it");
-    const at::Tensor before = model.token_losses(batch).to(at::kDouble);
+  std::mt19937_64 random(seed);  // every rank draws what one process would
+  std::vector<double> rises;     // of the sequences of each cut, for each bin that it has
+  std::vector<size_t> bins;      // which one each is of
+  for (size_t number = 0; number < batches.size(); ++number) {
+    const bool is_own = measures(mesh.data, static_cast<int64_t>(number));
+    const data::Batch batch = is_own ? batches[number].to(model.device()) : batches[number];
+    const int64_t sequences = batch.tokens.size(0), length = batch.tokens.size(1);
+    const at::Tensor before =
+        is_own ? model.whole_token_losses(batch).to(at::kDouble) : at::Tensor();
     // Early cuts are left out where the sequence is long enough to fill every bin without them.
     const int64_t earliest = std::min(kBins.back().last, length / 2);
     for (int64_t i = 0; i < cuts; ++i) {
       const auto choices = static_cast<uint64_t>(length - earliest);
       const int64_t cut = earliest + static_cast<int64_t>(random() % choices);
-      at::Tensor shifts = at::empty({sequences, length - cut}, at::kLong);
-      int64_t* shift = shifts.data_ptr<int64_t>();
-      std::generate_n(shift, shifts.numel(),
-                      [&] { return static_cast<int64_t>(1 + random() % (vocabulary - 1)); });
-      data::Batch changed = batch;
-      changed.tokens = batch.tokens.clone();
-      changed.tokens.narrow(1, cut, length - cut)
-          .add_(shifts.to(model.device()))
-          .remainder_(model.vocabulary());
-      const at::Tensor rise = (model.token_losses(changed).to(at::kDouble) - before).cpu();
+      at::Tensor rise;
+      if (is_own) {
+        at::Tensor shifts = at::empty({sequences, length - cut}, at::kLong);
+        int64_t* shift = shifts.data_ptr<int64_t>();
+        std::generate_n(shift, shifts.numel(),
+                        [&] { return static_cast<int64_t>(1 + random() % (vocabulary - 1)); });
+        data::Batch changed = batch;
+        changed.tokens = batch.tokens.clone();
+        changed.tokens.narrow(1, cut, length - cut)
+            .add_(shifts.to(model.device()))
+            .remainder_(model.vocabulary());
+        rise = (model.whole_token_losses(changed).to(at::kDouble) - before).cpu();
+      } else {
+        random.discard(static_cast<uint64_t>(sequences * (length - cut)));
+      }
       for (size_t bin = 0; bin < kBins.size(); ++bin) {
         const int64_t begin = std::max<int64_t>(0, cut - kBins[bin].last);
         const int64_t end = cut - kBins[bin].first + 1;
         if (begin >= end) continue;
-        const at::Tensor means = rise.slice(1, begin, end).mean(1);
-        for (int64_t b = 0; b < sequences; ++b) rises[bin].add(means[b].item<double>());
+        const at::Tensor means =
+            is_own ? rise.slice(1, begin, end).mean(1) : at::zeros({sequences}, at::kDouble);
+        for (int64_t b = 0; b < sequences; ++b) rises.push_back(means[b].item<double>());
+        bins.insert(bins.end(), static_cast<size_t>(sequences), bin);
       }
     }
   }
+  share(rises, mesh.data);
+  std::array<Sample, kBins.size()> samples;
+  for (size_t i = 0; i < rises.size(); ++i) samples[bins[i]].add(rises[i]);
   std::vector<Bin> leak;
   for (size_t bin = 0; bin < kBins.size(); ++bin) {
-    if (rises[bin].count() == 0) continue;
-    leak.push_back({kBins[bin].first, kBins[bin].last, rises[bin].estimate()});
+    if (samples[bin].count() == 0) continue;
+    leak.push_back({kBins[bin].first, kBins[bin].last, samples[bin].estimate()});
   }
   return leak;
 }

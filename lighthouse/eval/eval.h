@@ -6,6 +6,7 @@
 
 #include "lighthouse/data/batch.h"
 #include "lighthouse/data/tokens.h"
+#include "lighthouse/distributed/world.h"
 #include "lighthouse/model/language_model.h"
 
 namespace lighthouse::eval {
@@ -33,10 +34,14 @@ struct HeldOutLoss {
 /// Measures held-out batches of one context, on any device, without gradients, in eval mode (the
 /// model is put back into the mode it was in).
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
-/// @param before_batch is called before each batch, and may throw to end the measurement
-/// @throws std::invalid_argument where there are no batches
+/// @param before_batch is called before each batch, as often on each rank, and may throw to end the
+///        measurement
+/// @param mesh whose data ranks share out the batches, and context ranks compute each together, as
+///        the model's plan says; all have the same batches, and get the figures of one process
+/// @throws std::invalid_argument where there are no batches, or they are not of one context
 HeldOutLoss held_out_loss(model::LanguageModel& model, const std::vector<data::Batch>& batches,
-                          bool as_trained, const std::function<void()>& before_batch = {});
+                          bool as_trained, const std::function<void()>& before_batch = {},
+                          const distributed::Mesh& mesh = {});
 
 /// The loss of token frequencies alone: the cross entropy of `held_out` under the frequencies of
 /// `train` (add-one smoothed), nats per token. The reference that any model has to beat. Of more
@@ -54,11 +59,13 @@ double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_
 /// @param cuts of each sequence; where they fall and what replaces the inputs are a fixed function
 ///        of `seed`
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
+/// @param mesh whose data ranks share out the batches, and context ranks compute each together, as
+///        the model's plan says; all have the same batches, and get the figures of one process
 /// @return the rise of the loss at the distances 1, 2-4, 5-16, 17-64 and 65-256, where some cut has
 ///         such positions, nats; the standard errors are over cuts
 /// @throws std::invalid_argument where there is no cut to measure, or a sequence is too short
 std::vector<Bin> selection_leak(model::LanguageModel& model,
                                 const std::vector<data::Batch>& batches, int64_t cuts,
-                                uint64_t seed, bool as_trained);
+                                uint64_t seed, bool as_trained, const distributed::Mesh& mesh = {});
 
 }  // namespace lighthouse::eval

@@ -53,19 +53,26 @@ PasskeyPrompt passkey_prompt(const PasskeyTask& task, int64_t trial) {
   return {text, digit};
 }
 
-int64_t passkeys_found(model::LanguageModel& model, const PasskeyTask& task, bool as_trained) {
+int64_t passkeys_found(model::LanguageModel& model, const PasskeyTask& task, bool as_trained,
+                       const distributed::Mesh& mesh) {
   check_argument(model.vocabulary() == 256, "the model has a vocabulary of ", model.vocabulary(),
                  "; passkeys are for models of bytes, 256");
   const Evaluating evaluating(model, as_trained);
   int64_t found = 0;
   for (int64_t trial = 0; trial < task.trials; ++trial) {
+    if (!measures(mesh.data, trial)) continue;
     const PasskeyPrompt prompt = passkey_prompt(task, trial);
     at::Tensor tokens = at::empty({1, task.context}, at::kLong);
     std::copy(prompt.text.begin(), prompt.text.end(), tokens.data_ptr<int64_t>());
-    const at::Tensor logits = model.logits({tokens.to(model.device())})[0][-1];
+    const data::Batch part = model.part_of({tokens.to(model.device())});
+    const at::Tensor logits = model.logits(part)[0][-1];
+    // Of the ranks that share a prompt one has its end.
+    const bool has_end =
+        !part.positions.defined() || part.positions[0][-1].item<int64_t>() == task.context - 1;
+    if (!has_end) continue;
     found += logits.slice(0, '0', '9' + 1).argmax().item<int64_t>() == prompt.digit ? 1 : 0;
   }
-  return found;
+  return mesh.context.sum(mesh.data.sum(found));
 }
 
 }  // namespace lighthouse::eval

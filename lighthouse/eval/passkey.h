@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "lighthouse/distributed/world.h"
 #include "lighthouse/model/language_model.h"
 
 namespace lighthouse::eval {
@@ -30,7 +31,9 @@ PasskeyPrompt passkey_prompt(const PasskeyTask& task, int64_t trial);
 /// chance is a tenth of them.
 /// @param model of bytes (vocab_size 256)
 /// @param as_trained with the attention of training (lighthouse_in_eval), else dense
+/// @param mesh whose data ranks share out the trials, as held_out_loss does; all get the same count
 /// @throws std::invalid_argument as passkey_prompt, and for a model that is not of bytes
-int64_t passkeys_found(model::LanguageModel& model, const PasskeyTask& task, bool as_trained);
+int64_t passkeys_found(model::LanguageModel& model, const PasskeyTask& task, bool as_trained,
+                       const distributed::Mesh& mesh = {});
 
 }  // namespace lighthouse::eval

@@ -66,6 +66,10 @@ class LanguageModel : public torch::nn::Module {
   /// Whether the MLPs form their projections again in the backward pass, for less memory.
   virtual void set_recompute_mlp(bool on) = 0;
 
+  /// Whether each layer keeps its input alone and is computed again in the backward pass, which
+  /// then has to be backward(), and not grad(): the least memory, for a second forward pass.
+  virtual void set_recompute_layers(bool on) = 0;
+
   /// The parameters themselves, not copies, by name.
   std::map<std::string, at::Tensor> weights() const;
 

@@ -128,7 +128,7 @@ std::optional<Tensor> joined(at::TensorList biases) {
 /// x with the bias, where there is one, of a projection that was added to it.
 Tensor add_bias(const Tensor& x, const Tensor& bias) { return bias.defined() ? x + bias : x; }
 
-class RmsNorm : public torch::autograd::Function<RmsNorm> {
+class Normalize : public torch::autograd::Function<Normalize> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, double eps) {
     const auto [out, rstd] = normalize(x, weight, eps);
@@ -323,7 +323,7 @@ Rotation rotation_of(const Tensor& positions, const Tensor& frequencies, const T
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  return RmsNorm::apply(x, weight.to(x.scalar_type()), eps);
+  return Normalize::apply(x, weight.to(x.scalar_type()), eps);
 }
 
 Rotation::Rotation(int64_t head_dim, double theta, const Tensor& x, const RopeScaling& scaling) {

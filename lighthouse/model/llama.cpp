@@ -10,6 +10,7 @@
 #include <map>
 
 #include "lighthouse/model/layers.h"
+#include "lighthouse/model/recompute.h"
 
 namespace lighthouse::model {
 namespace {
@@ -123,7 +124,12 @@ struct DecoderImpl : torch::nn::Module {
     const Rotation here = batch.positions.defined()
                               ? Rotation(head_dim, rope_theta, x, rope_scaling, batch.positions)
                               : rotation(x).first(x.size(1));
-    for (DecoderLayer& layer : layers) x = layer(x, here);
+    for (const DecoderLayer& layer : layers) {
+      const auto forward = [own = layer.ptr(), here](const Tensor& of) {
+        return own->forward(of, here);
+      };
+      x = recompute ? recomputed(forward, x) : forward(x);
+    }
     return norm(x);
   }
 
@@ -139,6 +145,7 @@ struct DecoderImpl : torch::nn::Module {
 
   Embedding embed_tokens;
   std::vector<DecoderLayer> layers;
+  bool recompute = false;
   RmsNorm norm;
   int64_t head_dim;
   double rope_theta;
@@ -172,6 +179,8 @@ void LlamaImpl::reserve_context(int64_t tokens) {
 void LlamaImpl::set_recompute_mlp(bool on) {
   for (DecoderLayer& layer : decoder_->layers) layer->mlp->recompute = on;
 }
+
+void LlamaImpl::set_recompute_layers(bool on) { decoder_->recompute = on; }
 
 Tensor LlamaImpl::hidden(const data::Batch& batch) { return decoder_->forward(batch); }
 

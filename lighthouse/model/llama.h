@@ -25,6 +25,7 @@ class LlamaImpl : public LanguageModel {
 
   void reserve_context(int64_t tokens) override;
   void set_recompute_mlp(bool on) override;
+  void set_recompute_layers(bool on) override;
 
  protected:
   torch::Tensor hidden(const data::Batch& batch) override;

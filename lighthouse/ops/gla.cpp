@@ -25,7 +25,6 @@ namespace {
 
 constexpr int64_t kChunk = 128;     ///< tokens; about as many as a row has elements
 constexpr double kLeastGate = -64;  ///< exp(-64) is far below a unit of any sum
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// The decays within and between the chunks of one head, C chunks of T tokens.
 struct Decays {
@@ -39,7 +38,8 @@ struct Decays {
 Tensor decay(const Tensor& to, const Tensor& from, int64_t lag) {
   const Tensor difference = to.unsqueeze(-1) - from.unsqueeze(-2);
   const Tensor all = at::ones({to.size(-1), to.size(-1)}, to.options().dtype(at::kBool));
-  return difference.masked_fill_(all.triu(1 - lag), -kInfinity).exp_();
+  return difference.masked_fill_(all.triu(1 - lag), -std::numeric_limits<double>::infinity())
+      .exp_();
 }
 
 /// @param gate (B, C, T) float64

@@ -17,6 +17,8 @@ std::shared_ptr<model::LanguageModel> new_model(const Recipe& recipe, c10::Devic
   }
   model->to(device);
   model->set_recompute_mlp(recipe.run.recompute_mlp);
+  model->set_recompute_layers(recipe.run.recompute_layers);
+  if (recipe.parallel.context > 1) return model;  // a rank's part has positions of its own
   for (const StageRecipe& stage : recipe.stages) {
     model->reserve_context(stage.context);
     if (stage.dense_share > 0) model->reserve_context(stage.dense_context);

@@ -7,6 +7,7 @@
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/table.h"
+#include "lighthouse/run/parallel.h"
 #include "lighthouse/run/recipe_fields.h"
 #include "lighthouse/run/stage.h"
 
@@ -70,6 +71,15 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
       add("has pieces alone: of its Lighthouse settings only local has an effect");
     }
     if (const std::string why = dense_because(stage); !why.empty()) add("will be dense: ", why);
+    if (recipe.parallel.context > 1 &&
+        recipe.parallel.exchange == distributed::ExchangeChoice::kAuto) {
+      const auto [exchange, because] = exchange_of(recipe, stage);
+      add("has the exchange '", to_string(exchange), "': ", because);
+    }
+  }
+  if (recipe.parallel.context == 1 &&
+      recipe.parallel.exchange != distributed::ExchangeChoice::kAuto) {
+    notes.emplace_back("parallel.exchange has no effect: parallel.context is 1");
   }
   if (recipe.data.documents == data::Documents::kFolders && recipe.data.shuffle_block == 0) {
     notes.emplace_back(
@@ -86,9 +96,11 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
 std::string fields_as_toml(Recipe recipe, bool all) {
   std::ostringstream out;
   for (const Section& section : sections(recipe)) {
+    const auto decides = [](const Field& field) { return field.about != Decides::kNothing; };
+    if (!all && std::ranges::none_of(section.fields, decides)) continue;
     out << (section.stage ? "[[stage]]" : '[' + section.name + ']') << '\n';
     for (const Field& field : section.fields) {
-      if (!all && field.about == Decides::kNothing) continue;
+      if (!all && !decides(field)) continue;
       out << field.key << " = " << to_text(field.value) << '\n';
     }
     out << '\n';
@@ -110,11 +122,24 @@ void Recipe::validate() const {
   check_argument(!run.cuda_graphs || run.device.starts_with("cuda"),
                  "run.cuda_graphs is true and run.device is '", run.device,
                  "'; CUDA graphs need a GPU");
+  check_argument(!run.cuda_graphs || parallel.context == 1,
+                 "run.cuda_graphs is true and parallel.context is ", parallel.context,
+                 "; graphs do not hold what ranks exchange within a pass: one of the two must go, "
+                 "run.cuda_graphs = false or parallel.context = 1");
+  check_argument(model.rope_scaling.type != model::RopeType::kDynamic || parallel.context == 1,
+                 "model.rope_type is 'dynamic' and parallel.context is ", parallel.context,
+                 "; its angles go by the length of a whole sequence, which no rank has: "
+                 "parallel.context must be 1");
+  check_argument(!run.cuda_graphs || !run.recompute_layers,
+                 "run.cuda_graphs and run.recompute_layers are both true; a graph cannot hold "
+                 "layers that are recomputed: one of the two must be false");
   check_argument(!stages.empty(), "the recipe has no stages; it must have at least one [[stage]]");
   std::set<std::string> names;
   for (const StageRecipe& stage : stages) {
-    check_part("stage '" + stage.name + "'",
-               [&] { validate_stage(stage, model.num_hidden_layers); });
+    check_part("stage '" + stage.name + "'", [&] {
+      validate_stage(stage, model.num_hidden_layers);
+      validate_parallel(*this, stage);
+    });
     check_argument(stage.by_seconds() == by_seconds(), "stage '", stages.front().name, "' has ",
                    by_seconds() ? "seconds" : "steps", " and stage '", stage.name, "' has ",
                    by_seconds() ? "steps" : "seconds",

@@ -10,6 +10,7 @@
 #include "lighthouse/core/config.h"
 #include "lighthouse/core/words.h"
 #include "lighthouse/data/source.h"
+#include "lighthouse/distributed/choose_exchange.h"
 #include "lighthouse/model/model_config.h"
 #include "lighthouse/nn/attention.h"
 
@@ -62,9 +63,10 @@ struct RunRecipe {
   std::string out = "runs/run";  ///< the run's folder
   std::string device = "cpu";    ///< cpu, cuda or cuda:N
   Dtype dtype = Dtype::kFloat32;
-  bool deterministic = false;  ///< the same bits on a GPU too, slower
-  bool recompute_mlp = false;  ///< model::LanguageModel::set_recompute_mlp
-  bool cuda_graphs = false;    ///< of the passes of a step (StepGraphs)
+  bool deterministic = false;     ///< the same bits on a GPU too, slower
+  bool recompute_mlp = false;     ///< model::LanguageModel::set_recompute_mlp
+  bool recompute_layers = false;  ///< model::LanguageModel::set_recompute_layers
+  bool cuda_graphs = false;       ///< of the passes of a step (StepGraphs)
   int64_t seed = 0;
   int64_t eval_sequences = 4;    ///< held-out sequences of the stage's context, each evaluation
   int64_t eval_every_steps = 0;  ///< besides before and after each stage; 0: not
@@ -72,6 +74,14 @@ struct RunRecipe {
   int64_t keep_checkpoints = 2;  ///< at least 2: the newest may turn out damaged
   int64_t keep_every_steps = 0;  ///< checkpoints of its multiples are kept for good; 0: none
   int64_t log_every_steps = 1;   ///< lines in the metrics file
+};
+
+/// How several ranks share the work.
+struct ParallelRecipe {
+  int64_t context = 1;  ///< ranks that share each sequence; the sequences are shared out to others
+  distributed::ExchangeChoice exchange = distributed::ExchangeChoice::kAuto;
+  bool shard_optimizer = true;  ///< each rank updates its part of the weights (train::AdamW)
+  double timeout = 600;         ///< seconds that a rank waits for another one
 };
 
 /// One stretch of a run. The paper's two stages are the common case; training short first and long
@@ -105,11 +115,12 @@ struct Recipe {
   data::Source data;
   OptimizerRecipe optimizer;
   RunRecipe run;
+  ParallelRecipe parallel;
   std::vector<StageRecipe> stages;
 
   /// Reads a TOML file: [model] (or [model] with preset = "models/tiny.toml", relative to the
-  /// recipe, or with init_from, whose keys the others override), [data], [optimizer], [run] and
-  /// [[stage]]...
+  /// recipe, or with init_from, whose keys the others override), [data], [optimizer], [run],
+  /// [parallel] and [[stage]]...
   ///
   /// A run's own recipe.toml is that of the run in its folder, wherever that was moved or copied:
   /// run.out is the folder, and nothing is read from init_from.
@@ -141,7 +152,8 @@ struct Recipe {
   std::string to_toml() const;
 
   /// The fields that decide about the weights: without paths, since folders move (a fingerprint
-  /// tells whether the text is the same), and without what is measured and saved when.
+  /// tells whether the text is the same), without what is measured and saved when, and without
+  /// [parallel], since any number of ranks may resume a run.
   std::string deciding_toml() const;
 };
 

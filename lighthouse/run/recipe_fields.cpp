@@ -111,6 +111,8 @@ std::vector<Field> fields(RunRecipe& r) {
       {"deterministic", &r.deterministic, kAny, "same bits from run to run on a GPU too; slower"},
       {"recompute_mlp", &r.recompute_mlp, kAny,
        "recompute MLPs in the backward pass: less memory, slower"},
+      {"recompute_layers", &r.recompute_layers, kAny,
+       "recompute whole layers in the backward pass: least memory, slowest", kNothing},
       {"cuda_graphs", &r.cuda_graphs, kAny,
        "replay steps as CUDA graphs: faster for small models, more memory", kNothing},
       {"seed", &r.seed, at_least(0), "seed of the initial weights and the order of the data"},
@@ -125,6 +127,24 @@ std::vector<Field> fields(RunRecipe& r) {
       {"keep_every_steps", &r.keep_every_steps, at_least(0),
        "keep the checkpoints of its multiples for good; 0: none", kNothing},
       {"log_every_steps", &r.log_every_steps, at_least(1), "steps between lines in metrics.jsonl",
+       kNothing},
+  };
+}
+
+std::vector<Field> fields(ParallelRecipe& p) {
+  constexpr double kLongest = 1e6;  // of seconds, which are milliseconds to PyTorch
+  return {
+      {"context", &p.context, at_least(1), "ranks that share each sequence; divides the ranks",
+       kNothing},
+      {"exchange", word_of("exchange", p.exchange), kAny,
+       "how those give one another what attention needs", kNothing},
+      {"shard_optimizer", &p.shard_optimizer, kAny,
+       "each rank keeps the optimizer's state for its part of the weights; false: for all of them",
+       kNothing},
+      {"timeout",
+       &p.timeout,
+       {0, kLongest, true},
+       "seconds that a rank waits for another one",
        kNothing},
   };
 }
@@ -225,7 +245,8 @@ std::vector<Section> sections(Recipe& recipe) {
   std::vector<Section> all{model_section(recipe),
                            {"data", fields(recipe.data)},
                            {"optimizer", fields(recipe.optimizer)},
-                           {"run", fields(recipe.run)}};
+                           {"run", fields(recipe.run)},
+                           {"parallel", fields(recipe.parallel)}};
   for (size_t i = 0; i < recipe.stages.size(); ++i) {
     all.push_back({message("stage.", i), fields(recipe.stages[i]), &recipe.stages[i]});
   }

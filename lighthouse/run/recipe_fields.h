@@ -51,7 +51,7 @@ enum class Decides {
   kWeights,     ///< the weights that come out of training
   kLighthouse,  ///< the weights too, where the stage's attention is Lighthouse
   kNotDense,    ///< the weights too, where the stage's attention is not dense
-  kNothing,     ///< else: where things are, and what is measured and saved when
+  kNothing,     ///< else: where things are, what is measured and saved when, and how ranks share
 };
 
 struct Field {

@@ -221,7 +221,7 @@ void read_init_from(Recipe& recipe, const toml::table& root,
 
 /// A recipe of defaults with as many stages as the file has, whose sections are known then.
 Recipe new_recipe(const toml::table& root) {
-  const std::vector<std::string> known{"model", "data", "optimizer", "run", "stage"};
+  const std::vector<std::string> known{"model", "data", "optimizer", "run", "parallel", "stage"};
   for (const auto& [key, node] : root) {
     check_argument(std::ranges::count(known, key.str()) > 0, place(key.source()),
                    "there is no section '", key.str(), "'; did you mean '",

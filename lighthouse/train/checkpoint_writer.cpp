@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <chrono>
-
 #include "lighthouse/core/check.h"
 
 namespace lighthouse::train {
@@ -36,11 +34,11 @@ void CheckpointWriter::begin(const run::Checkpoint& checkpoint) {
   });
 }
 
-std::string CheckpointWriter::poll() {
-  const bool ended =
-      failure_.valid() && failure_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
-  return ended ? failure_.get() : "";
+bool CheckpointWriter::ended(std::chrono::milliseconds within) const {
+  return !failure_.valid() || failure_.wait_for(within) == std::future_status::ready;
 }
+
+std::string CheckpointWriter::poll() { return ended(std::chrono::milliseconds(0)) ? wait() : ""; }
 
 std::string CheckpointWriter::wait() { return failure_.valid() ? failure_.get() : ""; }
 

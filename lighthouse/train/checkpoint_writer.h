@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <future>
 #include <string>
@@ -22,6 +23,9 @@ class CheckpointWriter {
 
   /// Copies the tensors and begins to write. The one before it must have ended (`wait`).
   void begin(const run::Checkpoint& checkpoint);
+
+  /// Whether none is under way, or the one that is ends within that time.
+  bool ended(std::chrono::milliseconds within) const;
 
   /// Once: what went wrong with one that has just ended; empty where nothing did, or none has.
   std::string poll();

@@ -19,45 +19,54 @@ int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step
 }  // namespace
 
 AdamW::AdamW(model::LanguageModel& model, const run::OptimizerRecipe& recipe,
-             at::ScalarType compute, const distributed::World& world)
-    : recipe_(recipe), world_(world), copies_(compute != at::kFloat), groups_(2) {
+             at::ScalarType compute, const distributed::World& world, bool shard)
+    : recipe_(recipe),
+      world_(world),
+      is_sharded_(shard && world.size() > 1),
+      copies_(compute != at::kFloat),
+      groups_(2) {
   groups_[0].weight_decay = recipe.weight_decay;
   for (const auto& parameter : model.named_parameters()) {
-    const at::Tensor weight = parameter.value().detach();
-    Group& group = groups_[weight.dim() >= 2 ? 0 : 1];
+    Group& group = groups_[parameter.value().dim() >= 2 ? 0 : 1];
     group.names.push_back(parameter.key());
     group.parameters.push_back(parameter.value());
-    group.weights.push_back(copies_ ? weight.clone() : weight);
-    if (is_shared()) continue;
-    group.exp_avgs.push_back(at::zeros_like(weight));
-    group.exp_avg_sqs.push_back(at::zeros_like(weight));
   }
   std::erase_if(groups_, [](const Group& group) { return group.names.empty(); });
-  step_ = at::zeros({}, groups_.at(0).weights[0].options());
-  if (copies_) model.to(compute);
-  if (!is_shared()) return;
-  for (Group& group : groups_) flatten(group);
+  step_ = at::zeros({}, groups_.at(0).parameters[0].options());
+  for (Group& group : groups_) {
+    if (is_sharded_) {
+      this->shard(group, compute);
+      continue;
+    }
+    for (const at::Tensor& parameter : group.parameters) {
+      const at::Tensor weight = parameter.detach();
+      world_.broadcast(weight);  // no rank may begin with other weights
+      group.weights.push_back(copies_ ? weight.clone() : weight);
+      group.exp_avgs.push_back(at::zeros_like(weight));
+      group.exp_avg_sqs.push_back(at::zeros_like(weight));
+    }
+  }
+  if (copies_ && !is_sharded_) model.to(compute);
 }
 
-void AdamW::flatten(Group& group) const {
+void AdamW::shard(Group& group, at::ScalarType compute) const {
   const at::NoGradGuard no_grad;
   int64_t end = 0;
-  for (const at::Tensor& weight : group.weights) {
+  for (const at::Tensor& parameter : group.parameters) {
     group.offsets.push_back(end);
-    end += round_up(weight.numel(), kAlignment);
+    end += round_up(parameter.numel(), kAlignment);
   }
-  const at::Tensor flat =
-      at::zeros({round_up(end, kAlignment * world_.size())}, group.weights[0].options());
-  at::_foreach_copy_(group.views(flat), group.weights);
-  world_.broadcast(flat);  // no rank may begin with other weights
-  group.flat_gradients = at::zeros_like(flat);
-  group.flat_parameters = flat.to(group.parameters[0].scalar_type());
+  const at::Tensor flat = at::zeros({round_up(end, kAlignment * world_.size())}, step_.options());
+  at::_foreach_copy_(group.views(flat), group.parameters);
+  world_.broadcast(flat);
+  group.flat_parameters = flat.to(compute);
   const Tensors places = group.views(group.flat_parameters);
   for (size_t i = 0; i < places.size(); ++i) group.parameters[i].set_data(places[i]);
   const at::Tensor part = part_of(flat);
   group.weights = {copies_ ? part.clone() : part};
   group.exp_avgs = {at::zeros_like(part)};
   group.exp_avg_sqs = {at::zeros_like(part)};
+  group.flat_gradients = at::zeros_like(flat);
 }
 
 AdamW::Tensors AdamW::Group::views(const at::Tensor& flat) const {
@@ -82,7 +91,7 @@ void AdamW::collect_gradients() {
       found.push_back(parameter.grad());
       parameter.mutable_grad().reset();
     }
-    if (is_shared()) {
+    if (is_sharded_) {
       const Tensors sums = group.views(group.flat_gradients);
       if (group.gradients.empty()) {
         at::_foreach_copy_(sums, found);
@@ -100,12 +109,38 @@ void AdamW::collect_gradients() {
 }
 
 void AdamW::reduce_gradients() {
-  if (!is_shared()) return;
+  if (world_.size() == 1) return;
   world_.barrier();  // over Gloo, which misses a rank that failed at once; NCCL's kernels wait
   for (Group& group : groups_) {
+    if (!is_sharded_) {
+      add_up(group.gradients);
+      continue;
+    }
     const at::Tensor part = at::empty_like(group.exp_avgs[0]);
     world_.sum_scatter(group.flat_gradients, part);
     group.gradients = {part};
+  }
+}
+
+/// Adds up tensors over the ranks, so many at a time that an exchange is worth its start.
+void AdamW::add_up(const Tensors& gradients) const {
+  constexpr int64_t kElements = 1 << 24;
+  for (size_t begin = 0, end = 0; begin < gradients.size(); begin = end) {
+    int64_t elements = 0;
+    Tensors rows;
+    std::vector<int64_t> sizes;
+    do {
+      rows.push_back(gradients[end].reshape({-1}));
+      sizes.push_back(rows.back().numel());
+      elements += sizes.back();
+      ++end;
+    } while (end < gradients.size() && elements + gradients[end].numel() <= kElements);
+    const at::Tensor bucket = at::cat(rows);
+    world_.sum(bucket);
+    const Tensors sums = bucket.split_with_sizes(sizes);
+    for (size_t i = 0; i < sums.size(); ++i) {
+      gradients[begin + i].copy_(sums[i].view_as(gradients[begin + i]));
+    }
   }
 }
 
@@ -115,7 +150,7 @@ double AdamW::clip_gradients() {
     all.insert(all.end(), group.gradients.begin(), group.gradients.end());
   }
   double norm = 0;
-  if (is_shared()) {
+  if (is_sharded_) {
     // PyTorch's float32 norm of a tensor as long as these loses digits on the CPU.
     for (const at::Tensor& part : all) norm += part.to(at::kDouble).square().sum().item<double>();
     norm = std::sqrt(world_.sum(norm));
@@ -146,7 +181,7 @@ void AdamW::drop_gradients() {
 void AdamW::publish_weights() {
   const at::NoGradGuard no_grad;
   for (Group& group : groups_) {
-    if (is_shared()) {
+    if (is_sharded_) {
       const at::Tensor part = part_of(group.flat_parameters);
       if (copies_) part.copy_(group.weights[0]);
       world_.gather_parts(part, group.flat_parameters);
@@ -161,7 +196,7 @@ void AdamW::add_named(std::map<std::string, at::Tensor>& all, const std::string&
   world_.barrier();  // as in reduce_gradients
   for (const Group& group : groups_) {
     Tensors whole = group.*kind;
-    if (is_shared()) {
+    if (is_sharded_) {
       const at::Tensor flat = at::empty_like(group.flat_gradients);
       world_.gather_parts(whole[0], flat);
       if (!world_.is_first()) continue;
@@ -179,7 +214,7 @@ std::map<std::string, at::Tensor> AdamW::weights() const {
 
 std::map<std::string, at::Tensor> AdamW::state() const {
   std::map<std::string, at::Tensor> all;
-  if (world_.is_first()) all["step"] = step_;
+  if (!is_sharded_ || world_.is_first()) all["step"] = step_;
   add_named(all, "exp_avg.", &Group::exp_avgs);
   add_named(all, "exp_avg_sq.", &Group::exp_avg_sqs);
   return all;
@@ -193,7 +228,7 @@ void AdamW::restore(const std::map<std::string, at::Tensor>& weights,
                        Tensors Group::*kind) {
     for (Group& group : groups_) {
       Tensors whole = group.*kind;
-      if (is_shared()) {
+      if (is_sharded_) {
         const at::Tensor flat = at::zeros_like(group.flat_gradients, at::kCPU);
         parts.emplace_back(whole[0], part_of(flat));
         whole = group.views(flat);

@@ -7,22 +7,21 @@
 
 namespace lighthouse::train {
 
-StepResult train_step(model::LanguageModel& model, AdamW& optimizer, const data::Batch& batch,
-                      const run::StepPlan& plan, const run::OptimizerRecipe& recipe, double lr,
-                      StepGraphs* graphs) {
+StepResult train_step(model::LanguageModel& model, AdamW& optimizer, const distributed::World& data,
+                      const data::Batch& batch, const run::StepPlan& plan,
+                      const run::OptimizerRecipe& recipe, double lr, StepGraphs* graphs) {
   const auto tokens = static_cast<double>(batch.tokens.numel());
   const auto pass = [&](const data::Batch& part) {
     const at::Tensor loss = model.token_losses(part, recipe.z_loss).sum().div(tokens);
     loss.backward();
     return loss.detach();
   };
-  const distributed::World& world = optimizer.world();
-  const int64_t sequences = plan.sequences / world.size();
+  const int64_t sequences = plan.sequences / data.size();
   const int64_t at_once = std::min(plan.micro_batch, sequences);
   at::Tensor loss;
   for (int64_t i = 0; i < sequences; i += at_once) {
-    const int64_t begin = world.rank() * sequences + i;
-    const data::Batch micro_batch = batch.rows(begin, at_once).to(model.device());
+    const int64_t begin = data.rank() * sequences + i;
+    const data::Batch micro_batch = model.part_of(batch.rows(begin, at_once)).to(model.device());
     const at::Tensor part =
         graphs != nullptr ? graphs->run(plan, micro_batch, pass) : pass(micro_batch);
     optimizer.collect_gradients();
@@ -31,7 +30,7 @@ StepResult train_step(model::LanguageModel& model, AdamW& optimizer, const data:
   StepResult result{};
   optimizer.reduce_gradients();
   result.grad_norm = optimizer.clip_gradients();
-  result.loss = world.sum(loss.item<double>());
+  result.loss = optimizer.world().sum(loss.item<double>());
   const bool spike = recipe.skip_grad_norm > 0 && result.grad_norm > recipe.skip_grad_norm;
   result.skipped = spike || !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
   if (result.skipped) {

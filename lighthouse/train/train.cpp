@@ -1,31 +1,19 @@
 #include "lighthouse/train/train.h"
 
-#include <algorithm>
 #include <ostream>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/model/base_model.h"
 #include "lighthouse/run/checkpoint_space.h"
+#include "lighthouse/run/parallel.h"
 #include "lighthouse/run/recipe_changes.h"
+#include "lighthouse/train/agreement.h"
 
 namespace lighthouse::train {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Throws unless the ranks can divide the sequences of every step, each into its micro-batches.
-void check_ranks(const run::Recipe& recipe, int64_t ranks) {
-  for (size_t i = 0; i < recipe.stages.size(); ++i) {
-    const run::StageRecipe& stage = recipe.stages[i];
-    check_argument(stage.batch % ranks == 0, "stage.", i, ".batch is ", stage.batch,
-                   "; it must be a multiple of the ", ranks, " ranks of the run");
-    const int64_t own = stage.batch / ranks;
-    check_argument(own % std::min(own, stage.sequences_at_once()) == 0, "stage.", i,
-                   ".micro_batch is ", stage.micro_batch, "; it must divide the ", own,
-                   " sequences that each of the ", ranks, " ranks has of a step");
-  }
-}
 
 /// The run that a checkpoint is of.
 run::RunFolder run_of(const fs::path& checkpoint) {
@@ -67,7 +55,8 @@ void keep_base(const run::RunFolder& folder, const fs::path& from) {
 int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
           const Clock& clock, const distributed::World& world) {
   recipe.validate();
-  check_ranks(recipe, world.size());
+  check_agreement(world, facts_of(recipe, start));
+  run::check_ranks(recipe, world.size());
   std::ostream nowhere(nullptr);
   std::ostream& said = world.is_first() ? out : nowhere;
   const run::RunFolder folder(recipe.run.out);
@@ -104,7 +93,8 @@ int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool
   Trainer trainer(recipe, folder, data::read_file_list(first.data()),
                   /*is_new=*/from.empty() && !begin, said, terminal && world.is_first(), clock,
                   world);
-  world.barrier();  // every rank has read the folder before the first one changes it
+  // It is a barrier too: every rank has read the folder before the first one changes it.
+  check_agreement(world, {{"the fingerprint of the data", message(trainer.fingerprint())}});
 
   on_first_rank(world, [&] {
     if (resumes) return;

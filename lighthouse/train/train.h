@@ -30,8 +30,9 @@ struct Start {
 /// StopSignals end the run after the step, or between two sequences of an evaluation, with a
 /// checkpoint.
 ///
-/// Several ranks share the sequences of each step (AdamW, train_step) and read the same files; rank
-/// 0 writes the folder and to `out`. All stop and skip together.
+/// Several ranks share the sequences of each step, and parallel.context ranks each sequence (Mesh,
+/// AdamW, train_step). They read the same files; rank 0 writes the folder and to `out`. All stop
+/// and skip together.
 ///
 /// @param out gets the progress and the table at the end; a line is redrawn where it is a terminal
 /// @param clock is read right before and after each step, and nowhere else

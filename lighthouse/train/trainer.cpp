@@ -14,6 +14,7 @@
 #include "lighthouse/io/file.h"
 #include "lighthouse/model/hugging_face.h"
 #include "lighthouse/run/new_model.h"
+#include "lighthouse/run/parallel.h"
 #include "lighthouse/run/recipe_changes.h"
 #include "lighthouse/run/stage.h"
 #include "lighthouse/run/summary.h"
@@ -77,6 +78,7 @@ Trainer::Trainer(const run::Recipe& recipe, const run::RunFolder& folder,
       out_(out),
       clock_(clock),
       world_(world),
+      mesh_(distributed::Mesh::of(world, recipe.parallel.context)),
       progress_(out, terminal, recipe.stages),
       corpus_(read_data(recipe, list, progress_)),
       token_frequency_loss_(
@@ -85,7 +87,8 @@ Trainer::Trainer(const run::Recipe& recipe, const run::RunFolder& folder,
               static_cast<uint64_t>(recipe.data.shuffle_block)),
       device_(device_of(recipe, world)),
       model_(first_model(recipe, device_, is_new)),
-      optimizer_(*model_, recipe.optimizer, run::scalar_type(recipe.run.dtype), world),
+      optimizer_(*model_, recipe.optimizer, run::scalar_type(recipe.run.dtype), world,
+                 recipe.parallel.shard_optimizer),
       checkpoints_(folder.checkpoints()),
       writer_(checkpoints_, recipe.run.keep_checkpoints, recipe.run.keep_every_steps) {
   use_deterministic_algorithms(recipe.run.deterministic);
@@ -163,15 +166,17 @@ void Trainer::restore_from(const run::Checkpoint& checkpoint) {
 }
 
 int Trainer::complete() {
+  int signal = 0;
   try {
     train_stages();
-    return 0;
   } catch (const Stopped& stopped) {
-    return stopped.signal;
+    signal = stopped.signal;
   } catch (...) {
     report(writer_.wait());  // or it would go unsaid
     throw;
   }
+  mesh_.close(world_);
+  return signal;
 }
 
 void Trainer::train_stages() {
@@ -281,10 +286,13 @@ double Trainer::learning_rate(const Stage& stage) const {
 }
 
 void Trainer::use_attention(const run::StageRecipe& stage, nn::Mode attention) {
-  const run::StageRecipe* wanted = attention == nn::Mode::kDense ? nullptr : &stage;
-  if (wanted == attention_is_from_) return;
-  model_->set_attention(wanted != nullptr ? run::attention_plan(stage) : model::AttentionPlan());
-  attention_is_from_ = wanted;
+  const auto wanted = std::pair(&stage, attention);
+  if (wanted == attention_is_of_) return;
+  model::AttentionPlan plan =
+      attention == nn::Mode::kDense ? model::AttentionPlan() : run::attention_plan(stage);
+  plan.context = run::context_of(recipe_, stage, mesh_.context);
+  model_->set_attention(plan);
+  attention_is_of_ = wanted;
 }
 
 run::EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
@@ -293,7 +301,7 @@ run::EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
   const auto& batches = held_out_.at(stage.recipe.context);
   const auto stop = [this] { stop_if_asked(); };
   const auto loss = [&](bool as_trained) {
-    return eval::held_out_loss(*model_, batches, as_trained, stop).all.mean;
+    return eval::held_out_loss(*model_, batches, as_trained, stop, mesh_).all.mean;
   };
   const double dense = loss(/*as_trained=*/false);
   const double trained = attention == nn::Mode::kDense ? dense : loss(/*as_trained=*/true);
@@ -314,7 +322,7 @@ std::variant<run::StepMetrics, run::SkipMetrics> Trainer::next_step(const Stage&
   const data::Batch batch = loader_.next(plan.sequences, plan.context);
   use_attention(stage.recipe, plan.attention);
   const StepResult done =
-      train_step(*model_, optimizer_, batch, plan, recipe_.optimizer, lr, graphs);
+      train_step(*model_, optimizer_, mesh_.data, batch, plan, recipe_.optimizer, lr, graphs);
   ++step_;
   const double seconds = world_.max(clock_() - start);  // all end a stage by seconds together
   seconds_ += seconds;
@@ -347,8 +355,14 @@ void Trainer::report(const std::string& failure) {
   if (!failure.empty()) progress_.say("WARNING: " + failure);
 }
 
+/// The other ranks wait in many short exchanges, since one that is long would time out.
+void Trainer::wait_for_writer() const {
+  world_.wait_until([this] { return writer_.ended(std::chrono::milliseconds(100)); });
+}
+
 /// Without the last checkpoint a run has not ended well.
 void Trainer::finish_saving() {
+  wait_for_writer();
   on_first_rank(world_, [&] {
     const std::string failure = writer_.wait();
     if (!failure.empty()) throw std::runtime_error(failure);
@@ -371,6 +385,7 @@ void Trainer::record(const auto& metrics) {
 }
 
 void Trainer::save() {
+  wait_for_writer();
   report(writer_.wait());
   if (metrics_) metrics_->file.sync();
   saved_ = step_;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -65,6 +66,7 @@ class Trainer {
           const distributed::World& world);
 
   const data::FileList& files() const { return corpus_.files(); }
+  uint64_t fingerprint() const { return corpus_.fingerprint(); }
 
   /// Goes to a checkpoint of this run, and removes later ones.
   /// @param force whether the recipe may differ from that of the checkpoint
@@ -110,6 +112,7 @@ class Trainer {
   void restore_from(const run::Checkpoint& checkpoint);
   void save();
   void finish_saving();
+  void wait_for_writer() const;
   void report(const std::string& failure);
   void stop_if_asked() const;
   int64_t tokens() const { return static_cast<int64_t>(loader_.position()); }
@@ -119,6 +122,7 @@ class Trainer {
   std::ostream& out_;
   const Clock& clock_;
   distributed::World world_;
+  distributed::Mesh mesh_;
   Progress progress_;
   data::Corpus corpus_;
   double token_frequency_loss_;  ///< a figure of the summary; it needs the data
@@ -130,13 +134,14 @@ class Trainer {
   CheckpointWriter writer_;
   StopSignals signals_;
   std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< batches by their context
-  const run::StageRecipe* attention_is_from_ = nullptr;   ///< null while the model is dense
-  std::optional<Metrics> metrics_;                        ///< on the first rank
-  std::vector<int64_t> stage_starts_;                     ///< Checkpoint::stage_starts
-  int64_t step_ = 0;                                      ///< steps done
-  int64_t saved_ = -1;                                    ///< the step of the newest checkpoint
-  int64_t skipped_ = 0;                                   ///< steps that were skipped
-  double seconds_ = 0;                                    ///< training time
+  /// The stage, and the mode, that the model's attention is of.
+  std::optional<std::pair<const run::StageRecipe*, nn::Mode>> attention_is_of_;
+  std::optional<Metrics> metrics_;     ///< on the first rank
+  std::vector<int64_t> stage_starts_;  ///< Checkpoint::stage_starts
+  int64_t step_ = 0;                   ///< steps done
+  int64_t saved_ = -1;                 ///< the step of the newest checkpoint
+  int64_t skipped_ = 0;                ///< steps that were skipped
+  double seconds_ = 0;                 ///< training time
 };
 
 }  // namespace lighthouse::train

@@ -15,9 +15,7 @@ Any torchtitan decoder with `attn_type = "sdpa"` trains with it; its code, its c
 """
 
 import dataclasses
-import importlib.metadata
 import inspect
-import re
 import sys
 import weakref
 from typing import Any, Literal
@@ -25,24 +23,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-
-
-def _check_torchtitan() -> None:
-    """Raises ImportError where another torchtitan is installed than 0.2.2 or a later 0.2; a clone has no version."""
-    try:
-        version = importlib.metadata.version("torchtitan")
-    except importlib.metadata.PackageNotFoundError:
-        return
-    numbers = re.findall(r"\d+", version)
-    if not (0, 2, 2) <= tuple(map(int, numbers[:3])) < (0, 3):
-        raise ImportError(
-            f"{__name__} is for torchtitan 0.2, from 0.2.2 on, and torchtitan here is {version}: "
-            "pip install 'torchtitan>=0.2.2,<0.3'"
-        )
-
-
-_check_torchtitan()
-
 from torchtitan.config import JobConfig as TitanConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.models.attention import ScaledDotProductAttentionWrapper
@@ -267,12 +247,6 @@ class LighthouseConverter:
                 raise ValueError(
                     f"model.flavor is {flavor!r}, whose attention is {inner.__name__}; Lighthouse Attention is causal and "
                     "masks no documents: it must be a flavor with attn_type 'sdpa'"
-                )
-            sizes = [getattr(attention, size, None) for size in ("qk_head_dim", "v_head_dim")]
-            if sizes[0] != sizes[1]:
-                raise ValueError(
-                    f"model.name is {name!r}, whose keys have {sizes[0]} numbers a head and whose values {sizes[1]}; for the "
-                    "converter 'lighthouse' they must be as many, as in 'llama3'"
                 )
             norms = [side for side in ("q_norm", "k_norm") if getattr(attention, side, None) is not None]
             if norms and self.config.scorer == "norm":

@@ -36,9 +36,10 @@ using testing::Folder;
 class Program {
  public:
   /// @param largest_file in bytes: beyond it writing fails, as on a full disk; 0: no limit
+  /// @param program another one instead
   Program(const std::vector<std::string>& arguments, const fs::path& output,
-          rlim_t largest_file = 0) {
-    std::vector<std::string> all{LIGHTHOUSE_PROGRAM};
+          rlim_t largest_file = 0, const char* program = LIGHTHOUSE_PROGRAM) {
+    std::vector<std::string> all{program};
     all.insert(all.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     argv.reserve(all.size() + 1);

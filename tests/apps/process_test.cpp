@@ -1,10 +1,5 @@
-#include <arpa/inet.h>
-#include <sys/socket.h>
-
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <memory>
 #include <random>
 
 #include "lighthouse/core/check.h"
@@ -18,70 +13,6 @@ using run::MetricsHistory;
 using run::read_metrics;
 using run::Recipe;
 using run::StepMetrics;
-
-/// A port of this host on which nothing listens.
-int free_port() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  ::bind(fd, reinterpret_cast<sockaddr*>(&address), size);
-  ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  ::close(fd);
-  return ntohs(address.sin_port);
-}
-
-class RanksProcessTest : public ProcessTest {
- protected:
-  ~RanksProcessTest() override {
-    for (const char* name : kVariables) ::unsetenv(name);
-  }
-
-  /// Starts two processes as a launcher does.
-  std::array<std::unique_ptr<Program>, 2> start(const std::string& out) {
-    const std::string port = std::to_string(free_port());
-    std::array<std::unique_ptr<Program>, 2> ranks;
-    for (const size_t rank : {0, 1}) {
-      const std::string number = std::to_string(rank);
-      const std::array<std::string, kVariables.size()> values{number, number, "2", "127.0.0.1",
-                                                              port};
-      for (size_t i = 0; i < values.size(); ++i) ::setenv(kVariables[i], values[i].c_str(), 1);
-      ranks[rank] = std::make_unique<Program>(arguments(out, false), output(rank));
-    }
-    return ranks;
-  }
-  fs::path output(size_t rank) const { return folder / message("output of ", rank); }
-
- private:
-  static constexpr std::array kVariables{"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR",
-                                         "MASTER_PORT"};
-};
-
-TEST_F(RanksProcessTest, TrainOneModel) {
-  const auto ranks = start("two");
-  for (const size_t rank : {0, 1}) {
-    EXPECT_EQ(ranks[rank]->wait(), 0) << io::read_file(output(rank));
-  }
-  EXPECT_NE(io::read_file(output(0)).find("summary:"), std::string::npos);
-  EXPECT_EQ(io::read_file(output(1)).find("loss"), std::string::npos);  // the first one tells
-  EXPECT_EQ(read_metrics(RunFolder(folder / "two").metrics()).steps.size(), 22u);
-}
-
-/// A launcher may tell one of them alone.
-TEST_F(RanksProcessTest, StopTogether) {
-  std::ofstream(folder / "recipe.toml")
-      << recipe_head(folder / "text") << dense_stage("endless", 100'000'000);
-  const auto ranks = start("two");
-  wait_for_lines(*ranks[0], "two", 3);
-  ranks[1]->kill(SIGTERM);
-  for (const size_t rank : {0, 1}) {
-    EXPECT_EQ(ranks[rank]->wait(), 128 + SIGTERM) << io::read_file(output(rank));
-  }
-  const auto newest = Checkpoints(RunFolder(folder / "two").checkpoints()).list().back();
-  EXPECT_EQ(read_checkpoint(newest).step,
-            read_metrics(RunFolder(folder / "two").metrics()).steps.back().step);
-}
 
 TEST_F(ProcessTest, KilledAtAnyMomentAndResumedItGivesTheSameBits) {
   finish("whole", false);

@@ -153,6 +153,13 @@ TEST_F(VerbsTest, PlansAndTimesARunWithoutItsText) {
   EXPECT_NE(plan.find("yes"), std::string::npos) << plan;
   const std::string timed = said_by({"bench", "train", "--steps", "1"});
   EXPECT_NE(timed.find("ktok/s"), std::string::npos) << timed;
+  const auto peak = [&](const char* recompute) {
+    const std::string json = folder / "bench.json";
+    said_by({"bench", "train", "--steps", "1", "--json", json, "--set", "model.num_hidden_layers=8",
+             "--set", recompute});
+    return nlohmann::json::parse(io::read_file(json)).at("rows")[0].at("peak_bytes").get<double>();
+  };
+  EXPECT_LT(peak("run.recompute_layers=true"), 0.8 * peak("run.recompute_layers=false"));
 }
 
 /// A run of pieces alone, Lighthouse beside them, and dense attention, by every verb.

@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include <thread>
+
 #include "lighthouse/core/check.h"
 #include "tests/support/throws.h"
 
@@ -111,11 +113,11 @@ TEST(Connect, SaysWhoDidNotCome) {
     free_port = store->getPort();
     EXPECT_TRUE(
         throws<PeerError>([&] { connect(launch_of(1, 2, store->getPort()), {.timeout = 100ms}); },
-                          {"rank 1 of 2 waited for rank 0, which did not come"}));
+                          {"rank 1 of 2 waited 0.1 s for ranks that did not come: 0"}));
     Launch first = launch_of(0, 2, store->getPort());
     first.is_served = true;
     EXPECT_TRUE(throws<PeerError>([&] { connect(first, {.timeout = 100ms}); },
-                                  {"rank 0 of 2 could not connect to all others", "within 0.1 s"}));
+                                  {"rank 0 of 2 waited 0.1 s for ranks that did not come: 1"}));
   }
   EXPECT_TRUE(throws<PeerError>(
       [&] { connect(launch_of(1, 2, free_port), {.timeout = 100ms}); },
@@ -128,6 +130,33 @@ TEST(Connect, ChoosesTheGpuOfTheLocalRank) {
   EXPECT_EQ(distributed::device_of(launch, {at::kCUDA, 3}), at::Device(at::kCUDA, 3));
   EXPECT_TRUE(throws<std::invalid_argument>([&] { distributed::device_of(launch, at::kCUDA); },
                                             {"LOCAL_RANK is not set", "rank 1"}));
+}
+
+TEST(Connect, RefusesMoreRanksThanGpus) {
+  distributed::check_gpus({"node0\na", "node0\nb", "node1\na"});
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [] {
+        distributed::check_gpus({"node0\na", "node1\na", "node1\nb", "node1\nb"});
+      },
+      {"ranks 2 and 3 have the same GPU of node1", "torchrun --nproc-per-node=GPUS"}));
+}
+
+/// A rank that fails before it connects, as by a recipe that it cannot read, need not be waited
+/// for.
+TEST(Connect, EndsWhereARankFailsMeanwhile) {
+  const auto store = serve();
+  Launch first = launch_of(0, 2, store->getPort()), second = launch_of(1, 2, store->getPort());
+  first.is_served = second.is_served = true;
+  std::string said;
+  std::thread failing([&] {
+    distributed::Rendezvous(second).end(std::make_exception_ptr(std::runtime_error("no such key")),
+                                        [&](const std::string& word) { said = word; });
+  });
+  distributed::Rendezvous rendezvous(first);
+  EXPECT_TRUE(
+      throws<PeerError>([&] { rendezvous.connect({.timeout = 30s}); }, {"another rank failed"}));
+  failing.join();
+  EXPECT_EQ(said, "rank 1 of 2 on " + distributed::host_name() + ": no such key");
 }
 
 }  // namespace

@@ -114,5 +114,18 @@ TEST(Launch, NamesTheVariableThatIsWrongAndTheRemedy) {
       {"MASTER_PORT is '70000'", "from 1 to 65535"}));
 }
 
+TEST(Launch, SaysWhetherItsCommandHasRunBefore) {
+  const auto is_restart = [](const Variables& variables) {
+    return distributed::is_restart([&](const char* name) -> const char* {
+      const auto found = variables.find(name);
+      return found == variables.end() ? nullptr : found->second.c_str();
+    });
+  };
+  EXPECT_FALSE(is_restart({}));
+  EXPECT_FALSE(is_restart({{"TORCHELASTIC_RESTART_COUNT", "0"}}));
+  EXPECT_TRUE(is_restart({{"TORCHELASTIC_RESTART_COUNT", "2"}}));
+  EXPECT_TRUE(is_restart({{"TORCHELASTIC_RESTART_COUNT", "0"}, {"SLURM_RESTART_COUNT", "1"}}));
+}
+
 }  // namespace
 }  // namespace lighthouse::testing

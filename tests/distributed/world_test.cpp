@@ -4,8 +4,12 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
+#include <new>
+
+#include "lighthouse/distributed/group.h"
 #include "tests/distributed/ranks.h"
 #include "tests/support/throws.h"
 
@@ -123,6 +127,40 @@ TEST(World, NamesTheRankWhosePeerLeft) {
     EXPECT_TRUE(throws<PeerError>([&] { world.barrier(); },
                                   {"rank 0 of 2", "one of them ended, or did not answer in time"}));
   });
+}
+
+/// What is this rank's own fault is not called another's.
+TEST(World, TellsItsOwnErrorsFromThoseOfItsPeers) {
+  run_ranks(2, [](const World& world) {
+    const auto& processes = *c10d::resolve_process_group(world.group());
+    const auto call = [&](const auto& error) {
+      distributed::with_peers(processes, "work", [&] { throw error; });
+    };
+    EXPECT_TRUE(throws<std::bad_alloc>([&] { call(std::bad_alloc()); }, {}));
+    EXPECT_TRUE(throws<c10::ValueError>(
+        [&] {
+          distributed::with_peers(processes, "work", [] { TORCH_CHECK_VALUE(false, "odd"); });
+        },
+        {"odd"}));
+    EXPECT_TRUE(throws<PeerError>(
+        [&] {
+          distributed::with_peers(processes, "work",
+                                  [] { C10_THROW_ERROR(DistBackendError, "NCCL error"); });
+        },
+        {"could not work with the others", "NCCL error"}));
+    EXPECT_TRUE(throws<PeerError>([&] { call(std::runtime_error("closed")); }, {"(closed)"}));
+  });
+}
+
+TEST(World, WaitsForADoneThatIsLongerThanAnExchange) {
+  run_ranks(3, [](const World& world) {
+    int64_t asked = 0;
+    world.wait_until([&] { return ++asked > world.rank(); });
+    EXPECT_EQ(asked, 3);
+  });
+  int64_t asked = 0;
+  World().wait_until([&] { return ++asked == 2; });
+  EXPECT_EQ(asked, 2);
 }
 
 /// Consecutive ranks share a sequence.

@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "tests/distributed/ranks.h"
 #include "tests/eval/support.h"
+#include "tests/support/threads.h"
 
 namespace lighthouse::eval {
 namespace {
@@ -108,6 +110,86 @@ TEST(HeldOutLoss, OfPiecesIsDenseUpToTheFirstBorder) {
       }
     }
   }
+}
+
+void expect_same(const std::vector<Bin>& found, const std::vector<Bin>& expected) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_EQ(found[i].first, expected[i].first);
+    EXPECT_EQ(found[i].last, expected[i].last);
+    EXPECT_EQ(found[i].estimate.mean, expected[i].estimate.mean);
+    EXPECT_EQ(found[i].estimate.standard_error, expected[i].estimate.standard_error);
+  }
+}
+
+/// To the bit, also of ranks that have less to measure than others, or nothing.
+TEST(Ranks, MeasureWhatOneProcessDoes) {
+  const testing::Threads one(1);
+  at::manual_seed(5);
+  const auto config = small_config();
+  model::Llama model(config);
+  model->set_attention(plan_of(SelectionRule::kPublished));
+  std::vector<data::Batch> batches = random_batches(3, 1, 512);
+  batches[1] = random_batches(1, 2, 512)[0];
+  const HeldOutLoss loss = held_out_loss(*model, batches, true);
+  const auto leak = selection_leak(*model, batches, 2, 1, true);
+  for (const int64_t ranks : {2, 4}) {
+    auto models = copies_of(model, config, ranks);
+    testing::run_ranks(ranks, [&](const distributed::World& world) {
+      auto& own = models[world.rank()];
+      own->set_attention(plan_of(SelectionRule::kPublished));
+      int64_t asked = 0;
+      const auto ask_all = [&] { asked += world.any(true) ? 1 : 0; };
+      const HeldOutLoss found = held_out_loss(*own, batches, true, ask_all, {world, {}});
+      EXPECT_EQ(asked, ranks == 2 ? 2 : 1);
+      EXPECT_EQ(found.all.mean, loss.all.mean);
+      EXPECT_EQ(found.all.standard_error, loss.all.standard_error);
+      EXPECT_EQ(found.of_sequences, loss.of_sequences);
+      expect_same(found.by_position, loss.by_position);
+      expect_same(selection_leak(*own, batches, 2, 1, true, {world, {}}), leak);
+    });
+  }
+}
+
+void expect_near(const std::vector<Bin>& found, const std::vector<Bin>& expected) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_EQ(found[i].first, expected[i].first);
+    EXPECT_NEAR(found[i].estimate.mean, expected[i].estimate.mean, 1e-6);
+    EXPECT_NEAR(found[i].estimate.standard_error, expected[i].estimate.standard_error, 1e-6);
+  }
+}
+
+/// Products of fewer rows are rounded in other places.
+TEST(Ranks, ShareEachSequence) {
+  const testing::Threads one(1);
+  at::manual_seed(5);
+  const auto config = small_config();
+  model::Llama model(config);
+  model->set_attention(plan_of(SelectionRule::kPublished));
+  const auto batches = random_batches(3, 1, 512);
+  const HeldOutLoss loss = held_out_loss(*model, batches, true);
+  const auto leak = selection_leak(*model, batches, 1, 1, true);
+  ASSERT_GT(std::abs(leak[0].estimate.mean), 1e-4);
+  auto models = copies_of(model, config, 4);
+  testing::run_ranks(4, [&](const distributed::World& world) {
+    const auto mesh = distributed::Mesh::of(world, 2);
+    auto plan = plan_of(SelectionRule::kPublished);
+    plan.context = {.group = mesh.context.group(), .zigzag = true};
+    auto& own = models[world.rank()];
+    own->set_attention(plan);
+    int64_t asked = 0;
+    const auto ask_all = [&] { asked += world.any(true) ? 1 : 0; };
+    const HeldOutLoss found = held_out_loss(*own, batches, true, ask_all, mesh);
+    EXPECT_EQ(asked, 2);
+    EXPECT_NEAR(found.all.mean, loss.all.mean, 1e-6);
+    ASSERT_EQ(found.of_sequences.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_NEAR(found.of_sequences[i], loss.of_sequences[i], 1e-6);
+    }
+    expect_near(found.by_position, loss.by_position);
+    expect_near(selection_leak(*own, batches, 1, 1, true, mesh), leak);
+  });
 }
 
 TEST(TokenFrequencyLoss, IsTheCrossEntropyUnderSmoothedFrequencies) {

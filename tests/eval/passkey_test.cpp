@@ -7,6 +7,7 @@
 #include <cctype>
 #include <set>
 
+#include "tests/distributed/ranks.h"
 #include "tests/eval/support.h"
 #include "tests/support/throws.h"
 
@@ -97,6 +98,24 @@ TEST(PasskeysFound, CountsTheTrialsWhoseDigitHasTheLargestLogit) {
   model::Llama other(words);
   EXPECT_TRUE(testing::throws<std::invalid_argument>([&] { passkeys_found(*other, task, false); },
                                                      {"vocabulary of 300", "256"}));
+}
+
+TEST(PasskeysFound, RanksCountThoseOfAll) {
+  at::manual_seed(3);
+  const auto config = small_config();
+  model::Llama model(config);
+  const PasskeyTask task{64, 0.4, 31, 1};
+  const int64_t expected = passkeys_found(*model, task, false);
+  auto models = copies_of(model, config, 4);
+  testing::run_ranks(4, [&](const distributed::World& world) {
+    auto& own = models[world.rank()];
+    EXPECT_EQ(passkeys_found(*own, task, false, {world, {}}), expected);
+    const auto mesh = distributed::Mesh::of(world, 2);
+    model::AttentionPlan plan;
+    plan.context = {.group = mesh.context.group(), .zigzag = true};
+    own->set_attention(plan);
+    EXPECT_EQ(passkeys_found(*own, task, false, mesh), expected);
+  });
 }
 
 }  // namespace

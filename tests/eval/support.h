@@ -1,5 +1,9 @@
 #pragma once
 
+#include <ATen/core/grad_mode.h>
+
+#include <deque>
+
 #include "lighthouse/model/llama.h"
 #include "tests/support/small_model.h"
 
@@ -24,6 +28,19 @@ inline model::AttentionPlan pieces_of(int64_t local) {
   plan.mode = nn::Mode::kLocal;
   plan.config.local = local;
   return plan;
+}
+
+/// A model for each of so many ranks that are threads, with the same weights.
+inline std::deque<model::Llama> copies_of(const model::Llama& model,
+                                          const model::ModelConfig& config, int64_t count) {
+  const at::NoGradGuard no_grad;
+  std::deque<model::Llama> copies;
+  for (int64_t i = 0; i < count; ++i) {
+    for (auto& [name, weight] : copies.emplace_back(config)->weights()) {
+      weight.copy_(model->weights().at(name));
+    }
+  }
+  return copies;
 }
 
 }  // namespace lighthouse::eval

@@ -1,15 +1,11 @@
 #include "lighthouse/kernels/merge.h"
 
 #include <cmath>
-#include <limits>
 
 #include "tests/kernels/support.h"
 
 namespace lighthouse::testing {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 template <class T>
 class Merge : public ::testing::Test {};

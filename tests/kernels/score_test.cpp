@@ -5,9 +5,6 @@
 namespace lighthouse::testing {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
 template <class T>
 class Score : public ::testing::Test {};
 TYPED_TEST_SUITE(Score, AllTypes);

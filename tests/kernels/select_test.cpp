@@ -8,8 +8,7 @@ namespace {
 /// Scores of coarse entries: any, or with many ties, zeros of both signs and infinities.
 Array random_scores(Random& random, std::vector<int64_t> shape) {
   Array scores = rounded<float>(normals(random, std::move(shape)));
-  constexpr double kFew[] = {-std::numeric_limits<double>::infinity(), -0.0, 0.0, 1.0,
-                             std::numeric_limits<double>::infinity()};
+  constexpr double kFew[] = {-kInfinity, -0.0, 0.0, 1.0, kInfinity};
   const int64_t kind = draw(random, 0, 2);
   for (double& value : scores.values) {
     if (kind == 1) value = kFew[draw(random, 0, 4)];
@@ -70,11 +69,10 @@ TEST(Select, RefinesEntryZeroOfEveryLevelAgainstAnyScores) {
     const Case c = random_case(random);
     SCOPED_TRACE(::testing::PrintToString(c));
     const Geometry g(c.tokens, c.config);
-    Array scores({c.batch, c.groups, g.coarse_entries()}, std::numeric_limits<double>::infinity());
+    Array scores({c.batch, c.groups, g.coarse_entries()}, kInfinity);
     for (int64_t b = 0; b < c.batch; ++b)
       for (int64_t j = 0; j < c.groups; ++j)
-        for (int64_t l = 1; l < g.levels; ++l)
-          scores(b, j, g.coarse(l, 0)) = -std::numeric_limits<double>::infinity();
+        for (int64_t l = 1; l < g.levels; ++l) scores(b, j, g.coarse(l, 0)) = -kInfinity;
     const Array slots = select(random, {scores, scores}, c).slots;
     for (int64_t b = 0; b < c.batch; ++b)
       for (int64_t j = 0; j < c.groups; ++j)
@@ -93,8 +91,8 @@ TEST(Select, TakesNanForMinusInfinity) {
     Array without = with_nan;
     for (int64_t j = 0; j < g.coarse_entries(); ++j) {
       if (draw(random, 0, 1) == 0) continue;
-      with_nan(0, 0, j) = std::numeric_limits<double>::quiet_NaN();
-      without(0, 0, j) = -std::numeric_limits<double>::infinity();
+      with_nan(0, 0, j) = kNan;
+      without(0, 0, j) = -kInfinity;
     }
     EXPECT_TRUE(equal(select(random, {with_nan, with_nan}, c).slots,
                       select(random, {without, without}, c).slots));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lighthouse/core/check.h"
+#include "tests/model/support.h"
 #include "tests/support/device.h"
 #include "tests/support/small_model.h"
 #include "tests/support/throws.h"
@@ -19,6 +20,8 @@ namespace {
 using at::Tensor;
 using testing::device;
 using testing::lighthouse_plan;
+using testing::max_difference;
+using testing::random_tokens;
 using testing::throws;
 
 std::shared_ptr<LanguageModel> small_model() {
@@ -27,20 +30,11 @@ std::shared_ptr<LanguageModel> small_model() {
   return model;
 }
 
-Tensor random_tokens(int64_t batch, int64_t tokens) {
-  return at::randint(0, 256, {batch, tokens}, at::kLong).to(device());
-}
-
 Tensor integers(std::initializer_list<std::initializer_list<int64_t>> rows,
                 at::ScalarType type = at::kLong) {
   std::vector<Tensor> all;
   for (const auto& row : rows) all.push_back(at::tensor(std::vector<int64_t>(row), at::kLong));
   return at::stack(all).to(device(), type);
-}
-
-double max_difference(const Tensor& a, const Tensor& b) {
-  EXPECT_EQ(a.sizes(), b.sizes());
-  return (a - b).abs().max().item<double>();
 }
 
 std::vector<nn::AttentionImpl*> attentions(LanguageModel& model) {
@@ -60,6 +54,7 @@ class Bigram : public LanguageModel {
 
   void reserve_context(int64_t /*tokens*/) override {}
   void set_recompute_mlp(bool /*on*/) override {}
+  void set_recompute_layers(bool /*on*/) override {}
 
  protected:
   Tensor hidden(const data::Batch& batch) override { return embedding_(batch.tokens); }
@@ -96,7 +91,7 @@ TEST(LanguageModel, NeedsOfAKindNoMoreThanItsHiddenStatesAndItsOutput) {
 TEST(LanguageModel, LossesAreThoseOfItsLogits) {
   at::manual_seed(2);
   const auto model = small_model();
-  const Tensor tokens = random_tokens(3, 21), targets = random_tokens(3, 21);
+  const Tensor tokens = random_tokens(3, 21, device()), targets = random_tokens(3, 21, device());
   const Tensor losses = model->token_losses({tokens, targets});
   EXPECT_EQ(losses.sizes(), tokens.sizes());
   const Tensor plain = at::cross_entropy_loss(model->logits({tokens}).transpose(1, 2), targets, {},
@@ -137,7 +132,7 @@ TEST(LanguageModel, ShiftsThePiecesOfEverySecondLayer) {
 TEST(LanguageModel, EvaluatesDenselyUnlessTold) {
   at::manual_seed(6);
   const auto model = small_model();
-  const Tensor tokens = random_tokens(1, 512);
+  const Tensor tokens = random_tokens(1, 512, device());
   const Tensor dense = model->logits({tokens});
   model->set_attention(lighthouse_plan());
   const Tensor lighthouse = model->logits({tokens});
@@ -157,7 +152,8 @@ TEST(LanguageModel, TakesThePositionsOfABatch) {
   const auto model = small_model();
   model->to(at::kDouble);
   const int64_t length = 12;
-  const Tensor tokens = random_tokens(2, length), targets = random_tokens(2, length);
+  const Tensor tokens = random_tokens(2, length, device()),
+               targets = random_tokens(2, length, device());
   const auto losses = [&](const Tensor& positions) {
     return model->token_losses({.tokens = tokens, .targets = targets, .positions = positions});
   };
@@ -185,7 +181,7 @@ TEST(LanguageModel, TakesThePositionsOfABatch) {
 TEST(LanguageModel, TakesOneDocumentARow) {
   at::manual_seed(8);
   const auto model = small_model();
-  const Tensor tokens = random_tokens(2, 5);
+  const Tensor tokens = random_tokens(2, 5, device());
   const auto logits = [&](const Tensor& starts) {
     return model->logits({.tokens = tokens, .document_starts = starts});
   };
@@ -218,7 +214,7 @@ TEST(LanguageModel, NamesWhatIsWrong) {
         refuses([&] { model->set_attention(plan); },
                 message("dense layer ", layer, " does not exist; it must be from -3 to 2")));
   }
-  const Tensor tokens = random_tokens(1, 4);
+  const Tensor tokens = random_tokens(1, 4, device());
   EXPECT_TRUE(refuses([&] { model->logits({tokens.to(at::kFloat)}); },
                       "tokens are Float of shape [1, 4]; they must be Long of shape (batch, "
                       "tokens), with one token or more"));

@@ -10,6 +10,7 @@
 #include <numbers>
 #include <vector>
 
+#include "tests/model/support.h"
 #include "tests/support/device.h"
 #include "tests/support/throws.h"
 
@@ -17,14 +18,8 @@ namespace lighthouse::model {
 namespace {
 
 using at::Tensor;
-
-double max_difference(const Tensor& a, const Tensor& b) {
-  EXPECT_EQ(a.sizes(), b.sizes());
-  EXPECT_EQ(a.scalar_type(), b.scalar_type());
-  return (a - b).abs().max().item<double>();
-}
-
 using testing::device;
+using testing::max_difference;
 
 Tensor random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble).requires_grad_(); }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lighthouse/io/safetensors.h"
+#include "tests/model/support.h"
 #include "tests/support/small_model.h"
 
 namespace lighthouse::model {
@@ -18,17 +19,10 @@ namespace {
 using at::Tensor;
 using testing::count_parameters;
 using testing::lighthouse_plan;
+using testing::random_tokens;
+using testing::relative_error;
 
 ModelConfig small_config() { return testing::small_model(3); }
-
-Tensor random_tokens(int64_t batch, int64_t tokens) {
-  return at::randint(0, 256, {batch, tokens}, at::kLong);
-}
-
-double relative_error(const Tensor& value, const Tensor& reference) {
-  EXPECT_EQ(value.sizes(), reference.sizes());
-  return ((value - reference).abs().max() / reference.abs().max()).item<double>();
-}
 
 TEST(Llama, AgreesWithHuggingFace) {
   const auto golden = io::read_safetensors(GOLDEN_FOLDER "/llama_tiny.safetensors");
@@ -117,6 +111,34 @@ TEST(Llama, HasTheBiasesOfItsType) {
   EXPECT_EQ(biases([](ModelConfig& c) { c.attention_bias = true; }), all);
   EXPECT_EQ(biases([](ModelConfig& c) { c.mlp_bias = true; }),
             Names({"mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias"}));
+}
+
+/// To the bit, and with gradients of a second micro-batch added up.
+TEST(Llama, RecomputedLayersHaveTheSameGradients) {
+  at::manual_seed(1);
+  Llama model(small_config());
+  const Tensor tokens = random_tokens(2, 512), targets = random_tokens(2, 512);
+  for (const nn::Mode mode : {nn::Mode::kDense, nn::Mode::kLighthouse, nn::Mode::kLocal}) {
+    AttentionPlan plan = lighthouse_plan();
+    plan.mode = mode;
+    plan.config.local = 64;
+    model->set_attention(plan);
+    std::vector<Tensor> expected;
+    for (const bool recompute : {false, true}) {
+      model->zero_grad();
+      model->set_recompute_layers(recompute);
+      for (int i = 0; i < 2; ++i) model->token_losses({tokens, targets}).mean().backward();
+      if (!recompute) {
+        for (const Tensor& parameter : model->parameters()) {
+          expected.push_back(parameter.grad().clone());
+        }
+        continue;
+      }
+      for (size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_TRUE(at::equal(model->parameters()[i].grad(), expected[i])) << i;
+      }
+    }
+  }
 }
 
 TEST(Llama, TiedEmbeddingsAreOneParameterWithBothGradients) {

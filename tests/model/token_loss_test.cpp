@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "tests/model/support.h"
 #include "tests/support/throws.h"
 
 namespace lighthouse::model {
 namespace {
 
 using at::Tensor;
+using testing::relative_error;
 
 struct Problem {
   Tensor hidden, weight, targets, grad;
@@ -21,10 +23,6 @@ struct Problem {
         targets(at::randint(0, vocabulary, {positions}, at::kLong)),
         grad(at::randn({positions}, at::kDouble)) {}
 };
-
-double relative_error(const Tensor& value, const Tensor& reference) {
-  return ((value.to(at::kDouble) - reference).abs().max() / reference.abs().max()).item<double>();
-}
 
 void expect_plain_cross_entropy(at::ScalarType type, double tolerance, int64_t positions,
                                 int64_t vocabulary) {

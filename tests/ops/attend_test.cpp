@@ -26,7 +26,7 @@ INSTANTIATE_TEST_SUITE_P(AllTypes, Attend,
                          ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf));
 
 /// Attention and its gradients.
-struct Results {
+struct AttendResults {
   Attended attended;
   AttendGradients grads;
 
@@ -34,10 +34,10 @@ struct Results {
     return {attended.out, attended.logsumexp, grads.q, grads.k, grads.v};
   }
 };
-constexpr const char* kNames[] = {"out", "logsumexp", "grad_q", "grad_k", "grad_v"};
+constexpr const char* kAttendNames[] = {"out", "logsumexp", "grad_q", "grad_k", "grad_v"};
 
 /// By products in the type of q, as a textbook has it.
-Results by_hand(const Tensors& inputs, const Tensor& grad_out, bool causal, double scale) {
+AttendResults by_hand(const Tensors& inputs, const Tensor& grad_out, bool causal, double scale) {
   const Tensors x = leaves(inputs);
   const int64_t shared = x.q.size(1) / x.k.size(1);
   const Tensor k = x.k.repeat_interleave(shared, 1), v = x.v.repeat_interleave(shared, 1);
@@ -45,7 +45,7 @@ Results by_hand(const Tensors& inputs, const Tensor& grad_out, bool causal, doub
   if (causal) {
     const auto options = x.q.options().dtype(at::kBool);
     const Tensor future = at::ones({scores.size(2), scores.size(3)}, options).triu(1);
-    scores = scores.masked_fill(future, -std::numeric_limits<double>::infinity());
+    scores = scores.masked_fill(future, -kInfinity);
   }
   const Tensor logsumexp = scores.logsumexp(-1);
   const Tensor out = (scores - logsumexp.unsqueeze(-1)).exp().matmul(v);
@@ -54,8 +54,8 @@ Results by_hand(const Tensors& inputs, const Tensor& grad_out, bool causal, doub
 }
 
 /// By the operator.
-Results run(const Tensors& inputs, const Tensor& grad_out, bool causal,
-            std::optional<double> scale = {}) {
+AttendResults run_attend(const Tensors& inputs, const Tensor& grad_out, bool causal,
+                         std::optional<double> scale = {}) {
   const Tensors x = leaves(inputs);
   const Attended attended = attend(x.q, x.k, x.v, causal, scale);
   EXPECT_FALSE(attended.logsumexp.requires_grad());
@@ -69,7 +69,7 @@ Tensors in_type(const Tensors& x, at::ScalarType type) {
 
 /// Four times the error of the textbook's products in the same type, two units, and a unit of the
 /// type of sums for each of their terms, whose order is that of a kernel.
-void expect_close(const Results& ours, const Tensors& x, const Tensor& grad_out, bool causal,
+void expect_close(const AttendResults& ours, const Tensors& x, const Tensor& grad_out, bool causal,
                   double scale) {
   const auto exact =
       by_hand(in_type(x, at::kDouble), grad_out.to(at::kDouble), causal, scale).all();
@@ -80,7 +80,7 @@ void expect_close(const Results& ours, const Tensors& x, const Tensor& grad_out,
     const Array expected = to_array(exact[i]);
     const double tolerance = 4 * relative_error(to_array(plain[i]), expected) + 2 * type.unit +
                              terms * accumulator(type).unit;
-    EXPECT_TRUE(close(to_array(ours.all()[i]), expected, tolerance)) << kNames[i];
+    EXPECT_TRUE(close(to_array(ours.all()[i]), expected, tolerance)) << kAttendNames[i];
   }
 }
 
@@ -115,7 +115,7 @@ TEST_P(Attend, AgreesWithFloat64) {
   for (int i = 0; i < 60; ++i) {
     const auto [x, grad_out, causal, scale] = draw_call(random, GetParam());
     SCOPED_TRACE(::testing::Message() << i << ": q " << x.q.sizes() << ", k " << x.k.sizes());
-    const Results ours = run(x, grad_out, causal, scale);
+    const AttendResults ours = run_attend(x, grad_out, causal, scale);
     expect_close(ours, x, grad_out, causal, scale);
     EXPECT_EQ(ours.attended.logsumexp.scalar_type(),
               GetParam() == at::kDouble ? at::kDouble : at::kFloat);
@@ -130,7 +130,7 @@ TEST_P(Attend, FollowsTheSwitchesOfPyTorch) {
   for (int i = 0; i < 20; ++i) {
     const auto [x, grad_out, causal, scale] = draw_call(random, GetParam());
     use_attention_kernels(false);
-    const Results by_products = run(x, grad_out, causal, scale);
+    const AttendResults by_products = run_attend(x, grad_out, causal, scale);
     use_attention_kernels(true);
     expect_close(by_products, x, grad_out, causal, scale);
   }
@@ -154,7 +154,7 @@ TEST_P(Attend, IsStockAttention) {
     const Tensor stock = at::scaled_dot_product_attention(leaf.q, leaf.k, leaf.v, {}, 0.0, causal,
                                                           scale, x.q.size(1) != x.k.size(1));
     const auto grads = torch::autograd::grad({stock}, {leaf.q, leaf.k, leaf.v}, {grad_out});
-    const auto ours = run(x, grad_out, causal, scale);
+    const auto ours = run_attend(x, grad_out, causal, scale);
     EXPECT_TRUE(ours.attended.out.equal(stock));
     EXPECT_TRUE(ours.grads.q.equal(grads[0]));
     EXPECT_TRUE(ours.grads.k.equal(grads[1]));
@@ -199,7 +199,7 @@ TEST_P(Attend, OverTwoBlocksOfKeysIsOnePiece) {
                                                    first(x.v), late, /*causal=*/false);
     const AttendGradients own =
         attend_backward(second(grad_out), second(x.q), second(x.k), second(x.v), late);
-    const Results ours{
+    const AttendResults ours{
         {at::cat({early.out, late.out}, 2), at::cat({early.logsumexp, late.logsumexp}, 2)},
         {at::cat({of_early.q, before.q + own.q}, 2), at::cat({of_early.k + before.k, own.k}, 2),
          at::cat({of_early.v + before.v, own.v}, 2)}};
@@ -215,7 +215,7 @@ TEST_P(Attend, ResultsHaveTheLayoutsOfTheInputs) {
   for (const bool by_token : {false, true}) {
     const auto as = [&](const Tensor& t) { return by_token ? tokens_major(t) : t.contiguous(); };
     const Tensors x{as(any.q), as(any.k), as(any.v)};
-    const Results results = run(x, at::ones_like(any.q), true);
+    const AttendResults results = run_attend(x, at::ones_like(any.q), true);
     EXPECT_EQ(results.attended.out.strides(), x.q.strides());
     EXPECT_TRUE(results.attended.logsumexp.is_contiguous());
     EXPECT_EQ(results.grads.q.strides(), x.q.strides());

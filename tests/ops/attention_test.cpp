@@ -28,13 +28,6 @@ class Attention : public ::testing::TestWithParam<at::ScalarType> {
 INSTANTIATE_TEST_SUITE_P(AllTypes, Attention,
                          ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf));
 
-Results run(const Tensors& x, const Tensor& grad_out, const Config& config,
-            const Given& given = {}) {
-  return run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
-    return attention(q, k, v, config, given);
-  });
-}
-
 struct PlainResults {
   Results results;
   /// The largest sum over a gathered row of |grad_out out|. Stock attention subtracts that row sum,

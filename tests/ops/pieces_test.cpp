@@ -9,8 +9,6 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <limits>
-
 #include "lighthouse/core/settings.h"
 #include "lighthouse/kernels/pieces.h"
 #include "lighthouse/ops/attention.h"
@@ -28,20 +26,12 @@ namespace {
 
 using at::Tensor;
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
 class Pieces : public ::testing::TestWithParam<at::ScalarType> {
   const Threads one_{1};  // the problems are too small to wake others for
 };
 INSTANTIATE_TEST_SUITE_P(AllTypes, Pieces,
                          ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf));
 
-Results run(const Tensors& x, const Tensor& grad_out, const Config& config,
-            const Given& given = {}) {
-  return run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
-    return attention(q, k, v, config, given);
-  });
-}
 Results run_alone(const Tensors& x, const Tensor& grad_out, const Config& config) {
   return run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
     return local_attention(q, k, v, config);

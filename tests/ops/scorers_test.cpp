@@ -6,8 +6,6 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
 
-#include <limits>
-
 #include "lighthouse/ops/attention.h"
 #include "tests/support/compare.h"
 #include "tests/support/tensors.h"
@@ -18,8 +16,6 @@ namespace lighthouse::testing {
 namespace {
 
 using at::Tensor;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 class Gla : public ::testing::TestWithParam<at::ScalarType> {
   const Threads one_{1};  // the problems are too small to wake others for
@@ -134,8 +130,7 @@ TEST(GlaScorer, RefusesGatesThatAreNone) {
   EXPECT_TRUE(throws<c10::TypeError>(with(gate.to(at::kInt)), {"gate is Int"}));
   EXPECT_TRUE(throws<c10::ValueError>(with(gate.to(at::kMeta)), {"gate is on meta", "cpu"}));
   EXPECT_TRUE(throws<c10::ValueError>(with(gate + 0.25), {"gate holds 0.25", "0 or less"}));
-  EXPECT_TRUE(throws<c10::ValueError>(with(gate * std::numeric_limits<double>::quiet_NaN()),
-                                      {"gate holds", "nan"}));
+  EXPECT_TRUE(throws<c10::ValueError>(with(gate * kNan), {"gate holds", "nan"}));
   EXPECT_TRUE(throws<c10::ValueError>([&] { gla_scores(q, k, k, {}, 0); }, {"half_life is 0"}));
 }
 

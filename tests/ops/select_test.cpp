@@ -1,7 +1,5 @@
 #include <ATen/TensorOperators.h>
 
-#include <limits>
-
 #include "lighthouse/core/geometry.h"
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/ops/dispatcher.h"
@@ -12,9 +10,6 @@
 
 namespace lighthouse::testing {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 class Select : public ::testing::TestWithParam<at::ScalarType> {
   const Threads one_{1};  // the problems are too small to wake others for

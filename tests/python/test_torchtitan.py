@@ -1,8 +1,6 @@
 """torchtitan with the converter: against its stock run, against a wrapped model, in stages, resumed, and on two processes."""
 
-import copy
 import dataclasses
-import importlib.metadata
 import os
 import re
 from collections import Counter
@@ -27,7 +25,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama3 import Llama3StateDictAdapter, Transformer, llama3_args
 from torchtitan.protocols.train_spec import get_train_spec
 
-from lighthouse_attention.torchtitan import InnerAttention, Lighthouse, LighthouseConverter, _check_torchtitan
+from lighthouse_attention.torchtitan import InnerAttention, Lighthouse, LighthouseConverter
 
 pytestmark = pytest.mark.skipif("LIGHTHOUSE_TEST_DEVICE" in os.environ, reason="gloo, on the CPU")
 
@@ -147,13 +145,6 @@ class Calls(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def test_models_with_qk_norm_train_with_another_scorer(folder: Path) -> None:
-    flavors = get_train_spec("qwen3").model_args
-    flavors["tiny"] = dataclasses.replace(flavors["debugmodel"], n_layers=2, vocab_size=VOCABULARY)
-    losses = train(folder, "--model.name=qwen3", toml=THREE_STAGES + "scorer = 'dilated'\n", steps=2).losses
-    assert losses[0] > losses[1]
-
-
 def test_compiled_blocks_give_the_same_losses(folder: Path, in_stages: list[float]) -> None:
     compiled = train(folder, *COMPILED, "--compile.backend=aot_eager", toml=THREE_STAGES).losses
     assert compiled == pytest.approx(in_stages, rel=1e-5)
@@ -216,9 +207,7 @@ def convert(folder: Path, toml: str, *arguments: str, cp: int = 1, name: str = "
     dims = dataclasses.replace(ONE, cp=cp, world_size=cp)
     spec = get_train_spec(name)
     with torch.device("meta"):
-        shape = copy.copy(spec.model_args[job.model.flavor])
-        shape.update_from_config(job)
-        model = spec.model_cls(shape)
+        model = spec.model_cls(spec.model_args[job.model.flavor])
     LighthouseConverter(job, dims).convert(model)
     model(torch.zeros(1, 8, dtype=torch.int64, device="meta"))
 
@@ -274,19 +263,10 @@ def test_errors_of_other_models_and_trainers(folder: Path) -> None:
         ValueError, match=r"lighthouse\.scorer is 'norm', and the attention of .* has q_norm and k_norm"
     ):
         convert(folder, DENSE, "--model.flavor=debugmodel", name="qwen3")
-    with pytest.raises(ValueError, match="whose keys have 192 numbers a head and whose values 128"):
-        convert(folder, DENSE, "--model.flavor=debugmodel", name="deepseek_v3")
     with pytest.raises(
         RuntimeError, match=r"does not know the step: convert\(\) was not called by torchtitan's Trainer"
     ):
         convert(folder, DENSE)
-
-
-@pytest.mark.parametrize("version", ["0.3.0", "0.2.1", "1.0"])
-def test_another_torchtitan_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
-    with pytest.raises(ImportError, match=f"is for torchtitan 0.2, from 0.2.2 on, and torchtitan here is {version}"):
-        _check_torchtitan()
 
 
 def test_errors_of_context_parallelism(folder: Path) -> None:

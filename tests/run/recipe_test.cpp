@@ -74,6 +74,13 @@ std::string printed(const Recipe& recipe) {
   return out.str();
 }
 
+TEST_F(RecipeTest, RefusesToRecomputeLayersInCudaGraphs) {
+  const auto read_both = [&] {
+    read(kRecipe, {"run.device=cuda", "run.cuda_graphs=true", "run.recompute_layers=true"});
+  };
+  EXPECT_TRUE(throws<invalid_argument>(read_both, {"run.cuda_graphs and run.recompute_layers"}));
+}
+
 TEST_F(RecipeTest, HasWhatTheFileSaysAndElseTheDefaults) {
   const Recipe recipe = read(kRecipe);
   EXPECT_EQ(recipe.model.hidden_size, 64);
@@ -120,6 +127,10 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
       "model.rope_truncate=false",
       "optimizer.eps=1e-12",
       "run.seed=9223372036854775807",
+      "parallel.context=2",
+      "parallel.exchange=heads",
+      "parallel.shard_optimizer=false",
+      "parallel.timeout=2.5",
       "stage.long.scorer=dilated",
       "stage.long.selection=causal",
       "stage.long.dense_layers=[0, -1]",
@@ -137,6 +148,10 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
   EXPECT_EQ(after.model, before.model);
   EXPECT_EQ(after.model.rope_theta, 500000);
   EXPECT_EQ(after.run.seed, 9223372036854775807);
+  EXPECT_EQ(after.parallel.context, 2);
+  EXPECT_EQ(after.parallel.exchange, distributed::ExchangeChoice::kHeads);
+  EXPECT_FALSE(after.parallel.shard_optimizer);
+  EXPECT_EQ(after.parallel.timeout, 2.5);
   EXPECT_EQ(after.stages[1].config, before.stages[1].config);
   EXPECT_EQ(after.stages[1].config.scorer, Scorer::kDilated);
   EXPECT_EQ(after.stages[1].config.selection, SelectionRule::kCausal);
@@ -261,6 +276,11 @@ TEST_F(RecipeTest, NamesOverridesThatAreWrong) {
   EXPECT_TRUE(throws<invalid_argument>(
       with("stage.lnog.steps=1"), {"--set stage.lnog.steps=1: ", "did you mean 'stage.long'?"}));
   EXPECT_TRUE(throws<invalid_argument>(with("stage.2.steps=1"), {"no section 'stage.2'"}));
+  EXPECT_TRUE(throws<invalid_argument>(
+      with("parallel.exchange=tree"),
+      {"exchange is 'tree'", "it must be 'auto', 'heads', 'gather' or 'ring'"}));
+  EXPECT_TRUE(throws<invalid_argument>(with("parallel.timeout=0"),
+                                       {"parallel.timeout is 0.0", "above 0 and at most 1e+06"}));
   EXPECT_TRUE(throws<invalid_argument>(
       with("optimizer.lr=fast"), {"--set optimizer.lr=fast: ", "string", "must be a number"}));
   EXPECT_TRUE(
@@ -517,7 +537,7 @@ TEST_F(RecipeTest, PrintsEveryFieldAndWhatEachStageGathers) {
   }
   // Settings of Lighthouse are those of the one stage that has it.
   EXPECT_EQ(table.find("  budget "), table.rfind("  budget "));
-  EXPECT_NE(table.find("  context "), table.rfind("  context "));
+  EXPECT_NE(table.find("tokens per sequence"), table.rfind("tokens per sequence"));
   // 4096 / 16 roots, and 4 entries for each of the 256 refined at two levels: 2304 of 4096 rows.
   EXPECT_NE(table.find("2304  0.562"), std::string::npos) << table;
   EXPECT_EQ(table.find("note:"), std::string::npos);

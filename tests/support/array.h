@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -41,6 +42,9 @@ struct Array {
     return static_cast<size_t>(place);
   }
 };
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 using Random = std::mt19937_64;
 

@@ -1,13 +1,9 @@
 #include "tests/support/compare.h"
 
 #include <cmath>
-#include <limits>
 
 namespace lighthouse::testing {
 namespace {
-
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 Array of(std::vector<double> values) {
   Array array({static_cast<int64_t>(values.size())});

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "lighthouse/ops/attention.h"
 #include "tests/support/tensors.h"
 
 namespace lighthouse::testing {
@@ -24,6 +25,15 @@ Results run_by(const Tensors& inputs, const at::Tensor& grad_out, const F& f) {
   const at::Tensor out = f(x.q, x.k, x.v);
   const auto grads = torch::autograd::grad({out}, {x.q, x.k, x.v}, {grad_out});
   return {out.detach(), grads[0], grads[1], grads[2]};
+}
+
+/// By lighthouse::attention.
+inline Results run(const Tensors& inputs, const at::Tensor& grad_out, const Config& config,
+                   const Given& given = {}) {
+  return run_by(inputs, grad_out,
+                [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+                  return attention(q, k, v, config, given);
+                });
 }
 
 inline void expect_same_bits(const Results& actual, const Results& expected) {

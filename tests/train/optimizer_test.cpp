@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 
 #include "tests/distributed/ranks.h"
 #include "tests/support/small_model.h"
@@ -163,7 +164,12 @@ bool equal(const std::map<std::string, at::Tensor>& a, const std::map<std::strin
          });
 }
 
-class SharedAdamW : public ::testing::TestWithParam<at::ScalarType> {};
+/// By type, and whether ranks have parts.
+class SharedAdamW : public ::testing::TestWithParam<std::tuple<at::ScalarType, bool>> {
+ protected:
+  const at::ScalarType type = std::get<0>(GetParam());
+  const bool shard = std::get<1>(GetParam());
+};
 
 /// To the bit: rows of the tiny model are multiples of any vector, and gradients add up exactly.
 TEST_P(SharedAdamW, UpdatesAsOneRankDoes) {
@@ -171,7 +177,7 @@ TEST_P(SharedAdamW, UpdatesAsOneRankDoes) {
   recipe.max_grad_norm = 1e9;
   testing::run_ranks(3, [&](const distributed::World& world) {
     const auto model = tiny_model(), reference = tiny_model();
-    AdamW shared(*model, recipe, GetParam(), world), alone(*reference, recipe, GetParam());
+    AdamW shared(*model, recipe, type, world, shard), alone(*reference, recipe, type);
     const auto weights = shared.weights(), state = shared.state();
     if (world.is_first()) alone.restore(weights, state, "rank 0");
     for (int step = 1; step <= 3; ++step) {
@@ -188,13 +194,13 @@ TEST_P(SharedAdamW, UpdatesAsOneRankDoes) {
       shared.step(0.01);
       alone.step(0.01);
       const auto now = shared.weights(), moments = shared.state();
-      EXPECT_EQ(now.empty(), !world.is_first());
-      EXPECT_EQ(moments.empty(), !world.is_first());
+      EXPECT_EQ(now.empty(), shard && !world.is_first());
+      EXPECT_EQ(moments.empty(), shard && !world.is_first());
       if (!world.is_first()) continue;
       EXPECT_TRUE(equal(now, alone.weights())) << step;
       EXPECT_TRUE(equal(moments, alone.state())) << step;
       for (const auto& [name, parameter] : model->weights()) {
-        EXPECT_TRUE(at::equal(parameter, now.at(name).to(GetParam()))) << name;
+        EXPECT_TRUE(at::equal(parameter, now.at(name).to(type))) << name;
       }
     }
     // Every rank computes with the same weights.
@@ -207,7 +213,7 @@ TEST_P(SharedAdamW, UpdatesAsOneRankDoes) {
 
 TEST_P(SharedAdamW, TakesOverTheStateOfAnyNumberOfRanks) {
   const auto model = tiny_model();
-  AdamW one(*model, {}, GetParam());
+  AdamW one(*model, {}, type);
   set_shares(*model, 1, 1);
   one.collect_gradients();
   one.step(0.01);
@@ -215,7 +221,7 @@ TEST_P(SharedAdamW, TakesOverTheStateOfAnyNumberOfRanks) {
   std::map<std::string, at::Tensor> weights_of_two, state_of_two;
   testing::run_ranks(2, [&](const distributed::World& world) {
     const auto other = tiny_model();
-    AdamW shared(*other, {}, GetParam(), world);
+    AdamW shared(*other, {}, type, world, shard);
     shared.restore(weights, state, "one rank");
     EXPECT_TRUE(at::equal(other->parameters()[0], model->parameters()[0]));
     const auto shared_weights = shared.weights(), shared_state = shared.state();
@@ -232,8 +238,13 @@ TEST_P(SharedAdamW, TakesOverTheStateOfAnyNumberOfRanks) {
   EXPECT_TRUE(equal(state_of_two, state));
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, SharedAdamW, ::testing::Values(at::kFloat, at::kBFloat16),
-                         [](const auto& test) { return c10::toString(test.param); });
+INSTANTIATE_TEST_SUITE_P(Types, SharedAdamW,
+                         ::testing::Combine(::testing::Values(at::kFloat, at::kBFloat16),
+                                            ::testing::Bool()),
+                         [](const auto& test) {
+                           return c10::toString(std::get<0>(test.param)) +
+                                  std::string(std::get<1>(test.param) ? "Sharded" : "Whole");
+                         });
 
 TEST(AdamW, ClipsTheNormOverAllRanks) {
   testing::run_ranks(2, [](const distributed::World& world) {

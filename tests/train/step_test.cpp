@@ -19,7 +19,7 @@ double loss_of(const data::Batch& batch, int64_t micro_batch) {
   model->to(testing::device());
   AdamW optimizer(*model, {});
   const run::StepPlan plan{nn::Mode::kDense, 2, batch.tokens.size(1), micro_batch};
-  return train_step(*model, optimizer, batch, plan, {}, 1e-3).loss;
+  return train_step(*model, optimizer, {}, batch, plan, {}, 1e-3).loss;
 }
 
 TEST(TrainStep, TakesThePositionsOfEachMicroBatch) {

@@ -1,18 +1,15 @@
 #include "lighthouse/train/train.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <csignal>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/data/corpus.h"
@@ -22,9 +19,8 @@
 #include "lighthouse/run/run_folder.h"
 #include "lighthouse/train/device.h"
 #include "lighthouse/train/step_graphs.h"
-#include "tests/distributed/ranks.h"
-#include "tests/run/support.h"
 #include "tests/support/device.h"
+#include "tests/train/support.h"
 
 namespace lighthouse::train {
 namespace {
@@ -39,54 +35,7 @@ using run::recipe_head;
 using run::RunFolder;
 using run::timed_stage;
 using run::write_text;
-using testing::Folder;
 using testing::throws;
-
-class TrainerTest : public ::testing::Test {
- protected:
-  TrainerTest() {
-    // Models this small only lose by a second thread.
-    at::set_num_threads(1);
-    write_text(folder / "text");
-    testing::device();
-  }
-
-  Recipe recipe(const std::string& stages, const std::string& out = "run") {
-    std::ofstream(folder / "recipe.toml") << recipe_head(folder / "text") << stages;
-    Recipe read = Recipe::read(folder / "recipe.toml");
-    read.run.out = (folder / out).string();
-    read.run.device = testing::device().str();
-    read.run.deterministic = testing::device().is_cuda();
-    return read;
-  }
-
-  /// Trains, and returns what was said.
-  std::string train(const Recipe& recipe, const Start& start = {},
-                    const Clock& clock = steady_seconds) {
-    std::ostringstream out;
-    EXPECT_EQ(train::train(recipe, start, out, false, clock), 0);
-    return out.str();
-  }
-
-  run::MetricsHistory metrics(const std::string& out = "run") const {
-    return run::read_metrics(RunFolder(folder / out).metrics());
-  }
-
-  fs::path checkpoint(int64_t step, const std::string& out = "run") const {
-    const auto all = Checkpoints(RunFolder(folder / out).checkpoints()).list();
-    for (const fs::path& path : all) {
-      if (read_checkpoint(path).step == step) return path;
-    }
-    return {};
-  }
-
-  const Folder folder;
-};
-
-bool same_tensors(const fs::path& a, const fs::path& b) {
-  return io::read_file(a / "model.safetensors") == io::read_file(b / "model.safetensors") &&
-         io::read_file(a / "optimizer.safetensors") == io::read_file(b / "optimizer.safetensors");
-}
 
 TEST_F(TrainerTest, LearnsAndLeavesItsFiles) {
   const std::string said = train(recipe(kLighthouseStage + dense_stage("dense", 12)));
@@ -737,82 +686,6 @@ TEST_F(TrainerTest, RefusesADeviceThatIsNotThere) {
   r.run.device = "cuda:99";
   EXPECT_TRUE(throws<std::invalid_argument>([&] { train(r); }, {"run.device is 'cuda:99'"}));
   EXPECT_FALSE(fs::exists(folder / "run"));
-}
-
-class RanksTest : public TrainerTest {
- protected:
-  /// Trains on so many ranks, which are threads here, and returns what the first said.
-  std::string train_on(int64_t ranks, const Recipe& recipe, const Start& start = {}) {
-    const StopSignals outermost;  // puts back what the trainers leave, in whichever order they end
-    std::ostringstream out;
-    testing::run_ranks(ranks, [&](const distributed::World& world) {
-      std::ostringstream unheard;
-      std::ostream& said = world.is_first() ? out : unheard;
-      EXPECT_EQ(train::train(recipe, start, said, false, steady_seconds, world), 0);
-      EXPECT_EQ(unheard.str(), "");
-    });
-    return out.str();
-  }
-};
-
-TEST_F(RanksTest, TrainAsOneRankDoes) {
-  if (testing::device().is_cuda()) GTEST_SKIP() << "threads cannot share a GPU's streams";
-  Recipe one = recipe(dense_stage("s", 6), "one");
-  one.run.keep_checkpoints = 10;
-  train(one);
-  Recipe two = one;
-  two.run.out = (folder / "two").string();
-  train_on(2, two);
-  const auto alone = metrics("one"), shared = metrics("two");
-  ASSERT_EQ(shared.steps.size(), alone.steps.size());
-  ASSERT_EQ(shared.evals.size(), alone.evals.size());
-  for (size_t i = 0; i < alone.steps.size(); ++i) {
-    EXPECT_EQ(shared.steps[i].tokens, alone.steps[i].tokens);
-    // Only roundings part them.
-    EXPECT_NEAR(shared.steps[i].loss, alone.steps[i].loss, 1e-4) << i;
-    EXPECT_NEAR(shared.steps[i].grad_norm, alone.steps[i].grad_norm, 1e-3) << i;
-  }
-  const run::Checkpoint last = read_checkpoint(checkpoint(6, "two"));
-  EXPECT_EQ(last.ranks, 2);
-  EXPECT_EQ(last.position, read_checkpoint(checkpoint(6, "one")).position);
-
-  // Two ranks resume as if they had not stopped; another number of ranks to rounding.
-  train_on(2, two, {.from = checkpoint(3, "two")});
-  EXPECT_TRUE(read_checkpoint(checkpoint(6, "two"))
-                  .model.at("lm_head.weight")
-                  .equal(last.model.at("lm_head.weight")));
-  const std::string said = train(two, {.from = checkpoint(3, "two")});
-  EXPECT_NE(said.find("made by 2 ranks, this run has 1"), std::string::npos) << said;
-  EXPECT_NEAR(metrics("two").steps.back().loss, shared.steps.back().loss, 1e-4);
-}
-
-TEST_F(RanksTest, TrainWithLighthouseAndBySeconds) {
-  if (testing::device().is_cuda()) GTEST_SKIP() << "threads cannot share a GPU's streams";
-  train_on(2, recipe(kLighthouseStage, "lighthouse"));
-  EXPECT_EQ(metrics("lighthouse").steps.size(), 10u);
-  train_on(2, recipe(timed_stage("a", 0.05) + timed_stage("b", 0.05), "timed"));
-  EXPECT_EQ(metrics("timed").steps.back().stage, "b");
-}
-
-TEST_F(RanksTest, FailTogether) {
-  Recipe r = recipe(dense_stage("s", 1));
-  r.stages[0].batch = 3;
-  EXPECT_TRUE(throws<std::invalid_argument>([&] { train_on(2, r); },
-                                            {"stage.0.batch is 3", "multiple of the 2 ranks"}));
-  r.stages[0].batch = 12;
-  r.stages[0].micro_batch = 4;
-  EXPECT_TRUE(throws<std::invalid_argument>(
-      [&] { train_on(2, r); }, {"stage.0.micro_batch is 4", "divide the 6 sequences"}));
-  r = recipe(dense_stage("s", 1));
-  train(r);
-  std::atomic<int> told = 0;
-  testing::run_ranks(2, [&](const distributed::World& world) {
-    std::ostringstream out;
-    const auto act = [&] { train::train(r, {}, out, false, steady_seconds, world); };
-    told += world.is_first() ? throws<std::invalid_argument>(act, {"already exists"})
-                             : throws<distributed::PeerError>(act, {"rank 0"});
-  });
-  EXPECT_EQ(told, 2);
 }
 
 }  // namespace

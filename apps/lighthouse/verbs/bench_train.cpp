@@ -11,6 +11,8 @@
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/device.h"
 #include "apps/lighthouse/output_file.h"
+#include "apps/lighthouse/rank.h"
+#include "apps/lighthouse/ranks.h"
 #include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/trial.h"
 #include "apps/lighthouse/verbs/bench.h"
@@ -18,6 +20,7 @@
 #include "lighthouse/io/table.h"
 #include "lighthouse/model/token_loss.h"
 #include "lighthouse/nn/attention.h"
+#include "lighthouse/run/parallel.h"
 #include "lighthouse/run/stage.h"
 #include "lighthouse/train/device.h"
 
@@ -29,17 +32,19 @@ using io::fixed;
 using io::print_table;
 using io::Table;
 
-struct Options {
+struct BenchTrainOptions {
   RecipeOptions recipe;
   int steps = 5;
   std::string json;
 };
 
-/// What a training step of a stage takes. Milliseconds.
-struct Row {
+/// What a training step of a stage takes. Milliseconds; tokens and FLOP are those of all ranks
+/// together.
+struct StageCost {
   const run::StageRecipe* stage;
   int64_t dense_layers, other_layers;
   Times step;
+  double waiting = 0;    ///< for other ranks
   double attention = 0;  ///< of all layers, timed alone
   double products = 0;   ///< matrix products of all layers and the output projection, timed alone
   double flops = 0;      ///< of the model, a step
@@ -53,10 +58,18 @@ at::TensorOptions options_of(const run::Recipe& recipe, at::Device device) {
   return at::TensorOptions(device).dtype(run::scalar_type(recipe.run.dtype));
 }
 
-/// Micro-batches of a step.
-double parts_of(const run::StageRecipe& stage) {
-  return static_cast<double>(stage.batch) / static_cast<double>(stage.sequences_at_once());
-}
+/// What one rank computes of a step.
+struct Share {
+  Share(const run::StageRecipe& stage, const distributed::Mesh& mesh)
+      : sequences(std::min(stage.sequences_at_once(), stage.batch / mesh.data.size())),
+        tokens(stage.context / mesh.context.size()),
+        times(static_cast<double>(stage.batch / mesh.data.size()) /
+              static_cast<double>(sequences)) {}
+
+  int64_t sequences;  ///< at a time
+  int64_t tokens;     ///< of each
+  double times;       ///< micro-batches of a step
+};
 
 /// The median of five runs after one.
 template <class F>
@@ -71,23 +84,27 @@ double time_alone(at::Device device, const F& f) {
 
 /// Forward and backward of the attention of one layer, of that index where it is not dense.
 double time_attention(const run::Recipe& recipe, const run::StageRecipe& stage, nn::Mode mode,
-                      int64_t layer, at::Device device) {
+                      int64_t layer, const Rank& rank) {
   const model::ModelConfig& m = recipe.model;
-  const int64_t sequences = stage.sequences_at_once();
+  const Share share(stage, rank.mesh);
   const auto draw = [&](int64_t heads) {
-    return at::randn({sequences, stage.context, heads, m.head_dim}, options_of(recipe, device))
+    return at::randn({share.sequences, share.tokens, heads, m.head_dim},
+                     options_of(recipe, rank.device))
         .transpose(1, 2);
   };
   const std::vector<Tensor> qkv{draw(m.num_attention_heads), draw(m.num_key_value_heads),
                                 draw(m.num_key_value_heads)};
   for (const Tensor& input : qkv) input.set_requires_grad(true);
   const Tensor grad = draw(m.num_attention_heads);
-  nn::Attention attention(nn::AttentionOptions{stage.config.of_layer(layer), mode});
-  const double once = time_alone(device, [&] {
+  nn::Attention attention(
+      nn::AttentionOptions{.config = stage.config.of_layer(layer),
+                           .mode = mode,
+                           .context = run::context_of(recipe, stage, rank.mesh.context)});
+  const double once = time_alone(rank.device, [&] {
     const Tensor out = attention->forward(qkv[0], qkv[1], qkv[2]);
     return torch::autograd::grad({out}, qkv, {grad});
   });
-  return once * parts_of(stage);
+  return once * share.times;
 }
 
 /// The three products of a projection of so many rows: forward, and for both gradients.
@@ -101,10 +118,11 @@ double time_projection(int64_t rows, int64_t in, int64_t out, const at::TensorOp
   });
 }
 
-double time_products(const run::Recipe& recipe, const run::StageRecipe& stage, at::Device device) {
+double time_products(const run::Recipe& recipe, const run::StageRecipe& stage, const Rank& rank) {
   const model::ModelConfig& m = recipe.model;
-  const auto options = options_of(recipe, device);
-  const int64_t rows = stage.sequences_at_once() * stage.context;
+  const auto options = options_of(recipe, rank.device);
+  const Share share(stage, rank.mesh);
+  const int64_t rows = share.sequences * share.tokens;
   const int64_t heads = (m.num_attention_heads + 2 * m.num_key_value_heads) * m.head_dim;
   const double layer =
       time_projection(rows, m.hidden_size, heads, options) +
@@ -112,14 +130,14 @@ double time_products(const run::Recipe& recipe, const run::StageRecipe& stage, a
       time_projection(rows, m.hidden_size, 2 * m.intermediate_size, options) +
       time_projection(rows, m.intermediate_size, m.hidden_size, options);
   // Logits are formed a chunk at a time, and once more in the backward pass.
-  const int64_t chunk = std::min(rows, model::positions_at_once(m.vocab_size, device));
+  const int64_t chunk = std::min(rows, model::positions_at_once(m.vocab_size, rank.device));
   const double logits = time_projection(chunk, m.hidden_size, m.vocab_size, options) * 4 / 3 *
                         static_cast<double>(rows) / static_cast<double>(chunk);
-  return (static_cast<double>(m.num_hidden_layers) * layer + logits) * parts_of(stage);
+  return (static_cast<double>(m.num_hidden_layers) * layer + logits) * share.times;
 }
 
 /// 6 a weight of a matrix and token, and 12 H D a pair of positions that attention compares.
-double model_flops(const run::Recipe& recipe, const Row& row) {
+double model_flops(const run::Recipe& recipe, const StageCost& row) {
   const model::ModelConfig& m = recipe.model;
   const auto weights = static_cast<double>(
       m.num_parameters() - (m.tie_word_embeddings ? 0 : m.vocab_size * m.hidden_size));
@@ -130,17 +148,18 @@ double model_flops(const run::Recipe& recipe, const Row& row) {
          12 * attended * static_cast<double>(row.stage->batch * m.num_attention_heads * m.head_dim);
 }
 
-Row measure(const run::Recipe& recipe, const run::StageRecipe& stage, at::Device device,
-            int steps) {
+StageCost measure(const run::Recipe& recipe, const run::StageRecipe& stage, const Rank& rank,
+                  int steps) {
   const int64_t layers = recipe.model.num_hidden_layers;
   const int64_t dense = run::count_dense_layers(stage, layers);
-  Row row{&stage, dense, layers - dense, {}};
-  const Trial trial = run_trial(recipe, stage, device, steps);
+  StageCost row{&stage, dense, layers - dense, {}};
+  const Trial trial = run_trial(recipe, stage, rank, steps);
   row.step = trial.step;
+  row.waiting = trial.waiting;
   row.peak_bytes = trial.peak_bytes;
-  row.products = time_products(recipe, stage, device);
+  row.products = time_products(recipe, stage, rank);
   const auto time = [&](nn::Mode mode, int64_t layer) {
-    return time_attention(recipe, stage, mode, layer, device);
+    return time_attention(recipe, stage, mode, layer, rank);
   };
   if (dense > 0) row.attention = static_cast<double>(dense) * time(nn::Mode::kDense, 0);
   if (dense < layers) {
@@ -158,10 +177,12 @@ std::string name_of(const run::StageRecipe& stage) {
   return run::attention_name(run::computed_attention(stage), run::pieces_of(stage));
 }
 
-void print(const std::vector<Row>& rows) {
+void print(std::ostream& out, const std::vector<StageCost>& rows, const Rank& rank) {
+  const bool has_others = rank.world.size() > 1;
   Table table{{"stage", "attention", "context", "S", "area", "layers", "ktok/s", "ms a step",
                "TFLOP/s", "peak GiB", "attention", "products", "rest"}};
-  for (const Row& row : rows) {
+  if (has_others) table[0].emplace_back("waiting");
+  for (const StageCost& row : rows) {
     const auto part = [&](double milliseconds) {
       return fixed(milliseconds, 1) + " (" + fixed(100 * milliseconds / row.step.median(), 0) +
              " %)";
@@ -178,41 +199,53 @@ void print(const std::vector<Row>& rows) {
          fixed(row.flops / row.step.median() / 1e9, 1),
          fixed(static_cast<double>(row.peak_bytes) / (1 << 30), 2), part(row.attention),
          part(row.products), part(row.rest())});
+    if (has_others) table.back().push_back(part(row.waiting));
   }
-  print_table(std::cout, table, 2);
-  std::cout
-      << "\nMilliseconds: median (lowest-highest). Attention and matrix products of all layers are "
+  print_table(out, table, 2);
+  out << "\nMilliseconds: median (lowest-highest). Attention and matrix products of all layers are "
          "timed alone, forward and\nbackward; rest is the remainder of the step. FLOP of the "
          "model: 6 per weight of a matrix and token, and 12 H D per\npair of positions that causal "
          "attention compares: N^2/2 in a dense layer, else S^2/2, N W/2 in pieces, or both. Area: "
          "these\npairs, as a share of those of dense attention.\n";
-  if (std::ranges::any_of(rows, [](const Row& row) { return row.rest() < 0; })) {
-    std::cout << "A negative rest means that the parts ran slower alone than in the step (small "
-                 "kernels wait for the CPU; the GPU runs at other clocks).\n";
+  if (has_others) {
+    out << "ktok/s and TFLOP/s are those of all ranks together; ms a step and peak GiB those of "
+           "the "
+           "rank that has the most. Waiting:\nhow long a rank's GPU (or CPU) does nothing but wait "
+           "for an exchange or a slower rank, which is part of attention and rest.\n";
+  }
+  if (std::ranges::any_of(rows, [](const StageCost& row) { return row.rest() < 0; })) {
+    out << "A negative rest means that the parts ran slower alone than in the step (small "
+           "kernels wait for the CPU; the GPU runs at other clocks).\n";
   }
 }
 
-void bench_train(const Options& options) {
-  const Output json(options.json);
+void bench_train(const BenchTrainOptions& options, distributed::Rendezvous& rendezvous) {
+  const distributed::Launch& launch = rendezvous.launch();
+  std::ostream& out = of_first(launch, std::cout);
+  const Output json(launch.rank == 0 ? options.json : "");
   const run::Recipe recipe = options.recipe.read();
-  const at::Device device = train::find_device(recipe.run.device, "run.device");
+  run::check_ranks(recipe, launch.size);
+  Rank rank = connect(rendezvous, recipe.run.device, "run.device", recipe);
   train::use_deterministic_algorithms(recipe.run.deterministic);
   const std::string title =
-      message(describe(device), ", ", to_string(recipe.run.dtype),
+      message(describe(rank.device), ", ", ranks_of(rank), to_string(recipe.run.dtype),
               recipe.run.deterministic ? ", deterministic" : "",
               recipe.run.recompute_mlp ? ", MLPs recomputed" : "",
+              recipe.run.recompute_layers ? ", layers recomputed" : "",
               recipe.run.cuda_graphs ? ", CUDA graphs" : "", ", ", recipe.model.num_parameters(),
               " parameters, ", options.steps, " steps after 2");
-  std::cout << title << "\n\n";
-  std::vector<Row> rows;
+  out << title << "\n\n";
+  std::vector<StageCost> rows;
   for (const run::StageRecipe& stage : recipe.stages) {
-    std::cerr << "stage " << stage.name << " ...\n";
-    rows.push_back(measure(recipe, stage, device, options.steps));
+    of_first(launch, std::cerr) << "stage " << stage.name << " ...\n";
+    rows.push_back(measure(recipe, stage, rank, options.steps));
   }
-  print(rows);
-  if (!json) return;
-  nlohmann::ordered_json all{{"title", title}, {"rows", nlohmann::ordered_json::array()}};
-  for (const Row& row : rows) {
+  print(out, rows, rank);
+  nlohmann::ordered_json all{{"title", title},
+                             {"ranks", rank.world.size()},
+                             {"context_ranks", rank.mesh.context.size()},
+                             {"rows", nlohmann::ordered_json::array()}};
+  for (const StageCost& row : rows) {
     all["rows"].push_back({{"stage", row.stage->name},
                            {"attention", to_string(run::computed_attention(*row.stage))},
                            {"context", row.stage->context},
@@ -224,8 +257,13 @@ void bench_train(const Options& options) {
                            {"peak_bytes", row.peak_bytes},
                            {"attention_ms", row.attention},
                            {"products_ms", row.products}});
+    if (rank.world.size() == 1) continue;
+    all["rows"].back()["waiting_ms"] = row.waiting;
+    if (rank.mesh.context.size() == 1) continue;
+    all["rows"].back()["exchange"] = to_string(run::exchange_of(recipe, *row.stage).exchange);
   }
-  json.write(all.dump(2) + '\n');
+  rank.close();
+  if (json) json.write(all.dump(2) + '\n');
 }
 
 }  // namespace
@@ -234,7 +272,7 @@ void add_bench_train(CLI::App& bench) {
   CLI::App* verb = bench.add_subcommand(
       "train",
       "Time training steps of each stage of a recipe on random tokens, as a whole and by part");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<BenchTrainOptions>();
   options->recipe.add_to(*verb);
   verb->add_option("--steps", options->steps, "timed steps per stage")
       ->check(integer(1))
@@ -242,7 +280,9 @@ void add_bench_train(CLI::App& bench) {
   verb->add_option("--json", options->json,
                    "also write all figures to this file; - is standard output")
       ->check(output_file());
-  verb->callback([options] { bench_train(*options); });
+  verb->callback([options] {
+    as_rank([&](distributed::Rendezvous& rendezvous) { bench_train(*options, rendezvous); });
+  });
 }
 
 }  // namespace lighthouse::app

@@ -25,14 +25,13 @@ using io::fixed;
 using io::number;
 using io::print_table;
 using io::Table;
-using nlohmann::json;
 using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-json read_json(const fs::path& file) {
+nlohmann::json read_json(const fs::path& file) {
   try {
-    return json::parse(io::read_file(file));
-  } catch (const json::exception& error) {
+    return nlohmann::json::parse(io::read_file(file));
+  } catch (const nlohmann::json::exception& error) {
     throw std::invalid_argument(message("'", file.string(), "' is not valid JSON: ", error.what()));
   }
 }
@@ -45,13 +44,14 @@ run::Summary summary_of(const fs::path& folder) {
 }
 
 /// A run's files, as `lighthouse train` and `lighthouse eval` leave them.
-struct Run {
+struct FinishedRun {
   std::string name;
   run::Summary summary;
   std::vector<run::EvalMetrics> evals;
-  json evaluation;  ///< of `lighthouse eval --json RUN/eval.json`; null where there is none
+  /// Of `lighthouse eval --json RUN/eval.json`; null where there is none.
+  nlohmann::json evaluation;
 
-  explicit Run(const fs::path& folder)
+  explicit FinishedRun(const fs::path& folder)
       : name(run::RunFolder(folder).name()),
         summary(summary_of(folder)),
         evals(run::read_metrics(run::RunFolder(folder).metrics()).evals) {
@@ -60,8 +60,8 @@ struct Run {
 };
 
 /// Runs are called by their folders; where two folders have one name, by their paths.
-std::vector<Run> read_runs(const std::vector<std::string>& folders) {
-  std::vector<Run> runs;
+std::vector<FinishedRun> read_runs(const std::vector<std::string>& folders) {
+  std::vector<FinishedRun> runs;
   std::map<std::string, int> named;
   for (const std::string& folder : folders) ++named[runs.emplace_back(folder).name];
   for (size_t i = 0; i < runs.size(); ++i) {
@@ -70,10 +70,10 @@ std::vector<Run> read_runs(const std::vector<std::string>& folders) {
   return runs;
 }
 
-void print_stages(const std::vector<Run>& runs) {
+void print_stages(const std::vector<FinishedRun>& runs) {
   Table table{{"run", "stage", "attention", "steps", "time", "tokens/s", "dense before",
                "dense after", "brought", "as trained before", "as trained after"}};
-  for (const Run& run : runs) {
+  for (const FinishedRun& run : runs) {
     for (const run::StageSummary& stage : run.summary.stages) {
       table.push_back({run.name, stage.name, run::attention_name(stage.attention, stage.local),
                        std::to_string(stage.steps), fixed(stage.seconds, 0, " s"),
@@ -89,24 +89,24 @@ void print_stages(const std::vector<Run>& runs) {
 }
 
 /// The rise of the loss just before a cut, with its standard error; null where there is none.
-json nearest_leak(const Run& run, const char* field) {
+nlohmann::json nearest_leak(const FinishedRun& run, const char* field) {
   if (run.evaluation.is_null() || run.evaluation.at(field).empty()) return {};
   return run.evaluation.at(field).at(0);
 }
 
-std::string leak(const Run& run, const char* field) {
-  const json nearest = nearest_leak(run, field);
+std::string leak(const FinishedRun& run, const char* field) {
+  const nlohmann::json nearest = nearest_leak(run, field);
   if (nearest.is_null()) return "-";
   const auto mean = number(nearest.at("mean"));
   const auto error = number(nearest.at("standard_error"));
   return mean == 0 && error == 0 ? "0" : message(fixed(mean, 3), " +- ", fixed(error, 3));
 }
 
-void print_runs(const std::vector<Run>& runs) {
-  const Run& first = runs.front();
+void print_runs(const std::vector<FinishedRun>& runs) {
+  const FinishedRun& first = runs.front();
   Table table{{"run", "time", "tokens/s", "speed-up", "held-out loss", "token frequencies",
                "leak, dense", "leak, as trained"}};
-  for (const Run& run : runs) {
+  for (const FinishedRun& run : runs) {
     table.push_back({run.name, fixed(run.summary.seconds(), 0, " s"),
                      fixed(run.summary.tokens() / run.summary.seconds(), 0),
                      fixed(first.summary.seconds() / run.summary.seconds(), 2, "x"),
@@ -121,7 +121,7 @@ void print_runs(const std::vector<Run>& runs) {
 
 /// The held-out loss that a run had after that many seconds, with dense attention: on the line
 /// between the evaluations around it; NaN where there is none on one side.
-double loss_at(const Run& run, double seconds) {
+double loss_at(const FinishedRun& run, double seconds) {
   const std::vector<run::EvalMetrics>& evals = run.evals;
   for (size_t i = 1; i < evals.size(); ++i) {
     const double before = evals[i - 1].seconds, after = evals[i].seconds;
@@ -135,12 +135,13 @@ double loss_at(const Run& run, double seconds) {
 /// How much higher the loss of `run` is than that of `other` on the same held-out sequences, with
 /// the standard error of the pairs; NaN where `lighthouse eval` has not measured both on two or
 /// more.
-eval::Estimate paired_difference(const Run& run, const Run& other) {
-  const auto losses = [](const Run& of) {
-    return of.evaluation.is_null() ? json::array()
-                                   : of.evaluation.value("of_sequences_dense", json::array());
+eval::Estimate paired_difference(const FinishedRun& run, const FinishedRun& other) {
+  const auto losses = [](const FinishedRun& of) {
+    return of.evaluation.is_null()
+               ? nlohmann::json::array()
+               : of.evaluation.value("of_sequences_dense", nlohmann::json::array());
   };
-  const json ours = losses(run), theirs = losses(other);
+  const nlohmann::json ours = losses(run), theirs = losses(other);
   const auto count = static_cast<double>(ours.size());
   if (ours.size() < 2 || ours.size() != theirs.size()) return {std::nan(""), std::nan("")};
   double sum = 0, squares = 0;
@@ -154,11 +155,11 @@ eval::Estimate paired_difference(const Run& run, const Run& other) {
 
 /// Says in words which run is better: no figure is left to the reader's goodwill. Where both were
 /// measured on the same sequences, a difference below two standard errors is none.
-void print_verdict(const std::vector<Run>& runs) {
-  const Run& first = runs.front();
+void print_verdict(const std::vector<FinishedRun>& runs) {
+  const FinishedRun& first = runs.front();
   std::cout << '\n';
   for (size_t i = 1; i < runs.size(); ++i) {
-    const Run& run = runs[i];
+    const FinishedRun& run = runs[i];
     const double loss = run.summary.final_loss(), other = first.summary.final_loss();
     const double difference = loss - other;
     std::cout << run.name << " took "
@@ -199,9 +200,9 @@ void print_verdict(const std::vector<Run>& runs) {
 }
 
 /// All of it, for other programs and for the picture.
-std::string to_json(const std::vector<Run>& runs) {
+std::string to_json(const std::vector<FinishedRun>& runs) {
   ordered_json all = ordered_json::array();
-  for (const Run& run : runs) {
+  for (const FinishedRun& run : runs) {
     const double seconds = run.summary.seconds();
     ordered_json figures{{"name", run.name},
                          {"seconds", seconds},
@@ -222,15 +223,15 @@ std::string to_json(const std::vector<Run>& runs) {
   return ordered_json{{"runs", all}}.dump(2) + '\n';
 }
 
-struct Options {
+struct CompareOptions {
   std::vector<std::string> runs;
   std::string json;
   std::string picture;
 };
 
-void compare(const Options& options) {
+void compare(const CompareOptions& options) {
   const Output json_file(options.json), picture(options.picture);
-  const std::vector<Run> runs = read_runs(options.runs);
+  const std::vector<FinishedRun> runs = read_runs(options.runs);
   print_stages(runs);
   print_runs(runs);
   print_verdict(runs);
@@ -245,7 +246,7 @@ void compare(const Options& options) {
 
 void add_compare(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("compare", "Compare finished runs: time, loss, leak");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<CompareOptions>();
   verb->add_option("RUN", options->runs, "run folders; the others are compared with the first")
       ->check(not_empty())
       ->required()

@@ -10,6 +10,8 @@
 
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/output_file.h"
+#include "apps/lighthouse/rank.h"
+#include "apps/lighthouse/ranks.h"
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
@@ -26,8 +28,9 @@ using io::print_table;
 using io::Table;
 using nlohmann::ordered_json;
 
-struct Options {
+struct EvalOptions {
   RunOptions run;
+  ParallelOptions parallel;
   std::vector<std::string> data;
   int64_t sequences = 8;
   int64_t cuts = 4;
@@ -50,19 +53,22 @@ std::string cell(const eval::Estimate& estimate, int digits) {
   return fixed(estimate.mean, digits) + " +- " + fixed(estimate.standard_error, digits);
 }
 
-void print_bins(const char* heading, const std::vector<eval::Bin>& dense,
+void print_bins(std::ostream& out, const char* heading, const std::vector<eval::Bin>& dense,
                 const std::vector<eval::Bin>& trained, int digits) {
   Table table{{heading, "dense", "as trained"}};
   for (size_t i = 0; i < dense.size(); ++i) {
     table.push_back({message(dense[i].first, " to ", dense[i].last),
                      cell(dense[i].estimate, digits), cell(trained[i].estimate, digits)});
   }
-  print_table(std::cout, table, 1);
+  print_table(out, table, 1);
 }
 
-void eval_run(const Options& options) {
-  const Output json(options.json);
-  Run run = open_run(options.run);
+void eval_run(const EvalOptions& options, distributed::Rendezvous& rendezvous) {
+  const distributed::Launch& launch = rendezvous.launch();
+  std::ostream& out = of_first(launch, std::cout);
+  const Output json(launch.rank == 0 ? options.json : "");
+  Run run = open_run(options.run, of_first(launch, std::cerr));
+  options.parallel.set(run.recipe, launch);
   if (!options.data.empty()) run.recipe.data.path = options.data;
   const run::Recipe& recipe = run.recipe;
   const auto corpus = data::Corpus::read(recipe.data, data::read_file_list(run.folder.data()));
@@ -71,13 +77,14 @@ void eval_run(const Options& options) {
                  "fingerprint ",
                  corpus.fingerprint(), ", not ", run.checkpoint.corpus);
 
-  const auto model = load_model(run, options.device);
+  Rank rank = connect(rendezvous, run, options.device);
+  const auto model = load_model(run, rank);
   const run::StageRecipe& stage = stage_as_trained(recipe);
   const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
                                               recipe.model.vocab_size);
 
   const auto loss = [&](bool as_trained) {
-    return eval::held_out_loss(*model, batches, as_trained);
+    return eval::held_out_loss(*model, batches, as_trained, {}, rank.mesh);
   };
   const eval::HeldOutLoss dense = loss(false);
   const nn::Mode attention = run::computed_attention(stage);
@@ -85,31 +92,31 @@ void eval_run(const Options& options) {
   const eval::HeldOutLoss trained = differs ? loss(true) : dense;
   const double bytes =
       eval::token_frequency_loss(corpus.train(), corpus.held_out(), recipe.model.vocab_size);
-  std::cout << "checkpoint " << run.path.string() << ", " << batches.size()
-            << " held-out sequences of " << stage.context << " tokens; as trained: stage "
-            << stage.name << ", " << run::attention_name(attention, run::pieces_of(stage))
-            << "\n\n";
-  print_table(std::cout,
+  out << "checkpoint " << run.path.string() << ", " << batches.size() << " held-out sequences of "
+      << stage.context << " tokens; as trained: stage " << stage.name << ", "
+      << run::attention_name(attention, run::pieces_of(stage)) << "\n\n";
+  print_table(out,
               {{"loss on held-out text", "nats per token"},
                {"dense", cell(dense.all, 4)},
                {"as trained", cell(trained.all, 4)},
                {"token frequencies alone", fixed(bytes, 4)}},
               1);
-  std::cout << '\n';
-  print_bins("loss by position", dense.by_position, trained.by_position, 4);
+  out << '\n';
+  print_bins(out, "loss by position", dense.by_position, trained.by_position, 4);
   std::vector<eval::Bin> leak_dense, leak_trained;
   if (options.cuts > 0) {
-    std::cout
-        << "\nleak: rise of the loss before a cut after which all inputs are replaced, nats:\n"
+    out << "\nleak: rise of the loss before a cut after which all inputs are replaced, nats:\n"
         << std::flush;
     const auto leak = [&](bool as_trained) {
-      return eval::selection_leak(*model, batches, options.cuts, recipe.run.seed, as_trained);
+      return eval::selection_leak(*model, batches, options.cuts, recipe.run.seed, as_trained,
+                                  rank.mesh);
     };
     leak_dense = leak(false);
     leak_trained = differs ? leak(true) : leak_dense;
-    print_bins("distance before the cut", leak_dense, leak_trained, 5);
+    print_bins(out, "distance before the cut", leak_dense, leak_trained, 5);
   }
 
+  rank.close();
   if (!json) return;
   const ordered_json all{{"held_out_dense", dense.all.mean},
                          {"held_out_dense_standard_error", dense.all.standard_error},
@@ -130,8 +137,9 @@ void eval_run(const Options& options) {
 void add_eval(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "eval", "Measure a run's loss on held-out text, and how much the selection leaks");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<EvalOptions>();
   options->run.add_to(*verb);
+  options->parallel.add_to(*verb);
   verb->add_option("--data", options->data,
                    "where the run's data is now, if not at data.path; repeat it for several paths")
       ->check(not_empty())
@@ -148,7 +156,9 @@ void add_eval(CLI::App& app) {
   verb->add_option("--json", options->json,
                    "also write all figures to this file; - is standard output")
       ->check(output_file());
-  verb->callback([options] { eval_run(*options); });
+  verb->callback([options] {
+    as_rank([&](distributed::Rendezvous& rendezvous) { eval_run(*options, rendezvous); });
+  });
 }
 
 }  // namespace lighthouse::app

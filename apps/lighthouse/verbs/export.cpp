@@ -29,7 +29,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Options {
+struct ExportOptions {
   RunOptions run;
   std::string folder;
   std::string dtype = "float32";
@@ -150,11 +150,11 @@ std::map<std::string, at::Tensor> in_type(std::map<std::string, at::Tensor> tens
   return tensors;
 }
 
-void export_run(const Options& options) {
+void export_run(const ExportOptions& options) {
   check_argument(!fs::exists(options.folder) || fs::is_empty(options.folder), "DIR is '",
                  options.folder, "', which is not empty; it must be new");
   const at::ScalarType type = run::scalar_type(parse_word<run::Dtype>(options.dtype, "--dtype"));
-  const auto [run, recipe, path, checkpoint] = open_run(options.run);
+  const auto [run, recipe, path, checkpoint] = open_run(options.run, std::cerr);
   const std::vector<Done> done = stages_done(recipe, checkpoint);
   const fs::path base = base_of(run, recipe.init_from);
   int64_t context = base.empty() ? recipe.stages.front().context : model::context_of_base(base);
@@ -191,7 +191,7 @@ void export_run(const Options& options) {
 void add_export(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "export", "Write a run's model as a folder that Hugging Face's from_pretrained loads");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ExportOptions>();
   options->run.add_to(*verb);
   verb->add_option("DIR", options->folder, "folder to write, new or empty")
       ->check(not_empty())

@@ -11,6 +11,8 @@
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/picture.h"
+#include "apps/lighthouse/rank.h"
+#include "apps/lighthouse/ranks.h"
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
@@ -23,8 +25,9 @@ using io::fixed;
 using io::print_table;
 using io::Table;
 
-struct Options {
+struct PasskeyOptions {
   RunOptions run;
+  ParallelOptions parallel;
   std::vector<int64_t> contexts;
   std::vector<double> depths{0, 15, 30, 50, 70, 85, 100};  ///< per cent
   int64_t trials = 10;
@@ -46,16 +49,21 @@ std::vector<int64_t> default_contexts(const run::Recipe& recipe) {
   return contexts.empty() ? std::vector{kShortest} : contexts;
 }
 
-void passkey(const Options& options) {
-  const Output json(options.json), picture(options.picture);
-  const Run run = open_run(options.run);
-  const auto model = load_model(run, options.device);
+void passkey(const PasskeyOptions& options, distributed::Rendezvous& rendezvous) {
+  const distributed::Launch& launch = rendezvous.launch();
+  std::ostream& out = of_first(launch, std::cout);
+  const bool is_first = launch.rank == 0;
+  const Output json(is_first ? options.json : ""), picture(is_first ? options.picture : "");
+  Run run = open_run(options.run, of_first(launch, std::cerr));
+  options.parallel.set(run.recipe, launch);
+  Rank rank = connect(rendezvous, run, options.device);
+  const auto model = load_model(run, rank);
   const std::vector<int64_t> contexts =
       options.contexts.empty() ? default_contexts(run.recipe) : options.contexts;
   for (const int64_t context : contexts) eval::passkey_prompt({context, 0, 1}, 0);  // or it throws
-  std::cout << "checkpoint " << run.path.string() << ", "
-            << (options.as_trained ? "as trained" : "dense") << ", " << options.trials
-            << " trials a cell, seed " << options.seed << "; chance is 10 %\n\n";
+  out << "checkpoint " << run.path.string() << ", " << (options.as_trained ? "as trained" : "dense")
+      << ", " << options.trials << " trials a cell, seed " << options.seed
+      << "; chance is 10 %\n\n";
 
   Table table{{"context"}};
   for (const double depth : options.depths) table[0].push_back(fixed(depth, 0, " %"));
@@ -63,12 +71,12 @@ void passkey(const Options& options) {
   nlohmann::ordered_json cells = nlohmann::ordered_json::array();
   int64_t found = 0;
   for (const int64_t context : contexts) {
-    std::cerr << "context " << context << " ...\n";
+    of_first(launch, std::cerr) << "context " << context << " ...\n";
     std::vector<std::string> row{std::to_string(context)};
     int64_t of_context = 0;
     for (const double depth : options.depths) {
       const eval::PasskeyTask task{context, depth / 100, options.trials, options.seed};
-      const int64_t of_cell = eval::passkeys_found(*model, task, options.as_trained);
+      const int64_t of_cell = eval::passkeys_found(*model, task, options.as_trained, rank.mesh);
       of_context += of_cell;
       row.push_back(message(of_cell, "/", options.trials));
       cells.push_back({{"context", context}, {"depth", depth}, {"found", of_cell}});
@@ -78,12 +86,12 @@ void passkey(const Options& options) {
     table.push_back(row);
     found += of_context;
   }
-  print_table(std::cout, table);
+  print_table(out, table);
   const double all = static_cast<double>(cells.size()) * static_cast<double>(options.trials);
   const double share = static_cast<double>(found) / all;
-  std::cout << "\npasskeys found: " << fixed(100 * share, 1) << " % +- "
-            << fixed(100 * std::sqrt(share * (1 - share) / all), 1) << " % of " << fixed(all, 0)
-            << '\n';
+  out << "\npasskeys found: " << fixed(100 * share, 1) << " % +- "
+      << fixed(100 * std::sqrt(share * (1 - share) / all), 1) << " % of " << fixed(all, 0) << '\n';
+  rank.close();
 
   const nlohmann::ordered_json all_figures{{"as_trained", options.as_trained},
                                            {"seed", options.seed},
@@ -100,8 +108,9 @@ void passkey(const Options& options) {
 void add_passkey(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "passkey", "Hide a digit in long prompts and ask a run's byte-level model for it");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<PasskeyOptions>();
   options->run.add_to(*verb);
+  options->parallel.add_to(*verb);
   verb->add_option("--contexts", options->contexts,
                    "prompt lengths in tokens; default: 1/8, 1/4, 1/2 and all of the run's longest "
                    "context")
@@ -128,7 +137,9 @@ void add_passkey(CLI::App& app) {
   verb->add_option("--plot", options->picture,
                    "also draw a heat map; a .png, .svg or .pdf file, - is standard output")
       ->check(picture_file());
-  verb->callback([options] { passkey(*options); });
+  verb->callback([options] {
+    as_rank([&](distributed::Rendezvous& rendezvous) { passkey(*options, rendezvous); });
+  });
 }
 
 }  // namespace lighthouse::app

@@ -12,7 +12,7 @@
 namespace lighthouse::app {
 namespace {
 
-struct Options {
+struct PlotOptions {
   std::vector<std::string> runs;
   std::string picture = "runs.svg";
   bool log_x = false;
@@ -21,7 +21,7 @@ struct Options {
   bool no_raw = false;
 };
 
-void plot(const Options& options) {
+void plot(const PlotOptions& options) {
   const Output picture(options.picture);
   std::vector<std::string> arguments;
   if (options.log_x) arguments.emplace_back("--log-x");
@@ -39,7 +39,7 @@ void plot(const Options& options) {
 void add_plot(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "plot", "Plot finished and unfinished runs: loss by tokens and by time, throughput, memory");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<PlotOptions>();
   verb->add_option("RUN", options->runs,
                    "run folders; or one file that compare or passkey wrote with --json")
       ->check(not_empty())

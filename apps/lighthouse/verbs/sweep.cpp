@@ -36,7 +36,7 @@ using io::Table;
 
 namespace fs = std::filesystem;
 
-struct Options {
+struct SweepOptions {
   RecipeOptions recipe;
   std::vector<std::string> vary;
   std::string out;
@@ -95,7 +95,7 @@ std::string without_folder(run::Recipe recipe) {
 
 /// Every combination of the axes' values, the last axis fastest. All recipes are read before the
 /// first run begins.
-std::vector<Point> grid(const Options& options, const std::vector<Axis>& axes) {
+std::vector<Point> grid(const SweepOptions& options, const std::vector<Axis>& axes) {
   std::vector<Point> points(1);
   std::set<std::string> names;
   std::map<std::string, std::string> recipes;
@@ -163,7 +163,7 @@ std::string train_point(const Point& point) {
   return failure;
 }
 
-void sweep(const Options& options) {
+void sweep(const SweepOptions& options) {
   const int64_t processes = distributed::read_launch(std::getenv).size;
   check_argument(processes == 1, "sweep was started in ", processes,
                  " processes; it runs in one: leave out torchrun, srun or mpirun");
@@ -233,7 +233,7 @@ void sweep(const Options& options) {
 void add_sweep(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "sweep", "Train a recipe over a grid of settings, and compare time and held-out loss");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<SweepOptions>();
   options->recipe.add_to(*verb);
   verb->add_option("--vary", options->vary,
                    "KEY=A,B,...: values of a key of the recipe, like "

@@ -2,23 +2,26 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include "apps/lighthouse/checks.h"
+#include "apps/lighthouse/rank.h"
+#include "apps/lighthouse/ranks.h"
 #include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/terminal.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"
 #include "lighthouse/distributed/connect.h"
 #include "lighthouse/run/run_folder.h"
-#include "lighthouse/train/device.h"
 
 namespace lighthouse::app {
 namespace {
 
-struct Options {
+struct TrainOptions {
   RecipeOptions recipe;
   std::string out;
   bool resume = false;
@@ -28,19 +31,22 @@ struct Options {
   bool dry_run = false;
 };
 
-/// Meets the other processes of a launch, on this one's GPU where the recipe's device is one.
-distributed::World connect_ranks(const distributed::Launch& launch, const run::Recipe& recipe) {
-  train::find_device(recipe.run.device, "run.device");  // one that is none is named as the recipe's
-  const at::Device device = distributed::device_of(launch, at::Device(recipe.run.device));
-  return distributed::connect(launch, {.device = device});
+/// What a launcher starts once more goes on with what it began before, which its command does not
+/// say.
+void go_on(train::Start& start, const run::RunFolder& folder, const distributed::World& world,
+           std::ostream& out) {
+  std::error_code error;
+  const bool has_begun = world.is_first() && std::filesystem::exists(folder.path(), error) &&
+                         !std::filesystem::is_empty(folder.path(), error);
+  if (!world.any(has_begun)) return;
+  out << "started again by its launcher: the run goes on\n";
+  start = {.resume = true, .force = start.force};
 }
 
-void run(const Options& options) {
+void run(const TrainOptions& options, distributed::Rendezvous& rendezvous) {
   run::Recipe recipe = options.recipe.read();
   if (!options.out.empty()) recipe.run.out = options.out;
-  const distributed::Launch launch = distributed::read_launch(std::getenv);
-  std::ostream nowhere(nullptr);
-  std::ostream& out = launch.rank == 0 ? std::cout : nowhere;
+  std::ostream& out = of_first(rendezvous.launch(), std::cout);
   run::print(out, recipe);
   if (options.dry_run) return;
 
@@ -51,10 +57,12 @@ void run(const Options& options) {
   start.force = options.force;
   if (!options.resume_from.empty()) start.from = options.resume_from;
   if (!options.branch_from.empty()) start.branch = options.branch_from;
-  distributed::World world = connect_ranks(launch, recipe);
+  distributed::World world =
+      connect_world(rendezvous, recipe.run.device, "run.device", recipe.parallel);
+  const run::RunFolder folder(recipe.run.out);
+  if (distributed::is_restart(std::getenv)) go_on(start, folder, world, out);
   const int signal = train::train(recipe, start, out, is_terminal(), train::steady_seconds, world);
   world.close();
-  const run::RunFolder folder(recipe.run.out);
   if (signal != 0) {
     out << "stopped, with a checkpoint in " << folder.checkpoints().string()
         << "; to resume:\n  lighthouse train " << folder.recipe().string() << " --resume\n";
@@ -70,7 +78,7 @@ void run(const Options& options) {
 void add_train(CLI::App& app) {
   CLI::App* verb =
       app.add_subcommand("train", "Train a model as a recipe describes, stage by stage");
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<TrainOptions>();
   options->recipe.add_to(*verb);
   verb->add_option("--out", options->out, "run folder; overrides run.out")->check(not_empty());
   CLI::Option* branch =
@@ -91,7 +99,9 @@ void add_train(CLI::App& app) {
                  "resume even if the recipe has changed; RUN/forced.jsonl records the changes");
   verb->add_flag("--dry-run", options->dry_run, "print what would run, without running it");
   verb->footer("Keys of a recipe, their defaults and meaning:\n" + run::describe_fields());
-  verb->callback([options] { run(*options); });
+  verb->callback([options] {
+    as_rank([&](distributed::Rendezvous& rendezvous) { run(*options, rendezvous); });
+  });
 }
 
 }  // namespace lighthouse::app

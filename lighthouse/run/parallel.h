@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+
+#include "lighthouse/distributed/attention.h"
+#include "lighthouse/distributed/choose_exchange.h"
+#include "lighthouse/distributed/world.h"
+#include "lighthouse/run/recipe.h"
+
+/// How several ranks run a recipe.
+namespace lighthouse::run {
+
+/// The exchange of the stage's attention where ranks share its sequences, and why it is that one.
+distributed::ChosenExchange exchange_of(const Recipe& recipe, const StageRecipe& stage);
+
+/// The ranks that share the stage's sequences, as its attention takes them: zigzag, whatever the
+/// exchange.
+distributed::Context context_of(const Recipe& recipe, const StageRecipe& stage,
+                                const distributed::World& context);
+
+/// Throws std::invalid_argument unless ranks can share the stage's sequences as the recipe says.
+void validate_parallel(const Recipe& recipe, const StageRecipe& stage);
+
+/// Throws std::invalid_argument unless so many ranks can run the recipe, which `validate` passes.
+void check_ranks(const Recipe& recipe, int64_t ranks);
+
+}  // namespace lighthouse::run
