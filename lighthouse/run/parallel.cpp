@@ -10,11 +10,31 @@ namespace lighthouse::run {
 
 using distributed::Exchange;
 
+namespace {
+
+/// Why the 2 W chunks of a sequence cannot select by themselves; empty where they can, or need not.
+std::string why_not_by_chunks(const Recipe& recipe, const StageRecipe& stage) {
+  const int64_t chunks = 2 * recipe.parallel.context;
+  if (computed_attention(stage) != nn::Mode::kLighthouse) return "";
+  if (stage.config.budget % chunks != 0) {
+    return message("budget is ", stage.config.budget, ", not a multiple of ", chunks);
+  }
+  return lighthouse::dense_because(stage.context / chunks,
+                                   distributed::chunk_config(stage.config, chunks / 2));
+}
+
+}  // namespace
+
 distributed::ChosenExchange exchange_of(const Recipe& recipe, const StageRecipe& stage) {
   const int64_t gathered = rows_of(stage);
   return distributed::choose_exchange(
-      recipe.parallel.exchange, recipe.parallel.context, recipe.model.num_attention_heads,
-      recipe.model.num_key_value_heads, gathered > 0 ? gathered : stage.context);
+      recipe.parallel.exchange,
+      {.ranks = recipe.parallel.context,
+       .heads = recipe.model.num_attention_heads,
+       .groups = recipe.model.num_key_value_heads,
+       .rows = gathered > 0 ? gathered : stage.context,
+       .has_pieces = computed_attention(stage) != nn::Mode::kDense && stage.config.local > 0,
+       .by_chunks = why_not_by_chunks(recipe, stage).empty()});
 }
 
 distributed::Context context_of(const Recipe& recipe, const StageRecipe& stage,

@@ -51,6 +51,20 @@ TEST(Parallel, AutoGoesByTheRowsOfTheStage) {
   EXPECT_EQ(exchange_of(r, r.stages[0]).exchange, Exchange::kRing);
 }
 
+TEST(Parallel, AutoSharesPiecesByChunksWhereTheseCanSelect) {
+  Recipe r = recipe(2);
+  StageRecipe& stage = r.stages[0];
+  stage.config.local = 64;
+  EXPECT_EQ(exchange_of(r, stage).exchange, Exchange::kGather);
+  stage.attention = nn::Mode::kLocal;
+  EXPECT_EQ(exchange_of(r, stage).exchange, Exchange::kGather);
+  stage.attention = nn::Mode::kLighthouse;
+  stage.config.budget = 46;  // of four chunks, and not to be divided
+  stage.config.tile_budget = 2;
+  EXPECT_EQ(exchange_of(r, stage).exchange, Exchange::kHeads);
+  EXPECT_NO_THROW(r.validate());
+}
+
 TEST(Parallel, ALengthThatRanksCannotDivideIsRefused) {
   Recipe r = recipe(4);
   EXPECT_NO_THROW(r.validate());
