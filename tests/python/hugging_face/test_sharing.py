@@ -1,6 +1,8 @@
 """Wrapped models whose sequences several processes share: the losses, gradients and keys of one process."""
 
+import copy
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from torch.distributed.tensor.experimental import context_parallel
 from transformers import DynamicCache
 
 from conftest import PIECES
-from families import ALTERNATING, TOKENS, make_model, make_tokens
+from families import ALTERNATING, FAMILIES, TOKENS, loss_and_gradients, make_model, make_tokens
 from lighthouse_attention import UnsupportedError, dense_loss, set_mode, unwrap, wrap
 from lighthouse_attention.context import positions, shard
 from processes import ON_GPUS, run
@@ -250,15 +252,38 @@ def test_arguments_without_a_group() -> None:
         wrap(make_model("Llama"), PIECES, context_group="world")  # type: ignore[arg-type]
 
 
-def test_compiles_once_the_layout_is_known(tmp_path: Path) -> None:
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Any]:
+    """A group of this process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        model, part = make_model("Qwen3", num_hidden_layers=1), shard(make_tokens())
-        wrap(model, PIECES, context_group=dist.group.WORLD)
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        expected = model(**part).logits
-        assert torch.equal(compiled(**part).logits, expected)
-        with pytest.raises(RuntimeError, match="position_ids of rank 0 are not those of its tokens, 0-255"):
-            compiled(**{**part, "position_ids": part["position_ids"] + 1})
-    finally:
-        dist.destroy_process_group()
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_every_family_shares(alone: Any) -> None:
+    """A process that shares with nobody computes what it does without a group; so does a copy."""
+    tokens = make_tokens(1)
+    part = shard(tokens)
+    for family in FAMILIES.keys() - {"Gemma3"}:  # has windows, and is refused
+        plain, model = make_model(family), make_model(family)
+        wrap(plain, PIECES)
+        wrap(model, PIECES, context_group=alone)
+        expected, gradients = loss_and_gradients(plain, tokens)
+        for each in (model, copy.deepcopy(model)):
+            found = each(**part)
+            found.loss.backward()
+            torch.testing.assert_close(found.logits, expected)
+            for name, parameter in each.named_parameters():
+                torch.testing.assert_close(parameter.grad, gradients[name])
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(**part).logits, plain.eval()(input_ids=tokens).logits)
+
+
+def test_compiles_once_the_layout_is_known(alone: Any) -> None:
+    model, part = make_model("Qwen3", num_hidden_layers=1), shard(make_tokens())
+    wrap(model, PIECES, context_group=alone)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = model(**part).logits
+    assert torch.equal(compiled(**part).logits, expected)
+    with pytest.raises(RuntimeError, match="position_ids of rank 0 are not those of its tokens, 0-255"):
+        compiled(**{**part, "position_ids": part["position_ids"] + 1})
