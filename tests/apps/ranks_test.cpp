@@ -225,7 +225,8 @@ TEST_F(RanksProcessTest, PointToTheOneThatFails) {
 
 TEST_F(RanksProcessTest, EndWhereTheDiskIsFull) {
   write_recipe(4, 2);
-  const Ranks ranks = start({.size = 2, .largest_file = 20'000});
+  // Room for the text, which is at most 40 kB, and not for the 12880 weights of the model.
+  const Ranks ranks = start({.size = 2, .largest_file = 48'000});
   EXPECT_EQ(wait(ranks), Statuses(2, 2));
   EXPECT_NE(said(0).find("WARNING: the checkpoint after step 1 could not be written"),
             std::string::npos)
