@@ -1,5 +1,3 @@
-#include <arpa/inet.h>
-#include <sys/socket.h>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <map>
@@ -8,25 +6,12 @@
 #include "lighthouse/core/check.h"
 #include "lighthouse/distributed/connect.h"
 #include "lighthouse/run/metrics.h"
-#include "tests/apps/process.h"
+#include "tests/apps/ranks.h"
 
 namespace lighthouse::app {
 namespace {
 
 using run::read_metrics;
-
-/// A port of this host on which nothing listens.
-int free_port() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  ::bind(fd, reinterpret_cast<sockaddr*>(&address), size);
-  ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  ::close(fd);
-  return ntohs(address.sin_port);
-}
 
 /// Several processes of `lighthouse train`, started as a launcher does.
 class RanksProcessTest : public ProcessTest {
