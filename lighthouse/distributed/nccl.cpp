@@ -14,6 +14,8 @@ c10::intrusive_ptr<c10d::Backend> make_nccl(const c10::intrusive_ptr<c10d::Store
   // that nobody has asked for, before it ends the process.
   setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0", /*overwrite=*/0);
   setenv("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000", /*overwrite=*/0);
+  // Sums in the switch (multicast) have other bits from call to call.
+  setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
   auto nccl = c10d::ProcessGroupNCCL::Options::create();
   nccl->timeout = options.timeout;
   nccl->group_name = name;

@@ -124,7 +124,8 @@ void Trainer::resume(const fs::path& path, bool force) {
   }
   if (checkpoint.ranks != world_.size()) {
     progress_.say(message("the checkpoint was made by ", checkpoint.ranks, " ranks, this run has ",
-                          world_.size(), ": results will differ in the last bits"));
+                          world_.size(), ": results will differ in the last bits, and by what ",
+                          "chunks select where the exchange is gather or ring"));
   }
 }
 
