@@ -3,12 +3,21 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 
+#include <cstdlib>
 #include <exception>
 #include <thread>
 
 #include "lighthouse/distributed/group.h"
 
 namespace lighthouse::testing {
+namespace {
+
+// PyTorch's flight recorder adds each group to a map without a lock: to it, ranks are processes. It
+// reads its size when it is first used.
+[[maybe_unused]] const bool kNoFlightRecorder =
+    ::setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/1) == 0;
+
+}  // namespace
 
 void run_ranks(int64_t size, const std::function<void(const distributed::World&)>& act) {
   c10d::set_thread_isolation_mode(true);  // each thread finds its own groups
