@@ -3,11 +3,14 @@
 #include <c10/util/Logging.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <string>
+#include <thread>
 
 #include "apps/lighthouse/verbs.h"
 
@@ -21,8 +24,13 @@ void leave_out_logs() {
   if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
 }
 
-/// Has one rank alone say what the ranks fail by.
+/// Has one rank alone say what the ranks fail by. Of two threads that fail, the first does.
 void end(const std::exception_ptr& error) {
+  static std::atomic_flag ends;
+  if (ends.test_and_set()) {
+    std::this_thread::sleep_for(std::chrono::minutes(1));  // longer than the other one takes
+    std::_Exit(kUnusable);
+  }
   // A launcher that has seen another rank end asks this one to end, which may have more to say.
   std::signal(SIGTERM, SIG_IGN);
   leave_out_logs();

@@ -81,12 +81,13 @@ const run::StageRecipe& stage_as_trained(const run::Recipe& recipe) {
   return recipe.stages.back();
 }
 
-Rank connect(distributed::Rendezvous& rendezvous, const Run& run, const std::string& device) {
+Rank connect(distributed::Rendezvous& rendezvous, const Run& run, const std::string& device,
+             train::Facts options) {
   const bool is_own = device.empty();
   // A run that goes on makes new checkpoints meanwhile.
+  options.emplace_back("the checkpoint", run.path.filename().string());
   return connect(rendezvous, is_own ? run.recipe.run.device : device,
-                 is_own ? "run.device of the recipe" : "--device", run.recipe,
-                 {{"the checkpoint", run.path.filename().string()}});
+                 is_own ? "run.device of the recipe" : "--device", run.recipe, options);
 }
 
 std::shared_ptr<model::LanguageModel> load_model(const Run& run, const Rank& rank) {

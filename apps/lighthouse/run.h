@@ -50,7 +50,9 @@ Run open_run(const RunOptions& options, std::ostream& notes);
 /// Meets the other ranks to work on a run.
 /// @param device in place of the recipe's; empty: the recipe's
 /// @throws std::invalid_argument where they found other checkpoints, besides what `connect` throws
-Rank connect(distributed::Rendezvous& rendezvous, const Run& run, const std::string& device);
+/// @param options of the verb, in which ranks must agree
+Rank connect(distributed::Rendezvous& rendezvous, const Run& run, const std::string& device,
+             train::Facts options);
 
 /// The stage whose attention "as trained" is: the last that is not dense, or the last of all where
 /// there is none.

@@ -14,6 +14,7 @@ ChosenExchange choose_exchange(ExchangeChoice asked, const Sharing& sharing) {
     return {Exchange::kHeads, message(ranks, " ranks divide the ", heads,
                                       " heads, and the result is that of one process")};
   }
+  if (for_pieces && rows == 0) return {Exchange::kRing, "pieces alone exchange nothing"};
   const int64_t hidden_from = 2750 * ranks * groups / heads;
   const std::string no_heads =
       for_pieces ? "pieces then need no exchange, and "

@@ -9,7 +9,7 @@ namespace lighthouse::distributed {
 
 /// The exchange that a user asks for.
 enum class ExchangeChoice {
-  kAuto,  ///< the fastest that these ranks can do
+  kAuto,  ///< as choose_exchange decides
   kHeads,
   kGather,
   kRing,
@@ -32,7 +32,7 @@ struct ChosenExchange {
 struct Sharing {
   int64_t ranks;            ///< W
   int64_t heads, groups;    ///< H of the queries, G of keys and values
-  int64_t rows;             ///< of the whole sequence that attention attends to
+  int64_t rows;             ///< of the whole sequence that attention attends to; 0 for pieces alone
   bool has_pieces = false;  ///< attention inside local pieces, alone or beside Lighthouse
   bool by_chunks = true;    ///< 2 W chunks can select, and attend inside pieces, by themselves
 };

@@ -89,7 +89,7 @@ void Failures::linger(const std::exception_ptr& error) const {
   if (describe(error).is_of_peers) std::this_thread::sleep_for(patience_);
   const auto wait = [*this] {
     store_->add("left", 1);
-    const auto all = [&] { return store_->add("left", 0) == launch_.size; };
+    const auto all = [&] { return store_->add("left", 0) >= launch_.size; };
     if (launch_.rank == 0 && !launch_.is_served) becomes_true(all, 2 * patience_);
     return std::string();
   };
@@ -125,7 +125,7 @@ std::string Failures::of_own(const std::string& what) const {
 std::string Failures::of_peers(const std::string& what) const {
   const bool is_first = launch_.rank == 0;
   if (is_first) {
-    const auto all = [&] { return store_->add("ended", 0) == launch_.size; };
+    const auto all = [&] { return store_->add("ended", 0) >= launch_.size; };
     becomes_true([&] { return is_there_one() || all(); }, patience_);
   } else if (becomes_true([&] { return is_there_one() || has("told"); }, 2 * patience_)) {
     return "";

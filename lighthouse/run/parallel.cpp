@@ -26,14 +26,14 @@ std::string why_not_by_chunks(const Recipe& recipe, const StageRecipe& stage) {
 }  // namespace
 
 distributed::ChosenExchange exchange_of(const Recipe& recipe, const StageRecipe& stage) {
-  const int64_t gathered = rows_of(stage);
+  const nn::Mode attention = computed_attention(stage);
   return distributed::choose_exchange(
       recipe.parallel.exchange,
       {.ranks = recipe.parallel.context,
        .heads = recipe.model.num_attention_heads,
        .groups = recipe.model.num_key_value_heads,
-       .rows = gathered > 0 ? gathered : stage.context,
-       .has_pieces = computed_attention(stage) != nn::Mode::kDense && stage.config.local > 0,
+       .rows = attention == nn::Mode::kDense ? stage.context : rows_of(stage),
+       .has_pieces = attention != nn::Mode::kDense && stage.config.local > 0,
        .by_chunks = why_not_by_chunks(recipe, stage).empty()});
 }
 

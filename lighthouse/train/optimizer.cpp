@@ -33,6 +33,7 @@ AdamW::AdamW(model::LanguageModel& model, const run::OptimizerRecipe& recipe,
   }
   std::erase_if(groups_, [](const Group& group) { return group.names.empty(); });
   step_ = at::zeros({}, groups_.at(0).parameters[0].options());
+  world_.barrier();  // as in reduce_gradients: a rank may have failed to read its data
   for (Group& group : groups_) {
     if (is_sharded_) {
       this->shard(group, compute);
@@ -155,7 +156,8 @@ double AdamW::clip_gradients() {
     for (const at::Tensor& part : all) norm += part.to(at::kDouble).square().sum().item<double>();
     norm = std::sqrt(world_.sum(norm));
   } else {
-    norm = at::stack(at::_foreach_norm(all)).norm().item<double>();
+    // All must decide alike, and their sums may round differently.
+    norm = world_.max(at::stack(at::_foreach_norm(all)).norm().item<double>());
   }
   if (norm > recipe_.max_grad_norm) at::_foreach_mul_(all, recipe_.max_grad_norm / norm);
   return norm;

@@ -33,8 +33,7 @@ class AdamW {
   void collect_gradients();
 
   /// Adds up what the ranks have collected. It comes once, after the last `collect_gradients`, and
-  /// not during the backward pass: of a step of half a second it takes 3 ms (268 M parameters over
-  /// NVLink).
+  /// not during the backward pass.
   void reduce_gradients();
 
   /// The 2-norm of all collected gradients together, which are scaled down to max_grad_norm where

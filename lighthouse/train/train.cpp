@@ -83,7 +83,9 @@ int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool
       said << "WARNING: " << warning << '\n';
     }
   });
-  from = world.broadcast(from.string());
+  // Ranks may have the folder in other places.
+  const std::string name = world.broadcast(from.filename().string());
+  if (!name.empty()) from = folder.checkpoints() / name;
   std::optional<run::Checkpoint> begin;
   if (start.branch) {
     begin = run::read_checkpoint(*start.branch);

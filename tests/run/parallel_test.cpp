@@ -57,7 +57,9 @@ TEST(Parallel, AutoSharesPiecesByChunksWhereTheseCanSelect) {
   stage.config.local = 64;
   EXPECT_EQ(exchange_of(r, stage).exchange, Exchange::kGather);
   stage.attention = nn::Mode::kLocal;
-  EXPECT_EQ(exchange_of(r, stage).exchange, Exchange::kGather);
+  stage.context = 1 << 20;
+  EXPECT_EQ(exchange_of(r, stage).because, "pieces alone exchange nothing");
+  stage.context = 1024;
   stage.attention = nn::Mode::kLighthouse;
   stage.config.budget = 46;  // of four chunks, and not to be divided
   stage.config.tile_budget = 2;

@@ -77,7 +77,9 @@ void eval_run(const EvalOptions& options, distributed::Rendezvous& rendezvous) {
                  "fingerprint ",
                  corpus.fingerprint(), ", not ", run.checkpoint.corpus);
 
-  Rank rank = connect(rendezvous, run, options.device);
+  Rank rank = connect(rendezvous, run, options.device,
+                      {{"--sequences", std::to_string(options.sequences)},
+                       {"--cuts", std::to_string(options.cuts)}});
   const auto model = load_model(run, rank);
   const run::StageRecipe& stage = stage_as_trained(recipe);
   const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,

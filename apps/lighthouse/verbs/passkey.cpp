@@ -56,11 +56,22 @@ void passkey(const PasskeyOptions& options, distributed::Rendezvous& rendezvous)
   const Output json(is_first ? options.json : ""), picture(is_first ? options.picture : "");
   Run run = open_run(options.run, of_first(launch, std::cerr));
   options.parallel.set(run.recipe, launch);
-  Rank rank = connect(rendezvous, run, options.device);
+  const nlohmann::json contexts_and_depths{options.contexts, options.depths};
+  Rank rank = connect(rendezvous, run, options.device,
+                      {{"--contexts and --depths", contexts_and_depths.dump()},
+                       {"--trials", std::to_string(options.trials)},
+                       {"--seed", std::to_string(options.seed)},
+                       {"--as-trained", options.as_trained ? "given" : "not given"}});
   const auto model = load_model(run, rank);
   const std::vector<int64_t> contexts =
       options.contexts.empty() ? default_contexts(run.recipe) : options.contexts;
-  for (const int64_t context : contexts) eval::passkey_prompt({context, 0, 1}, 0);  // or it throws
+  const int64_t sharing = rank.mesh.context.size();
+  for (const int64_t context : contexts) {
+    eval::passkey_prompt({context, 0, 1}, 0);  // or it throws
+    check_argument(sharing == 1 || context % (2 * sharing) == 0, "--contexts has ", context, "; ",
+                   sharing, " ranks share each prompt (--parallel-context), so it must be a ",
+                   "multiple of ", 2 * sharing);
+  }
   out << "checkpoint " << run.path.string() << ", " << (options.as_trained ? "as trained" : "dense")
       << ", " << options.trials << " trials a cell, seed " << options.seed
       << "; chance is 10 %\n\n";

@@ -60,7 +60,7 @@ void run(const TrainOptions& options, distributed::Rendezvous& rendezvous) {
   distributed::World world =
       connect_world(rendezvous, recipe.run.device, "run.device", recipe.parallel);
   const run::RunFolder folder(recipe.run.out);
-  if (distributed::is_restart(std::getenv)) go_on(start, folder, world, out);
+  if (world.any(distributed::is_restart(std::getenv))) go_on(start, folder, world, out);
   const int signal = train::train(recipe, start, out, is_terminal(), train::steady_seconds, world);
   world.close();
   if (signal != 0) {
