@@ -67,6 +67,14 @@ TEST_F(ParallelVerbsTest, FiguresAreThoseOfOneProcess) {
   };
   expect_near(figures(shared(eval), true), of_eval);
   EXPECT_EQ(figures(shared(passkey), true), of_passkey);
+
+  // What ranks cannot share is refused before any of it is measured.
+  for (const auto& ranks = start(shared({"passkey", run, "--contexts", "128,130"}));
+       const auto& rank : ranks) {
+    EXPECT_EQ(rank->wait(), 2);
+  }
+  EXPECT_NE(said(0).find("--contexts has 130; 2 ranks share each prompt"), std::string::npos);
+  EXPECT_EQ(said(0).find("trials a cell"), std::string::npos) << said(0);
 }
 
 TEST_F(ParallelVerbsTest, StepsAreTimedAndPlanned) {
