@@ -7,12 +7,12 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "apps/lighthouse/as_rank.h"
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/device.h"
 #include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/rank.h"
-#include "apps/lighthouse/ranks.h"
 #include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/trial.h"
 #include "apps/lighthouse/verbs/bench.h"

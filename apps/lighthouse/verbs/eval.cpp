@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "apps/lighthouse/as_rank.h"
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/output_file.h"
 #include "apps/lighthouse/rank.h"
-#include "apps/lighthouse/ranks.h"
 #include "apps/lighthouse/run.h"
 #include "apps/lighthouse/verbs.h"
 #include "lighthouse/core/check.h"

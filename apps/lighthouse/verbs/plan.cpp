@@ -5,10 +5,10 @@
 #include <memory>
 #include <string>
 
+#include "apps/lighthouse/as_rank.h"
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/device.h"
 #include "apps/lighthouse/rank.h"
-#include "apps/lighthouse/ranks.h"
 #include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/trial.h"
 #include "apps/lighthouse/verbs.h"

@@ -8,9 +8,9 @@
 #include <string>
 #include <system_error>
 
+#include "apps/lighthouse/as_rank.h"
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/rank.h"
-#include "apps/lighthouse/ranks.h"
 #include "apps/lighthouse/recipe_options.h"
 #include "apps/lighthouse/terminal.h"
 #include "apps/lighthouse/verbs.h"

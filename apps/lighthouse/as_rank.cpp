@@ -1,4 +1,4 @@
-#include "apps/lighthouse/ranks.h"
+#include "apps/lighthouse/as_rank.h"
 
 #include <c10/util/Logging.h>
 
