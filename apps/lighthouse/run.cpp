@@ -95,9 +95,7 @@ std::shared_ptr<model::LanguageModel> load_model(const Run& run, const Rank& ran
   auto model = run::new_model(run.recipe, rank.device);
   run::restore(run.checkpoint.model, model->weights(), "the checkpoint");
   model->to(run::scalar_type(run.recipe.run.dtype));
-  model::AttentionPlan plan = run::attention_plan(stage);
-  plan.context = run::context_of(run.recipe, stage, rank.mesh.context);
-  model->set_attention(plan);
+  model->set_attention(run::attention_plan(run.recipe, stage, rank.mesh.context));
   return model;
 }
 

@@ -29,8 +29,8 @@ struct ParallelOptions {
 
   void add_to(CLI::App& verb);
 
-  /// Puts them into the run's recipe. Throws std::invalid_argument where so many ranks cannot share
-  /// sequences of the stage "as trained".
+  /// Sets [parallel] of the run's recipe by these options. Throws std::invalid_argument where that
+  /// many ranks cannot share sequences of the stage "as trained".
   void set(run::Recipe& recipe, const distributed::Launch& launch) const;
 };
 
@@ -49,8 +49,8 @@ Run open_run(const RunOptions& options, std::ostream& notes);
 
 /// Meets the other ranks to work on a run.
 /// @param device in place of the recipe's; empty: the recipe's
+/// @param options the verb's, in which ranks must agree
 /// @throws std::invalid_argument where they found other checkpoints, besides what `connect` throws
-/// @param options of the verb, in which ranks must agree
 Rank connect(distributed::Rendezvous& rendezvous, const Run& run, const std::string& device,
              train::Facts options);
 

@@ -20,9 +20,7 @@ Trial run_trial(const run::Recipe& recipe, const run::StageRecipe& stage, const 
   const auto model = run::new_model(recipe, rank.device);
   train::AdamW optimizer(*model, recipe.optimizer, run::scalar_type(recipe.run.dtype), rank.world,
                          recipe.parallel.shard_optimizer);
-  model::AttentionPlan attention = run::attention_plan(stage);
-  attention.context = run::context_of(recipe, stage, rank.mesh.context);
-  model->set_attention(attention);
+  model->set_attention(run::attention_plan(recipe, stage, rank.mesh.context));
   const run::StepPlan plan{run::computed_attention(stage), stage.batch, stage.context,
                            stage.sequences_at_once()};
   const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},

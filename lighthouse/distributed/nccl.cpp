@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 
+#include "lighthouse/core/hex.h"
 #include "lighthouse/distributed/group.h"
 
 namespace lighthouse::distributed {
@@ -24,13 +25,8 @@ c10::intrusive_ptr<c10d::Backend> make_nccl(const c10::intrusive_ptr<c10d::Store
 }
 
 std::string gpu_identity(at::Device device) {
-  std::string identity;
-  for (const char byte : at::cuda::getDeviceProperties(device.index())->uuid.bytes) {
-    constexpr char kDigits[] = "0123456789abcdef";
-    const auto value = static_cast<unsigned char>(byte);
-    identity += {kDigits[value >> 4], kDigits[value & 15]};
-  }
-  return identity;
+  const auto& uuid = at::cuda::getDeviceProperties(device.index())->uuid;
+  return hex(uuid.bytes, sizeof uuid.bytes);
 }
 
 }  // namespace lighthouse::distributed

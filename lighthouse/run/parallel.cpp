@@ -44,6 +44,13 @@ distributed::Context context_of(const Recipe& recipe, const StageRecipe& stage,
       .group = context.group(), .exchange = exchange_of(recipe, stage).exchange, .zigzag = true};
 }
 
+model::AttentionPlan attention_plan(const Recipe& recipe, const StageRecipe& stage,
+                                    const distributed::World& context) {
+  model::AttentionPlan plan = attention_plan(stage);
+  plan.context = context_of(recipe, stage, context);
+  return plan;
+}
+
 void validate_parallel(const Recipe& recipe, const StageRecipe& stage) {
   const int64_t ranks = recipe.parallel.context, chunks = 2 * ranks;
   if (ranks == 1) return;
@@ -64,8 +71,8 @@ void validate_parallel(const Recipe& recipe, const StageRecipe& stage) {
                  "take any number");
   if (exchange == Exchange::kHeads || computed_attention(stage) != nn::Mode::kLighthouse) return;
   const int64_t tokens = stage.context / chunks;
-  const std::string why =
-      lighthouse::dense_because(tokens, distributed::chunk_config(stage.config, ranks));
+  distributed::chunk_config(stage.config, ranks);  // says which budgets can be divided
+  const std::string why = why_not_by_chunks(recipe, stage);
   check_argument(why.empty(), "parallel.exchange is '", to_string(recipe.parallel.exchange),
                  "' and parallel.context is ", ranks, ": by ", to_string(exchange), " each of ",
                  chunks, " chunks of ", tokens, " tokens selects by itself, and ", why,

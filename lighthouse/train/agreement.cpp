@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/core/hex.h"
 #include "lighthouse/distributed/connect.h"
 #include "lighthouse/run/recipe_fields.h"
 #include "lighthouse/train/train.h"
@@ -40,11 +41,7 @@ std::string build_of(const std::string& name) {
         std::memcpy(&note, notes + at, sizeof note);
         at += sizeof note + padded(note.n_namesz);
         if (note.n_type == NT_GNU_BUILD_ID) {
-          wanted.found.clear();
-          for (size_t byte = at; byte < at + std::min<size_t>(note.n_descsz, 6); ++byte) {
-            constexpr char kDigits[] = "0123456789abcdef";
-            wanted.found += {kDigits[notes[byte] >> 4], kDigits[notes[byte] & 15]};
-          }
+          wanted.found = hex(notes + at, std::min<size_t>(note.n_descsz, 6));
           return 1;
         }
         at += padded(note.n_descsz);

@@ -67,7 +67,7 @@ struct Share {
               static_cast<double>(sequences)) {}
 
   int64_t sequences;  ///< at a time
-  int64_t tokens;     ///< of each
+  int64_t tokens;     ///< of each sequence
   double times;       ///< micro-batches of a step
 };
 
@@ -209,8 +209,8 @@ void print(std::ostream& out, const std::vector<StageCost>& rows, const Rank& ra
          "these\npairs, as a share of those of dense attention.\n";
   if (has_others) {
     out << "ktok/s and TFLOP/s are those of all ranks together; ms a step and peak GiB those of "
-           "the "
-           "rank that has the most. Waiting:\nhow long a rank's GPU (or CPU) does nothing but wait "
+           "the rank that has the most. Waiting:\nhow long a rank's GPU (or CPU) does nothing but "
+           "wait "
            "for an exchange or a slower rank, which is part of attention and rest.\n";
   }
   if (std::ranges::any_of(rows, [](const StageCost& row) { return row.rest() < 0; })) {

@@ -31,8 +31,8 @@ struct TrainOptions {
   bool dry_run = false;
 };
 
-/// What a launcher starts once more goes on with what it began before, which its command does not
-/// say.
+/// Where a launcher has started the command again, resumes the run that it began before; the
+/// command itself does not ask for that.
 void go_on(train::Start& start, const run::RunFolder& folder, const distributed::World& world,
            std::ostream& out) {
   std::error_code error;
