@@ -27,7 +27,8 @@ class Times {
   double lowest() const { return *std::min_element(values_.begin(), values_.end()); }
   double highest() const { return *std::max_element(values_.begin(), values_.end()); }
   nlohmann::ordered_json json() const {
-    return {{"median_ms", median()}, {"min_ms", lowest()}, {"max_ms", highest()}};
+    return {
+        {"median_ms", median()}, {"min_ms", lowest()}, {"max_ms", highest()}, {"all_ms", values_}};
   }
 
  private:

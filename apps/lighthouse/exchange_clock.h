@@ -1,5 +1,8 @@
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "apps/lighthouse/clock.h"
 #include "lighthouse/distributed/exchange_observer.h"
 
@@ -18,18 +21,20 @@ class ExchangeClock final : public distributed::ExchangeObserver {
   ExchangeClock(const ExchangeClock&) = delete;
   ExchangeClock& operator=(const ExchangeClock&) = delete;
 
-  void begin() override { clock_.begin(times_); }
+  void begin(const char* what) override { clock_.begin(times_[what]); }
   void end() override { clock_.end(); }
 
-  /// Of all exchanges until now.
-  double milliseconds() {
+  /// Of all exchanges until now, by what they were for.
+  std::map<std::string, double> milliseconds() {
     clock_.settle();
-    return times_.sum();
+    std::map<std::string, double> sums;
+    for (const auto& [what, times] : times_) sums[what] = times.sum();
+    return sums;
   }
 
  private:
   Clock clock_;
-  Times times_;
+  std::map<std::string, Times> times_;
 };
 
 }  // namespace lighthouse::app

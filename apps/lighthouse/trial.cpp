@@ -37,9 +37,14 @@ Trial run_trial(const run::Recipe& recipe, const run::StageRecipe& stage, const 
         std::chrono::steady_clock::now() - start;
     if (i >= 0) trial.step.add(spent.count());
   }
-  const double waited = exchanges ? exchanges->milliseconds() / steps : 0;
+  if (exchanges) trial.waits = exchanges->milliseconds();
   exchanges.reset();
-  trial.waiting = rank.world.max(waited);
+  for (auto& [what, milliseconds] : trial.waits) {
+    milliseconds /= steps;
+    trial.waiting += milliseconds;
+    milliseconds = rank.world.max(milliseconds);  // all ranks make the same exchanges
+  }
+  trial.waiting = rank.world.max(trial.waiting);
   trial.step.map([&](double step) { return rank.world.max(step); });
   trial.peak_bytes = rank.world.max(memory.peak_bytes());
   return trial;

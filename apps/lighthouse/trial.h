@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 
 #include "apps/lighthouse/clock.h"
 #include "apps/lighthouse/rank.h"
@@ -10,8 +12,9 @@ namespace lighthouse::app {
 
 /// What some training steps took.
 struct Trial {
-  Times step;              ///< of the slowest rank
-  double waiting = 0;      ///< milliseconds of a step (ExchangeClock); the most of any rank
+  Times step;          ///< of the slowest rank
+  double waiting = 0;  ///< milliseconds of a step (ExchangeClock); the most of any rank
+  std::map<std::string, double> waits;  ///< the same for each kind of exchange
   int64_t peak_bytes = 0;  ///< of the model and its optimizer too; the most of any rank
 };
 

@@ -5,10 +5,12 @@
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "lighthouse/distributed/chunks.h"
 #include "lighthouse/distributed/group.h"
+#include "lighthouse/distributed/messages.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/no_double_backward.h"
 #include "lighthouse/ops/operators.h"
@@ -22,14 +24,9 @@ using ops::Tensors2;
 using ops::Tensors3;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Work = c10::intrusive_ptr<c10d::Work>;
 
 at::ScalarType sum_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-void wait(const Work& work) {
-  if (work) work->wait();
 }
 
 /// A group as the ranks of a sequence.
@@ -45,58 +42,51 @@ class Ranks {
   /// The rank whose rows arrive after that many steps round the ring.
   int64_t before(int64_t steps) const { return (rank_ - steps + size_) % size_; }
 
-  /// Tensors of all ranks, on their way.
-  struct Gathering {
-    Tensor own, all;
-    Work work;
+  /// A tensor that a collective makes, when it has arrived.
+  struct Coming {
+    Tensor from, result;
+    c10::intrusive_ptr<c10d::Work> work;
   };
-  Gathering start_gather(const Tensor& own) const {
-    Gathering gathering{own, at::empty({size_ * own.numel()}, own.options()), {}};
-    Tensor flat = own.view({-1});
-    gathering.work = with_peers(*processes_, kWhat,
-                                [&] { return processes_->_allgather_base(gathering.all, flat); });
-    return gathering;
+  Tensor finish(const Coming& coming) const {
+    with_peers(*processes_, kWhat, [&] {
+      if (coming.work) coming.work->wait();
+    });
+    return coming.result;
   }
-  /// (W, ...)
-  Tensor finish(const Gathering& gathering) const {
-    with_peers(*processes_, kWhat, [&] { wait(gathering.work); });
-    std::vector<int64_t> shape = gathering.own.sizes().vec();
+  /// (W, ...), what all have.
+  Coming start_gather(const Tensor& own) const {
+    std::vector<int64_t> shape = own.sizes().vec();
     shape.insert(shape.begin(), size_);
-    return gathering.all.view(shape);
+    Coming coming{own, at::empty(shape, own.options()), {}};
+    Tensor from = own.view({-1}), to = coming.result.view({-1});
+    coming.work =
+        with_peers(*processes_, kWhat, [&] { return processes_->_allgather_base(to, from); });
+    return coming;
   }
-
   /// The sum over ranks of this one's part of (W, ...).
-  Tensor sum_scatter(const Tensor& parts) const {
-    Tensor from = parts.view({-1}), part = at::empty({parts.numel() / size_}, parts.options());
-    with_peers(*processes_, kWhat, [&] { wait(processes_->_reduce_scatter_base(part, from)); });
-    return part.view(parts.sizes().slice(1));
+  Coming start_sum_scatter(const Tensor& parts) const {
+    Coming coming{parts, at::empty(parts.sizes().slice(1), parts.options()), {}};
+    Tensor from = parts.view({-1}), to = coming.result.view({-1});
+    coming.work =
+        with_peers(*processes_, kWhat, [&] { return processes_->_reduce_scatter_base(to, from); });
+    return coming;
   }
 
   /// A tensor on its way to the next rank, and that of the rank before on its way here.
   struct Shift {
-    Tensor sent, received;
-    std::vector<Work> works;
+    Messages messages;
+    Tensor received;
   };
   /// @param tag tells shifts apart that are on their way at once
   Shift start_shift(const Tensor& sent, int tag) const {
-    Shift shift{sent, at::empty_like(sent), {}};
-    const int next = static_cast<int>((rank_ + 1) % size_), last = static_cast<int>(before(1));
-    std::vector<Tensor> out{shift.sent}, in{shift.received};
-    with_peers(*processes_, kWhat, [&] {
-      const at::DeviceType device = sent.device().type();
-      const bool together = processes_->getBackend(device)->supportsCoalescing();
-      if (together) processes_->startCoalescing(device);
-      for (const Work& work : {processes_->send(out, next, tag), processes_->recv(in, last, tag)}) {
-        if (!together) shift.works.push_back(work);
-      }
-      if (together) shift.works.push_back(processes_->endCoalescing(device));
-    });
+    Shift shift{Messages(processes_, kWhat, tag), at::empty_like(sent)};
+    shift.messages.send(sent, (rank_ + 1) % size_);
+    shift.messages.receive(shift.received, before(1));
+    shift.messages.start();
     return shift;
   }
-  Tensor finish(const Shift& shift) const {
-    with_peers(*processes_, kWhat, [&] {
-      for (const Work& work : shift.works) wait(work);
-    });
+  Tensor finish(Shift& shift) const {
+    shift.messages.finish();
     return shift.received;
   }
 
@@ -106,26 +96,27 @@ class Ranks {
   int64_t rank_, size_;
 };
 
-/// Of (2, B, G, n, D), keys and values.
-constexpr int64_t kRowDimension = 3;
+/// Keys and values as they travel: (2, B, n, G, D).
+constexpr int64_t kRowDimension = 2;
+Tensor packed(const Tensor& k, const Tensor& v) {
+  return at::stack({k.transpose(1, 2), v.transpose(1, 2)});
+}
+/// Of those, (B, G, n, D).
+Tensor keys_of(const Tensor& keys_values) { return keys_values.select(0, 0).transpose(1, 2); }
+Tensor values_of(const Tensor& keys_values) { return keys_values.select(0, 1).transpose(1, 2); }
 
 /// Some rows of the sequence that one rank attends to: all of its own rows do, or its second half.
 /// What is earlier than both of its chunks, both see; what lies between them, the second.
-struct Block {
-  bool all_queries;
-  Tensor k, v;
-};
-/// Rows `begin` to `end` of (2, B, G, n, D).
-Block block_of(const Tensor& keys_values, int64_t begin, int64_t end, bool all_queries) {
-  const Tensor rows = keys_values.narrow(3, begin, end - begin);
-  return {all_queries, rows.select(0, 0), rows.select(0, 1)};
-}
-
-/// Blocks of gathered rows: those before the first chunk, and those between the two.
 struct Range {
   int64_t begin, end;
   bool all_queries;
+
+  Tensor of(const Tensor& keys_values) const {
+    return keys_values.narrow(kRowDimension, begin, end - begin);
+  }
 };
+
+/// Of gathered rows: those before the first chunk, and those between the two.
 std::vector<Range> gathered_ranges(const Ranks& ranks, int64_t chunk) {
   std::vector<Range> ranges;
   const std::vector<int64_t> own = chunks_of(ranks.rank(), ranks.size());
@@ -139,7 +130,7 @@ Range ring_range(const Ranks& ranks, int64_t other, int64_t chunk) {
   return other < ranks.rank() ? Range{0, chunk, true} : Range{0, 2 * chunk, false};
 }
 
-/// Attention to one block after the other, as one.
+/// Attention to one range after the other, as one.
 class Merged {
  public:
   Merged(Tensor q, std::optional<double> scale, const Attended& first)
@@ -148,10 +139,11 @@ class Merged {
         out_(first.out.to(sum_type(q_.scalar_type()), false, /*copy=*/true)),
         logsumexp_(first.logsumexp.clone()) {}
 
-  void add(const Block& block) {
-    const int64_t begin = block.all_queries ? 0 : q_.size(2) / 2, count = q_.size(2) - begin;
-    const Attended more =
-        attend(q_.narrow(2, begin, count), block.k, block.v, /*causal=*/false, scale_);
+  void add(const Range& range, const Tensor& keys_values) {
+    const int64_t begin = range.all_queries ? 0 : q_.size(2) / 2, count = q_.size(2) - begin;
+    const Tensor rows = range.of(keys_values);
+    const Attended more = attend(q_.narrow(2, begin, count), keys_of(rows), values_of(rows),
+                                 /*causal=*/false, scale_);
     const Tensor out = out_.narrow(2, begin, count);
     const Tensor logsumexp = logsumexp_.narrow(2, begin, count);
     out.lerp_(more.out.to(out.scalar_type()),
@@ -160,7 +152,7 @@ class Merged {
   }
 
   /// In the type and with the layout of q.
-  Tensors2 results() const { return {at::empty_like(q_).copy_(out_), logsumexp_.contiguous()}; }
+  Attended results() const { return {at::empty_like(q_).copy_(out_), logsumexp_.contiguous()}; }
 
  private:
   Tensor q_;
@@ -168,7 +160,7 @@ class Merged {
   Tensor out_, logsumexp_;  // in the type of sums
 };
 
-/// Gradients of attention to one block after the other, given what it was merged into.
+/// Gradients of attention to one range after the other, given what it was merged into.
 class MergedGradients {
  public:
   MergedGradients(Tensor grad_out, Tensor q, Attended merged, std::optional<double> scale)
@@ -176,19 +168,35 @@ class MergedGradients {
         q_(std::move(q)),
         merged_(std::move(merged)),
         scale_(scale),
-        grad_q_(at::zeros(q_.sizes(), q_.options().dtype(sum_type(q_.scalar_type())))) {}
+        grad_q_(at::zeros_like(q_, q_.options().dtype(sum_type(q_.scalar_type())))) {}
 
-  /// Adds to that of q; (2, B, G, n, D), those of the block's keys and values.
-  Tensor add(const Block& block, bool causal = false) {
-    const int64_t begin = block.all_queries ? 0 : q_.size(2) / 2, count = q_.size(2) - begin;
-    const auto rows = [&](const Tensor& t) { return t.narrow(2, begin, count); };
-    const AttendGradients grads =
-        attend_backward(rows(grad_out_), rows(q_), block.k, block.v,
-                        {rows(merged_.out), rows(merged_.logsumexp)}, causal, scale_);
-    rows(grad_q_).add_(grads.q);
-    return at::stack({grads.k, grads.v}).to(grad_q_.scalar_type());
+  /// Zeros to add to, for keys and values of these sizes.
+  Tensor no_sums(const Tensor& keys_values) const {
+    return at::zeros(keys_values.sizes(), grad_q_.options());
   }
-  const Tensor& grad_q() const { return grad_q_; }
+  /// Adds to that of q, and in `sums` to those of the range.
+  void add(const Range& range, const Tensor& keys_values, const Tensor& sums) {
+    const int64_t begin = range.all_queries ? 0 : q_.size(2) / 2, count = q_.size(2) - begin;
+    const auto queries = [&](const Tensor& t) { return t.narrow(2, begin, count); };
+    const Tensor rows = range.of(keys_values), row_sums = range.of(sums);
+    const AttendGradients grads = attend_backward(
+        queries(grad_out_), queries(q_), keys_of(rows), values_of(rows),
+        {queries(merged_.out), queries(merged_.logsumexp)}, /*causal=*/false, scale_);
+    queries(grad_q_).add_(grads.q);
+    keys_of(row_sums).add_(grads.k);
+    values_of(row_sums).add_(grads.v);
+  }
+  /// Those of this rank's own rows, to which `others` has what other ranks' queries add.
+  AttendGradients finish(const Tensor& k, const Tensor& v,
+                         const std::function<Tensor()>& others) const {
+    const AttendGradients own =
+        attend_backward(grad_out_, q_, k, v, merged_, /*causal=*/true, scale_);
+    const Tensor sums = others();
+    own.q.add_(grad_q_);
+    own.k.add_(keys_of(sums));
+    own.v.add_(values_of(sums));
+    return own;
+  }
 
  private:
   Tensor grad_out_, q_;
@@ -207,71 +215,79 @@ Exchange check(const Tensor& q, const Tensor& k, const Tensor& v, std::string_vi
   return how;
 }
 
+bool is_empty(const Tensor& q) { return q.is_meta() || q.numel() == 0; }
+
+/// This rank's queries and the keys and values of all, which begin to travel.
+std::function<Attended()> start_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                        std::string_view group, Exchange how,
+                                        std::optional<double> scale) {
+  const Ranks ranks(group);
+  const auto attend_own = [=] { return attend(q, k, v, /*causal=*/true, scale); };
+  if (ranks.size() == 1) return attend_own;
+  const int64_t chunk = q.size(2) / 2;
+  if (how == Exchange::kGather) {
+    return [=, gathering = ranks.start_gather(packed(k, v))] {
+      Merged merged(q, scale, attend_own());  // while the others' rows are on their way
+      const Tensor all = in_sequence(ranks.finish(gathering), kRowDimension);
+      for (const Range& range : gathered_ranges(ranks, chunk)) merged.add(range, all);
+      return merged.results();
+    };
+  }
+  return [=, first = ranks.start_shift(packed(k, v), 0)] {
+    Merged merged(q, scale, attend_own());
+    auto shift = first;
+    for (int64_t step = 1; step < ranks.size(); ++step) {
+      const Tensor visiting = ranks.finish(shift);
+      if (step + 1 < ranks.size()) shift = ranks.start_shift(visiting, 0);
+      merged.add(ring_range(ranks, ranks.before(step), chunk), visiting);
+    }
+    return merged.results();
+  };
+}
+
+/// This rank's own rows come last: the gradients of the others are then on their way home.
+std::function<AttendGradients()> start_backward(const Tensor& grad_out, const Tensor& q,
+                                                const Tensor& k, const Tensor& v,
+                                                const Attended& attended, std::string_view group,
+                                                Exchange how, std::optional<double> scale) {
+  const Ranks ranks(group);
+  if (ranks.size() == 1) {
+    return [=] { return attend_backward(grad_out, q, k, v, attended, /*causal=*/true, scale); };
+  }
+  const int64_t chunk = q.size(2) / 2;
+  if (how == Exchange::kGather) {
+    return [=, gathering = ranks.start_gather(packed(k, v))] {
+      MergedGradients grads(grad_out, q, attended, scale);
+      const Tensor all = in_sequence(ranks.finish(gathering), kRowDimension);
+      const Tensor sums = grads.no_sums(all);
+      for (const Range& range : gathered_ranges(ranks, chunk)) grads.add(range, all, sums);
+      const auto scattering = ranks.start_sum_scatter(of_ranks(sums, ranks.size(), kRowDimension));
+      return grads.finish(k, v, [&] { return ranks.finish(scattering); });
+    };
+  }
+  return [=, first = ranks.start_shift(packed(k, v), 0)] {
+    MergedGradients grads(grad_out, q, attended, scale);
+    auto rows = first;
+    Tensor visiting = ranks.finish(rows), sums = grads.no_sums(visiting);
+    for (int64_t step = 1;; ++step) {
+      const bool last = step + 1 == ranks.size();
+      if (!last) rows = ranks.start_shift(visiting, 0);
+      grads.add(ring_range(ranks, ranks.before(step), chunk), visiting, sums);
+      // The gradients of a rank's rows follow them round the ring, and go one step further: home.
+      auto shift = ranks.start_shift(sums, 1);
+      if (last) return grads.finish(k, v, [&] { return ranks.finish(shift); });
+      visiting = ranks.finish(rows);
+      sums = ranks.finish(shift);
+    }
+  };
+}
+
 Tensors2 attend_across_kernel(const Tensor& q, const Tensor& k, const Tensor& v,
                               std::string_view group, std::string_view exchange,
                               std::optional<double> scale) {
   const Exchange how = check(q, k, v, exchange);
-  if (q.is_meta() || q.numel() == 0) {
-    const auto options = q.options().dtype(sum_type(q.scalar_type()));
-    return {at::empty_like(q), at::empty(q.sizes().slice(0, 3), options)};
-  }
-  const Ranks ranks(group);
-  const int64_t chunk = q.size(2) / 2;
-  const Tensor own = at::stack({k, v});
-  const auto local = [&] { return attend(q, k, v, /*causal=*/true, scale); };
-  if (ranks.size() == 1) {
-    const Attended attended = local();
-    return {attended.out, attended.logsumexp};
-  }
-  if (how == Exchange::kGather) {
-    const auto gathering = ranks.start_gather(own);
-    Merged merged(q, scale, local());  // while the others' rows are on their way
-    const Tensor all = in_sequence(ranks.finish(gathering), kRowDimension);
-    for (const Range& r : gathered_ranges(ranks, chunk)) {
-      merged.add(block_of(all, r.begin, r.end, r.all_queries));
-    }
-    return merged.results();
-  }
-  auto shift = ranks.start_shift(own, 0);
-  Merged merged(q, scale, local());
-  for (int64_t step = 1; step < ranks.size(); ++step) {
-    const Tensor visiting = ranks.finish(shift);
-    if (step + 1 < ranks.size()) shift = ranks.start_shift(visiting, 0);
-    const Range r = ring_range(ranks, ranks.before(step), chunk);
-    merged.add(block_of(visiting, r.begin, r.end, r.all_queries));
-  }
-  return merged.results();
-}
-
-/// The gradients of this rank's keys and values, (2, B, G, 2 s, D).
-Tensor gather_backward(const Ranks& ranks, const Tensor& own, MergedGradients& grads) {
-  const int64_t chunk = own.size(3) / 2;
-  const auto gathering = ranks.start_gather(own);
-  const Tensor grad_own = grads.add(block_of(own, 0, 2 * chunk, true), /*causal=*/true);
-  const Tensor all = in_sequence(ranks.finish(gathering), kRowDimension);
-  const Tensor grad_all = at::zeros(all.sizes(), grad_own.options());
-  for (const Range& r : gathered_ranges(ranks, chunk)) {
-    grad_all.narrow(3, r.begin, r.end - r.begin)
-        .copy_(grads.add(block_of(all, r.begin, r.end, r.all_queries)));
-  }
-  return grad_own.add(ranks.sum_scatter(of_ranks(grad_all, ranks.size(), kRowDimension)));
-}
-
-Tensor ring_backward(const Ranks& ranks, const Tensor& own, MergedGradients& grads) {
-  const int64_t chunk = own.size(3) / 2;
-  auto rows = ranks.start_shift(own, 0);
-  // The gradients of a rank's rows follow them round the ring, and go one step further: home.
-  auto sums = ranks.start_shift(grads.add(block_of(own, 0, 2 * chunk, true), /*causal=*/true), 1);
-  for (int64_t step = 1; step < ranks.size(); ++step) {
-    const Tensor visiting = ranks.finish(rows);
-    if (step + 1 < ranks.size()) rows = ranks.start_shift(visiting, 0);
-    const Range r = ring_range(ranks, ranks.before(step), chunk);
-    const Tensor grad = grads.add(block_of(visiting, r.begin, r.end, r.all_queries));
-    const Tensor sum = ranks.finish(sums);
-    sum.narrow(3, r.begin, r.end - r.begin).add_(grad);
-    sums = ranks.start_shift(sum, 1);
-  }
-  return ranks.finish(sums);
+  const auto [out, logsumexp] = start_attend_across(q, k, v, std::string(group), how, scale)();
+  return {out, logsumexp};
 }
 
 Tensors3 attend_across_backward_kernel(const Tensor& grad_out, const Tensor& q, const Tensor& k,
@@ -279,20 +295,9 @@ Tensors3 attend_across_backward_kernel(const Tensor& grad_out, const Tensor& q, 
                                        std::string_view group, std::string_view exchange,
                                        std::optional<double> scale) {
   const Exchange how = check(q, k, v, exchange);
-  if (q.is_meta() || q.numel() == 0) {
-    return {at::empty_like(q), at::empty_like(k), at::empty_like(v)};
-  }
-  const Ranks ranks(group);
-  if (ranks.size() == 1) {
-    const auto grads = attend_backward(grad_out, q, k, v, {out, logsumexp}, /*causal=*/true, scale);
-    return {grads.q, grads.k, grads.v};
-  }
-  const Tensor own = at::stack({k, v});
-  MergedGradients grads(grad_out, q, {out, logsumexp}, scale);
-  const Tensor grad_own = how == Exchange::kGather ? gather_backward(ranks, own, grads)
-                                                   : ring_backward(ranks, own, grads);
-  return {at::empty_like(q).copy_(grads.grad_q()), at::empty_like(k).copy_(grad_own.select(0, 0)),
-          at::empty_like(v).copy_(grad_own.select(0, 1))};
+  const auto [grad_q, grad_k, grad_v] = start_attend_across_backward(
+      grad_out, q, k, v, {out, logsumexp}, std::string(group), how, scale)();
+  return {grad_q, grad_k, grad_v};
 }
 
 Tensors2 across(const Tensor& q, const Tensor& k, const Tensor& v, std::string_view group,
@@ -373,6 +378,15 @@ Attended attend_across(const Tensor& q, const Tensor& k, const Tensor& v, const 
   return {out, logsumexp};
 }
 
+std::function<Attended()> start_attend_across(const Tensor& q, const Tensor& k, const Tensor& v,
+                                              const std::string& group, Exchange exchange,
+                                              std::optional<double> scale) {
+  check(q, k, v, to_string(exchange));
+  if (!is_empty(q)) return start_forward(q, k, v, group, exchange, scale);
+  const auto options = q.options().dtype(sum_type(q.scalar_type()));
+  return [=] { return Attended{at::empty_like(q), at::empty(q.sizes().slice(0, 3), options)}; };
+}
+
 AttendGradients attend_across_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k,
                                        const Tensor& v, const Attended& attended,
                                        const std::string& group, Exchange exchange,
@@ -380,6 +394,15 @@ AttendGradients attend_across_backward(const Tensor& grad_out, const Tensor& q, 
   const auto [grad_q, grad_k, grad_v] = across_backward(
       grad_out, q, k, v, attended.out, attended.logsumexp, group, to_string(exchange), scale);
   return {grad_q, grad_k, grad_v};
+}
+
+std::function<AttendGradients()> start_attend_across_backward(
+    const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+    const Attended& attended, const std::string& group, Exchange exchange,
+    std::optional<double> scale) {
+  check(q, k, v, to_string(exchange));
+  if (!is_empty(q)) return start_backward(grad_out, q, k, v, attended, group, exchange, scale);
+  return [=] { return AttendGradients{at::empty_like(q), at::empty_like(k), at::empty_like(v)}; };
 }
 
 }  // namespace lighthouse::distributed

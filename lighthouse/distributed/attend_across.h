@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "lighthouse/core/words.h"
 #include "lighthouse/ops/attend.h"
 
@@ -32,10 +34,19 @@ Attended attend_across(const at::Tensor& q, const at::Tensor& k, const at::Tenso
                        const std::string& group, Exchange exchange,
                        std::optional<double> scale = {});
 
+/// The same in two: what is returned finishes what travels meanwhile. Without gradients.
+std::function<Attended()> start_attend_across(const at::Tensor& q, const at::Tensor& k,
+                                              const at::Tensor& v, const std::string& group,
+                                              Exchange exchange, std::optional<double> scale = {});
+
 /// Its gradients, where `out` and `logsumexp` may be merged further.
 AttendGradients attend_across_backward(const at::Tensor& grad_out, const at::Tensor& q,
                                        const at::Tensor& k, const at::Tensor& v,
                                        const Attended& attended, const std::string& group,
                                        Exchange exchange, std::optional<double> scale = {});
+std::function<AttendGradients()> start_attend_across_backward(
+    const at::Tensor& grad_out, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const Attended& attended, const std::string& group, Exchange exchange,
+    std::optional<double> scale = {});
 
 }  // namespace lighthouse::distributed

@@ -31,18 +31,26 @@ ops::RowsAttention attention_across(std::string_view group_view, std::string_vie
   const std::string group(group_view);
   const auto exchange =
       ops::as_value_error([&] { return parse_word<Exchange>(exchange_word, "exchange"); });
-  return {.forward = [=](const Tensor& q, const Tensor& k, const Tensor& v) -> Attended {
-            const auto [out, logsumexp] = attend_across(unfold_chunks(q), unfold_chunks(k),
-                                                        unfold_chunks(v), group, exchange, scale);
-            return {fold_chunks(out), fold_chunks(logsumexp).contiguous()};
+  return {
+      .forward =
+          [=](const Tensor& q, const Tensor& k, const Tensor& v) {
+            return [finish = start_attend_across(unfold_chunks(q), unfold_chunks(k),
+                                                 unfold_chunks(v), group, exchange, scale)] {
+              const auto [out, logsumexp] = finish();
+              return Attended{fold_chunks(out), fold_chunks(logsumexp).contiguous()};
+            };
           },
-          .backward = [=](const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
-                          const Attended& attended) -> AttendGradients {
-            const auto [grad_q, grad_k, grad_v] = attend_across_backward(
-                unfold_chunks(grad_out), unfold_chunks(q), unfold_chunks(k), unfold_chunks(v),
-                {unfold_chunks(attended.out), unfold_chunks(attended.logsumexp)}, group, exchange,
-                scale);
-            return {fold_chunks(grad_q), fold_chunks(grad_k), fold_chunks(grad_v)};
+      .backward =
+          [=](const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+              const Attended& attended) {
+            return [finish = start_attend_across_backward(
+                        unfold_chunks(grad_out), unfold_chunks(q), unfold_chunks(k),
+                        unfold_chunks(v),
+                        {unfold_chunks(attended.out), unfold_chunks(attended.logsumexp)}, group,
+                        exchange, scale)] {
+              const auto [grad_q, grad_k, grad_v] = finish();
+              return AttendGradients{fold_chunks(grad_q), fold_chunks(grad_k), fold_chunks(grad_v)};
+            };
           }};
 }
 

@@ -1,11 +1,12 @@
 #include "lighthouse/distributed/exchange.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
+
 #include "lighthouse/distributed/chunks.h"
-#include "lighthouse/distributed/group.h"
+#include "lighthouse/distributed/messages.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/operators.h"
 
@@ -17,10 +18,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Processes = c10::intrusive_ptr<c10d::ProcessGroup>;
 
-/// What the tensors of an exchange share. `heads` are those of all tensors that one rank has of
-/// all tokens; `tokens` those that it has of all heads.
+/// What the tensors of an exchange share. `tokens` are those that a rank has of all heads.
 struct Sizes {
-  int64_t ranks, batch, heads, tokens, dim;
+  int64_t ranks, batch, tokens, dim;
 };
 
 /// @param shared the dimension that the ranks share: of the heads, or of the tokens
@@ -46,11 +46,8 @@ Sizes check_tensors(at::TensorList tensors, int64_t ranks, int64_t shared, bool 
                       tensor.size(shared), " ", names[shared], "; it must be a multiple of the ",
                       ranks, " ranks that exchange them");
   }
-  int64_t heads = 0;
-  for (const Tensor& tensor : tensors) heads += tensor.size(1) / (shared == 1 ? ranks : 1);
   const Sizes sizes{.ranks = ranks,
                     .batch = first.size(0),
-                    .heads = heads,
                     .tokens = first.size(2) / (shared == 2 ? ranks : 1),
                     .dim = first.size(3)};
   TORCH_CHECK_VALUE(!zigzag || sizes.tokens % 2 == 0, "zigzag cuts a rank's tokens into two ",
@@ -58,41 +55,47 @@ Sizes check_tensors(at::TensorList tensors, int64_t ranks, int64_t shared, bool 
   return sizes;
 }
 
-/// The part of rank r of `sent` to rank r, and what the others have for this one in turn.
-Tensor all_to_all(const Tensor& sent, c10d::ProcessGroup& processes) {
-  Tensor received = at::empty_like(sent), from = sent;
-  std::vector<int64_t> equal_to, equal_from;
-  with_peers(processes, "exchange heads for tokens", [&] {
-    const auto work = processes.alltoall_base(received, from, equal_to, equal_from);
-    if (work) work->wait();
-  });
-  return received;
+/// Where the rows of a rank stand in the sequence, in the order in which it has them.
+std::vector<Tensor> places_of(int64_t rank, const Tensor& sequence, int64_t ranks, bool zigzag) {
+  if (!zigzag) return {sequence.chunk(ranks)[rank]};
+  const auto chunks = sequence.chunk(2 * ranks);
+  std::vector<Tensor> places;
+  for (const int64_t chunk : chunks_of(rank, ranks)) places.push_back(chunks[chunk]);
+  return places;
 }
+
+constexpr const char* kWhat = "exchange heads for tokens";
 
 std::vector<Tensor> exchange_heads_kernel(at::TensorList tensors, std::string_view group,
                                           bool zigzag) {
   const Processes processes = c10d::resolve_process_group(std::string(group));
   const Sizes sizes = check_tensors(tensors, processes->getSize(), 1, zigzag);
-  const auto& [ranks, batch, heads, tokens, dim] = sizes;
-  // Tokens first: what arrives lies as a sequence.
-  Tensor rows = at::empty({ranks, tokens, batch, heads, dim}, tensors[0].options());
-  int64_t head = 0;
-  for (const Tensor& tensor : tensors) {
-    const int64_t part = tensor.size(1) / ranks;
-    rows.narrow(3, head, part).copy_(tensor.unflatten(1, {ranks, part}).permute({1, 3, 0, 2, 4}));
-    head += part;
-  }
-  const bool exchanges = !rows.is_meta() && rows.numel() > 0;
-  if (exchanges) rows = all_to_all(rows, *processes);
-  const Tensor sequence = exchanges && zigzag ? in_sequence(rows, 0) : rows.flatten(0, 1);
+  const int64_t ranks = sizes.ranks, rank = processes->getRank();
+  Messages messages(processes, kWhat);
   std::vector<Tensor> results;
-  head = 0;
   for (const Tensor& tensor : tensors) {
-    const int64_t part = tensor.size(1) / ranks;
-    // An operator's results may not share memory.
-    results.push_back(sequence.narrow(2, head, part).contiguous().permute({1, 2, 0, 3}));
-    head += part;
+    const Tensor heads = tensor.unflatten(1, {ranks, -1}).permute({1, 3, 0, 2, 4});
+    // Tokens first: what arrives lies as a sequence.
+    const Tensor sequence =
+        at::empty({ranks * sizes.tokens, sizes.batch, heads.size(3), sizes.dim}, tensor.options());
+    results.push_back(sequence.permute({1, 2, 0, 3}));
+    if (tensor.is_meta() || tensor.numel() == 0) continue;
+    for (int64_t other = 0; other < ranks; ++other) {
+      const auto places = places_of(other, sequence, ranks, zigzag);
+      const Tensor rows = other == rank ? heads[other] : heads[other].contiguous();
+      const auto parts = rows.chunk(static_cast<int64_t>(places.size()));
+      for (size_t i = 0; i < places.size(); ++i) {
+        if (other == rank) {
+          places[i].copy_(parts[i]);
+        } else {
+          messages.send(parts[i], other);
+          messages.receive(places[i], other);
+        }
+      }
+    }
   }
+  messages.start();
+  messages.finish();
   return results;
 }
 
@@ -100,26 +103,37 @@ std::vector<Tensor> exchange_tokens_kernel(at::TensorList tensors, std::string_v
                                            bool zigzag) {
   const Processes processes = c10d::resolve_process_group(std::string(group));
   const Sizes sizes = check_tensors(tensors, processes->getSize(), 2, zigzag);
-  const auto& [ranks, batch, heads, tokens, dim] = sizes;
-  Tensor rows = at::empty({ranks, tokens, batch, heads, dim}, tensors[0].options());
-  int64_t head = 0;
-  for (const Tensor& tensor : tensors) {
-    rows.flatten(0, 1).narrow(2, head, tensor.size(1)).copy_(tensor.permute({2, 0, 1, 3}));
-    head += tensor.size(1);
-  }
-  if (!rows.is_meta() && rows.numel() > 0) {
-    if (zigzag) rows = of_ranks(rows.flatten(0, 1), ranks, 0);
-    rows = all_to_all(rows, *processes);
-  }
+  const int64_t ranks = sizes.ranks, rank = processes->getRank();
+  Messages messages(processes, kWhat);
   std::vector<Tensor> results;
-  head = 0;
+  std::vector<std::pair<Tensor, Tensor>> arrivals;  // of each rank's heads, and where they belong
   for (const Tensor& tensor : tensors) {
-    const int64_t part = tensor.size(1);
-    const Tensor result = at::empty({batch, tokens, ranks, part, dim}, tensor.options());
-    result.copy_(rows.narrow(3, head, part).permute({2, 1, 0, 3, 4}));
-    results.push_back(result.flatten(2, 3).transpose(1, 2));
-    head += part;
+    const Tensor sequence = tensor.permute({2, 0, 1, 3});
+    const Tensor all =
+        at::empty({sizes.batch, sizes.tokens, ranks, tensor.size(1), sizes.dim}, tensor.options());
+    results.push_back(all.flatten(2, 3).transpose(1, 2));
+    if (tensor.is_meta() || tensor.numel() == 0) continue;
+    for (int64_t other = 0; other < ranks; ++other) {
+      const auto sent = places_of(other, sequence, ranks, zigzag);
+      Tensor heads = all.select(2, other).transpose(0, 1);
+      if (other != rank) {
+        arrivals.emplace_back(at::empty(heads.sizes(), heads.options()), heads);
+        heads = arrivals.back().first;
+      }
+      const auto parts = heads.chunk(static_cast<int64_t>(sent.size()));
+      for (size_t i = 0; i < sent.size(); ++i) {
+        if (other == rank) {
+          parts[i].copy_(sent[i]);
+        } else {
+          messages.send(sent[i].contiguous(), other);
+          messages.receive(parts[i], other);
+        }
+      }
+    }
   }
+  messages.start();
+  messages.finish();
+  for (const auto& [arrived, place] : arrivals) place.copy_(arrived);
   return results;
 }
 

@@ -11,8 +11,8 @@ std::atomic<ExchangeObserver*> the_observer{nullptr};
 
 void observe_exchanges(ExchangeObserver* observer) { the_observer = observer; }
 
-Observed::Observed() : observer_(the_observer) {
-  if (observer_ != nullptr) observer_->begin();
+Observed::Observed(const char* what) : observer_(the_observer) {
+  if (observer_ != nullptr) observer_->begin(what);
 }
 Observed::~Observed() {
   if (observer_ != nullptr) observer_->end();

@@ -57,7 +57,7 @@ PeerError peer_error(const c10d::ProcessGroup& processes, const char* what, cons
 /// @param what could not be done, for the message
 template <class F>
 auto with_peers(const c10d::ProcessGroup& processes, const char* what, const F& f) {
-  const Observed observed;
+  const Observed observed(what);
   try {
     return f();
   } catch (const c10::DistError& error) {

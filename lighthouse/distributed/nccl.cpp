@@ -17,7 +17,8 @@ c10::intrusive_ptr<c10d::Backend> make_nccl(const c10::intrusive_ptr<c10d::Store
   setenv("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "1000", /*overwrite=*/0);
   // Sums in the switch (multicast) have other bits from call to call.
   setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
-  auto nccl = c10d::ProcessGroupNCCL::Options::create();
+  // First in the queue for multiprocessors: what travels beside attention shall not wait for it.
+  auto nccl = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
   nccl->timeout = options.timeout;
   nccl->group_name = name;
   return c10::make_intrusive<c10d::ProcessGroupNCCL>(store, static_cast<int>(rank),

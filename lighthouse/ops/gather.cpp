@@ -57,7 +57,7 @@ Tensors3 gather_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v
   const Tensor v = with_contiguous_rows(v_any);
 
   const auto empty = [&](const c10::SymInt& heads) {
-    return at::empty_symint({sizes.batch, heads, g.rows, sizes.dim}, q.options());
+    return empty_tokens_major(sizes.batch, heads, g.rows, sizes.dim, q.options());
   };
   const Tensor gathered_q = empty(sizes.heads);
   const Tensor gathered_k = empty(sizes.groups);

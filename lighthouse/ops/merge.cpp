@@ -51,7 +51,7 @@ MergedRows merge_backward(const Tensor& grad_out, const Tensor& out, const Tenso
   const Tensor rows = rows_any.contiguous();
   const Tensor slots = slots_any.contiguous();
   const auto empty = [&] {
-    return at::empty({shape.batch, shape.heads, g.rows, shape.dim}, out.options());
+    return empty_tokens_major(shape.batch, shape.heads, g.rows, shape.dim, out.options());
   };
   MergedRows merged{empty(), empty()};
   dispatch(out.scalar_type(), [&]<class T>() {

@@ -79,6 +79,25 @@ Tensor empty_as(const Tensor& layout, const Tensor& like) {
   return at::empty_strided_symint(layout.sym_sizes(), layout.sym_strides(), like.options());
 }
 
+/// How many batch elements are attended to at a time: all, where their pieces lie side by side in
+/// memory, else one, as segments_of would copy them.
+int64_t batch_at_once(const Tensor& q, const Pieces& pieces) {
+  for (const auto segment : {Pieces::kWhole, Pieces::kFirst, Pieces::kLast}) {
+    const auto [begin, count, length] = pieces.range(segment);
+    if (count * length == pieces.tokens) return q.size(0);
+  }
+  return 1;
+}
+
+/// Calls `f(of)` for each such part of the batch; `of` takes it of a tensor (B, ...).
+template <class F>
+void for_batches(const Tensor& q, const Pieces& pieces, const F& f) {
+  const int64_t count = batch_at_once(q, pieces);
+  for (int64_t begin = 0; begin < q.size(0); begin += count) {
+    f([=](const Tensor& tensor) { return tensor.narrow(0, begin, count); });
+  }
+}
+
 /// Attention inside the pieces, segment by segment.
 struct Near {
   Segments out, logsumexp;
@@ -115,11 +134,8 @@ NearSegments attend_near_backward(const Tensor& grad_out, const Tensor& q, const
   return near;
 }
 
-/// The segments as one tensor (B, H, N, D) with the layout: themselves where they can be it.
-Tensor assemble(const Segments& segments, const Pieces& pieces, const Tensor& layout,
-                const Tensor& like) {
-  if (Tensor whole = joined(segments, pieces, layout); whole.defined()) return whole;
-  const Tensor whole = empty_as(layout, like);
+/// Copies the segments to where they belong in (B, H, N, D).
+void assemble_into(const Tensor& whole, const Segments& segments, const Pieces& pieces) {
   for (const auto segment : {Pieces::kWhole, Pieces::kFirst, Pieces::kLast}) {
     const auto [begin, count, length] = pieces.range(segment);
     if (count == 0) continue;
@@ -127,16 +143,35 @@ Tensor assemble(const Segments& segments, const Pieces& pieces, const Tensor& la
         .unflatten(2, {count, length})
         .copy_(segments[segment].unflatten(0, {-1, count}).movedim(1, 2));
   }
+}
+
+/// The segments of each part of the batch as one tensor (B, H, N, D) with the layout: themselves
+/// where they can be it.
+template <class Part>
+Tensor assemble(const std::vector<Part>& parts, Segments Part::*segments, const Pieces& pieces,
+                const Tensor& layout, const Tensor& like) {
+  if (parts.size() == 1) {
+    if (Tensor whole = joined(parts[0].*segments, pieces, layout); whole.defined()) return whole;
+  }
+  const Tensor whole = empty_as(layout, like);
+  size_t i = 0;
+  for_batches(like, pieces,
+              [&](const auto& of) { assemble_into(of(whole), parts[i++].*segments, pieces); });
   return whole;
 }
 
 /// The log-sum-exps of the segments in the order in which they are stored: (B, N H).
-Tensor assemble_logsumexp(const Segments& segments, int64_t batch) {
-  std::vector<Tensor> parts;
-  for (const Tensor& segment : segments) {
-    if (segment.defined()) parts.push_back(segment.reshape({batch, -1}));
+Tensor assemble_logsumexp(const std::vector<Near>& parts, int64_t batch) {
+  std::vector<Tensor> of_parts;
+  for (const Near& near : parts) {
+    std::vector<Tensor> segments;
+    for (const Tensor& segment : near.logsumexp) {
+      if (!segment.defined()) continue;
+      segments.push_back(segment.reshape({batch / static_cast<int64_t>(parts.size()), -1}));
+    }
+    of_parts.push_back(segments.size() == 1 ? segments[0] : at::cat(segments, 1));
   }
-  return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+  return of_parts.size() == 1 ? of_parts[0] : at::cat(of_parts);
 }
 
 void check_merged(const Tensor& grad_out, const Tensor& q, const Tensor& out,
@@ -160,8 +195,11 @@ Tensors2 attend_pieces_kernel(const Tensor& q_any, const Tensor& k_any, const Te
   }
   const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
                v = with_contiguous_rows(v_any);
-  const Near near = attend_near(q, k, v, pieces, scale);
-  return {assemble(near.out, pieces, layout, q), assemble_logsumexp(near.logsumexp, q.size(0))};
+  std::vector<Near> near;
+  for_batches(q, pieces, [&](const auto& of) {
+    near.push_back(attend_near(of(q), of(k), of(v), pieces, scale));
+  });
+  return {assemble(near, &Near::out, pieces, layout, q), assemble_logsumexp(near, q.size(0))};
 }
 
 Tensors3 attend_pieces_backward_kernel(const Tensor& grad_out, const Tensor& q_any,
@@ -178,11 +216,16 @@ Tensors3 attend_pieces_backward_kernel(const Tensor& grad_out, const Tensor& q_a
   }
   const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
                v = with_contiguous_rows(v_any);
-  const NearSegments near =
-      attend_near_backward(with_contiguous_rows(grad_out), q, k, v, with_contiguous_rows(out),
-                           logsumexp.contiguous(), pieces, scale);
-  return {assemble(near.q, pieces, layout_q, q), assemble(near.k, pieces, layout_kv, q),
-          assemble(near.v, pieces, layout_kv, q)};
+  const Tensor grad = with_contiguous_rows(grad_out), rows = with_contiguous_rows(out),
+               numbers = logsumexp.contiguous();
+  std::vector<NearSegments> near;
+  for_batches(q, pieces, [&](const auto& of) {
+    near.push_back(
+        attend_near_backward(of(grad), of(q), of(k), of(v), of(rows), of(numbers), pieces, scale));
+  });
+  return {assemble(near, &NearSegments::q, pieces, layout_q, q),
+          assemble(near, &NearSegments::k, pieces, layout_kv, q),
+          assemble(near, &NearSegments::v, pieces, layout_kv, q)};
 }
 
 class PiecesFunction : public torch::autograd::Function<PiecesFunction> {
@@ -242,7 +285,7 @@ Tensors6 attend_both_by(const RowsAttention& attend_rows, const Tensor& q_any, c
   const Pieces pieces = make_pieces(q_any, local, local_shift);
   const auto [gathered_q, gathered_k, gathered_v] =
       gather(q_any, k_any, v_any, roots, rows, slots, geometry);
-  const auto [far_out, far_logsumexp] = attend_rows.forward(gathered_q, gathered_k, gathered_v);
+  const auto finish_rows = attend_rows.forward(gathered_q, gathered_k, gathered_v);
   const Tensor layout = output_layout(q_any, sizes.heads);
   if (q_any.is_meta() || q_any.numel() == 0) {
     return {empty_as(layout, q_any),
@@ -250,15 +293,25 @@ Tensors6 attend_both_by(const RowsAttention& attend_rows, const Tensor& q_any, c
             gathered_q,
             gathered_k,
             gathered_v,
-            far_logsumexp};
+            finish_rows().logsumexp};
   }
-  const Near near = attend_near(with_contiguous_rows(q_any), with_contiguous_rows(k_any),
-                                with_contiguous_rows(v_any), pieces, scale);
+  const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
+               v = with_contiguous_rows(v_any);
+  std::vector<Near> near;
+  for_batches(q, pieces, [&](const auto& of) {
+    near.push_back(attend_near(of(q), of(k), of(v), pieces, scale));
+  });
+  const auto [far_out, far_logsumexp] = finish_rows();
   // In place over near where that is one segment, stored as the output is.
-  Tensor out = joined(near.out, pieces, layout);
-  if (!out.defined()) out = empty_as(layout, q_any);
-  const Tensor logsumexp = assemble_logsumexp(near.logsumexp, out.size(0));
-  merge_into(near.out, near.logsumexp, pieces, {far_out, far_logsumexp}, slots, g, out, logsumexp);
+  Tensor out = near.size() == 1 ? joined(near[0].out, pieces, layout) : Tensor();
+  if (!out.defined()) out = empty_as(layout, q);
+  const Tensor logsumexp = assemble_logsumexp(near, q.size(0));
+  size_t i = 0;
+  for_batches(q, pieces, [&, far = Attended{far_out, far_logsumexp}](const auto& of) {
+    merge_into(near[i].out, near[i].logsumexp, pieces, {of(far.out), of(far.logsumexp)}, of(slots),
+               g, of(out), of(logsumexp));
+    ++i;
+  });
   return {out, logsumexp, gathered_q, gathered_k, gathered_v, far_logsumexp};
 }
 
@@ -290,24 +343,32 @@ Tensors3 attend_both_backward_by(const RowsAttention& attend_rows, const Tensor&
 
   MergedRows merged = merge_backward(grad_out, out, logsumexp, pieces,
                                      gathered_logsumexp.contiguous(), rows, slots, g);
-  const auto [far_q, far_k, far_v] = attend_rows.backward(
-      merged.grad_out, gathered_q, gathered_k, gathered_v, {merged.out, gathered_logsumexp});
+  auto finish_rows = attend_rows.backward(merged.grad_out, gathered_q, gathered_k, gathered_v,
+                                          {merged.out, gathered_logsumexp});
   merged = {};
-  NearSegments near = attend_near_backward(grad_out, q, k, v, out, logsumexp, pieces, scale);
+  std::vector<NearSegments> near;
+  for_batches(q, pieces, [&](const auto& of) {
+    near.push_back(attend_near_backward(of(grad_out), of(q), of(k), of(v), of(out), of(logsumexp),
+                                        pieces, scale));
+  });
+  const AttendGradients far = finish_rows();
+  finish_rows = {};  // and what it keeps
   // In place over near's gradients where they are one segment, stored as the results are. Else one
   // of the three is put together first, so that less is there twice.
-  const auto grad = [&](Segments& segments, const Tensor& layout, bool together) {
-    Tensor whole = joined(segments, pieces, layout);
-    if (whole.defined()) return whole;
-    if (!together || q.size(0) > 1) return empty_as(layout, q);
-    whole = assemble(segments, pieces, layout, q);
-    segments = segments_of(whole, pieces);
-    return whole;
+  const auto joined_grad = [&](Segments NearSegments::*segments, const Tensor& layout) {
+    const Tensor whole = near.size() == 1 ? joined(near[0].*segments, pieces, layout) : Tensor();
+    return whole.defined() ? whole : empty_as(layout, q);
   };
-  const Tensor grad_v = grad(near.v, layout_kv, /*together=*/true);
-  const Tensor grad_k = grad(near.k, layout_kv, /*together=*/false);
-  const Tensor grad_q = grad(near.q, layout_q, /*together=*/false);
-  gather_backward_into(far_q, far_k, far_v, slots, g, grad_q, grad_k, grad_v, near);
+  const Tensor grad_v = assemble(near, &NearSegments::v, pieces, layout_kv, q);
+  size_t i = 0;
+  for_batches(q, pieces, [&](const auto& of) { near[i++].v = segments_of(of(grad_v), pieces); });
+  const Tensor grad_k = joined_grad(&NearSegments::k, layout_kv);
+  const Tensor grad_q = joined_grad(&NearSegments::q, layout_q);
+  i = 0;
+  for_batches(q, pieces, [&](const auto& of) {
+    gather_backward_into(of(far.q), of(far.k), of(far.v), of(slots), g, of(grad_q), of(grad_k),
+                         of(grad_v), near[i++]);
+  });
   return {grad_q, grad_k, grad_v};
 }
 
@@ -316,13 +377,15 @@ namespace {
 RowsAttention stock_attention(std::optional<double> scale) {
   return {.forward =
               [scale](const Tensor& q, const Tensor& k, const Tensor& v) {
-                return lighthouse::attend(q, k, v, /*causal=*/true, scale);
+                const Attended rows = lighthouse::attend(q, k, v, /*causal=*/true, scale);
+                return [rows] { return rows; };
               },
           .backward =
               [scale](const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
                       const Attended& attended) {
-                return lighthouse::attend_backward(grad_out, q, k, v, attended, /*causal=*/true,
-                                                   scale);
+                const AttendGradients rows = lighthouse::attend_backward(
+                    grad_out, q, k, v, attended, /*causal=*/true, scale);
+                return [rows] { return rows; };
               }};
 }
 

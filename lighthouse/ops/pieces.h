@@ -72,11 +72,16 @@ MergedRows merge_backward(const at::Tensor& grad_out, const at::Tensor& out,
                           const at::Tensor& gathered_logsumexp, const at::Tensor& rows,
                           const at::Tensor& slots, const Geometry& geometry);
 
-/// The attend stage over the gathered rows: stock, or one that asks for rows elsewhere.
+/// The attend stage over the gathered rows: stock, or one that asks for rows elsewhere. Each of the
+/// two starts it; what it returns finishes it, when the pieces have been attended to, so that rows
+/// may travel meanwhile.
 struct RowsAttention {
-  std::function<Attended(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)> forward;
-  std::function<AttendGradients(const at::Tensor& grad_out, const at::Tensor& q,
-                                const at::Tensor& k, const at::Tensor& v, const Attended& attended)>
+  using Finish = std::function<Attended()>;
+  using FinishBackward = std::function<AttendGradients()>;
+
+  std::function<Finish(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)> forward;
+  std::function<FinishBackward(const at::Tensor& grad_out, const at::Tensor& q, const at::Tensor& k,
+                               const at::Tensor& v, const Attended& attended)>
       backward;
 };
 

@@ -57,7 +57,7 @@ Tensor scatter_backward_kernel(const Tensor& grad_out_any, const Tensor& rows,
   check_rows(rows, g, sizes, grad_out_any.device());
   const Tensor grad_out = with_contiguous_rows(grad_out_any);
   Tensor grad_gathered_out =
-      at::empty_symint({sizes.batch, sizes.heads, g.rows, sizes.dim}, grad_out.options());
+      empty_tokens_major(sizes.batch, sizes.heads, g.rows, sizes.dim, grad_out.options());
   if (!grad_out.is_meta()) {
     const Shape shape = sizes.known();
     const Tensor contiguous_rows = rows.contiguous();

@@ -152,9 +152,17 @@ double AdamW::clip_gradients() {
   }
   double norm = 0;
   if (is_sharded_) {
-    // PyTorch's float32 norm of a tensor as long as these loses digits on the CPU.
-    for (const at::Tensor& part : all) norm += part.to(at::kDouble).square().sum().item<double>();
-    norm = std::sqrt(world_.sum(norm));
+    // PyTorch's float32 norm of a tensor as long as these loses digits on the CPU. In pieces, as
+    // float64 takes memory.
+    constexpr int64_t kElements = 1 << 25;
+    const at::Tensor squares = at::zeros({}, step_.options().dtype(at::kDouble));
+    for (const at::Tensor& part : all) {
+      for (const at::Tensor& piece : part.split(kElements)) {
+        const at::Tensor values = piece.to(at::kDouble);
+        squares.add_(at::dot(values, values));
+      }
+    }
+    norm = std::sqrt(world_.sum(squares.item<double>()));
   } else {
     // All must decide alike, and their sums may round differently.
     norm = world_.max(at::stack(at::_foreach_norm(all)).norm().item<double>());

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -43,11 +44,12 @@ struct BenchTrainOptions {
 struct StageCost {
   const run::StageRecipe* stage;
   int64_t dense_layers, other_layers;
-  Times step;
-  double waiting = 0;    ///< for other ranks
-  double attention = 0;  ///< of all layers, timed alone
-  double products = 0;   ///< matrix products of all layers and the output projection, timed alone
-  double flops = 0;      ///< of the model, a step
+  Times step = {};
+  double waiting = 0;                        ///< for other ranks
+  std::map<std::string, double> waits = {};  ///< for what of them
+  double attention = 0;                      ///< of all layers, timed alone
+  double products = 0;  ///< matrix products of all layers and the output projection, timed alone
+  double flops = 0;     ///< of the model, a step
   int64_t peak_bytes = 0;
 
   double tokens() const { return static_cast<double>(stage->tokens_per_step()); }
@@ -152,10 +154,11 @@ StageCost measure(const run::Recipe& recipe, const run::StageRecipe& stage, cons
                   int steps) {
   const int64_t layers = recipe.model.num_hidden_layers;
   const int64_t dense = run::count_dense_layers(stage, layers);
-  StageCost row{&stage, dense, layers - dense, {}};
+  StageCost row{.stage = &stage, .dense_layers = dense, .other_layers = layers - dense};
   const Trial trial = run_trial(recipe, stage, rank, steps);
   row.step = trial.step;
   row.waiting = trial.waiting;
+  row.waits = trial.waits;
   row.peak_bytes = trial.peak_bytes;
   row.products = time_products(recipe, stage, rank);
   const auto time = [&](nn::Mode mode, int64_t layer) {
@@ -259,6 +262,7 @@ void bench_train(const BenchTrainOptions& options, distributed::Rendezvous& rend
                            {"products_ms", row.products}});
     if (rank.world.size() == 1) continue;
     all["rows"].back()["waiting_ms"] = row.waiting;
+    all["rows"].back()["waits_ms"] = row.waits;
     if (rank.mesh.context.size() == 1) continue;
     all["rows"].back()["exchange"] = to_string(run::exchange_of(recipe, *row.stage).exchange);
   }
