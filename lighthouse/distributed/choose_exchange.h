@@ -38,12 +38,10 @@ struct Sharing {
 };
 
 /// By auto: heads where the ranks divide the query heads, unless there are pieces. Those need no
-/// exchange by ring or gather, which exchange the gathered rows alone, and heads exchange all
-/// tokens: on two H100s at 98304 tokens, the paper's model with pieces ran at 1.65 times the speed
-/// of one by the ring, 1.48 by gather and 1.27 by heads; dense at 1.80 by heads and 1.72 by gather.
-/// Else the ring, where attention takes longer than its transfers, which is from 2750 W G/H rows
-/// on; else gather. (That bound is computed for keys of 128 dimensions in bfloat16 and links of
-/// 400 GB/s.)
+/// exchange by ring or gather, which exchange the gathered rows alone, and heads exchange all tokens
+/// (docs/results-h200.md has the speed of each). Else the ring, where attention takes longer than
+/// its transfers, which is from 2750 W G/H rows on; else gather. (That bound is computed for keys of
+/// 128 dimensions in bfloat16 and links of 400 GB/s.)
 ChosenExchange choose_exchange(ExchangeChoice asked, const Sharing& sharing);
 
 }  // namespace lighthouse::distributed
