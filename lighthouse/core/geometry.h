@@ -15,7 +15,8 @@
 
 namespace lighthouse {
 
-/// Everything about shapes: it follows from (N, L, p, k, m) alone, never from data.
+/// Everything about shapes: it follows from (N, L, p, k, m) alone, and from how many documents a
+/// row may have, never from data.
 ///
 /// Entry (l, i) stands for the tokens [i p^l, (i+1) p^l). Ids number level 0 first, then level 1,
 /// and so on. *Coarse* entries are those above level 0; scores and slots are kept for these only,
@@ -26,11 +27,13 @@ struct Geometry {
   // Each follows from those before it, and nothing changes them: every tile has a root, ids fit
   // into 31 bits, and twice a row too (see Slot).
   const int64_t tokens;                             ///< N
+  const int64_t documents;                          ///< M, that a row may have
   const int64_t levels;                             ///< L
   const int64_t pooling;                            ///< p
   const int64_t tiles;                              ///< T = k / m
   const std::array<int64_t, kMaxLevels> window;     ///< p^l, the tokens of a window of level l
-  const int64_t roots;                              ///< R = ceil(N / p^(L-1))
+  const int64_t roots;                              ///< R = ceil(N / p^(L-1)); of M documents
+                                                    ///< floor((N + M (p^(L-1) - 1)) / p^(L-1))
   const std::array<int64_t, kMaxLevels + 1> first;  ///< id of the first entry of level l;
                                                     ///< first[L] is their number
   const int64_t tile_budget;                        ///< m, at most N rounded up to roots
@@ -38,10 +41,11 @@ struct Geometry {
 
   /// Throws std::invalid_argument where a field of `config` is out of its range, where a tile would
   /// have no roots, or where an entry's id or a row would not fit into 31 bits.
-  Geometry(int64_t tokens, const Config& config);
+  /// @param documents that a row may have: each begins at a root, so there are more of these
+  Geometry(int64_t tokens, const Config& config, int64_t documents = 1);
 
   /// Whether every tile has a root; where not, the constructor throws.
-  static bool tiles_fit(int64_t tokens, const Config& config);
+  static bool tiles_fit(int64_t tokens, const Config& config, int64_t documents = 1);
 
   LIGHTHOUSE_HOST_DEVICE int64_t root_level() const { return levels - 1; }
   LIGHTHOUSE_HOST_DEVICE int64_t root_window() const { return window[levels - 1]; }
@@ -113,7 +117,8 @@ std::ostream& operator<<(std::ostream& out, const Geometry& geometry);
 /// Why dense attention over `tokens` tokens is the better choice: there are more tiles than roots,
 /// or S would not be below N. Empty where Lighthouse pays. Throws std::invalid_argument where a
 /// field of `config` is out of its range, or the geometry too large.
-std::string dense_because(int64_t tokens, const Config& config);
+/// @param documents that a row may have
+std::string dense_because(int64_t tokens, const Config& config, int64_t documents = 1);
 
 /// A coarse entry's slot: the row of the gathered sequence that it has and whether it is refined,
 /// or kNoSlot. Level-0 slots are not stored: the p children of a refined level-1 entry take the p
@@ -144,10 +149,12 @@ LIGHTHOUSE_HOST_DEVICE inline int64_t row_of(const Geometry& geometry, const Slo
 }
 
 /// The row that a position hears of a level, or -1 where it hears none.
+/// @param document the first position of its document: entries before it are not heard
 LIGHTHOUSE_HOST_DEVICE inline int64_t heard_row(const Geometry& geometry, const Slot* slots,
-                                                int64_t level, int64_t position) {
+                                                int64_t level, int64_t position,
+                                                int64_t document = 0) {
   const int64_t index = geometry.heard(level, position);
-  return index < 0 ? -1 : row_of(geometry, slots, level, index);
+  return index * geometry.window[level] < document ? -1 : row_of(geometry, slots, level, index);
 }
 
 }  // namespace lighthouse

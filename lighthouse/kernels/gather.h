@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lighthouse/kernels/documents.h"
 #include "lighthouse/kernels/pieces.h"
 #include "lighthouse/kernels/stream.h"
 #include "lighthouse/kernels/tensor_view.h"
@@ -8,7 +9,7 @@ namespace lighthouse {
 
 /// Stage 3, gather: the rows of the entries in the sequence, for q, k and v. A level-0 row is a
 /// copy, a root's is taken from the score stage, and the mean of a window between is formed here.
-/// Rows of windows wholly past N are zeros.
+/// Rows of windows without a token are zeros.
 template <class T>
 struct Gather {
   Geometry geometry;
@@ -21,6 +22,7 @@ struct Gather {
   Rows<T> gathered_q;   ///< (B, H, S, D)
   Rows<T> gathered_k;   ///< (B, G, S, D)
   Rows<T> gathered_v;   ///< (B, G, S, D)
+  Documents documents = {};
 };
 
 /// Gradients of q, k and v from attention inside pieces, a segment each as its stock backward gives
@@ -48,6 +50,7 @@ struct GatherBackward {
   Rows<T> grad_v;                 ///< (B, G, N, D)
   /// A row may be the one of grad_q, grad_k or grad_v that it is added to.
   NearGradients<T> near = {};
+  Documents documents = {};
 };
 
 namespace cpu {

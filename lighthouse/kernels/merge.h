@@ -1,6 +1,7 @@
 #pragma once
 
 #include "lighthouse/core/dtype.h"
+#include "lighthouse/kernels/documents.h"
 #include "lighthouse/kernels/pieces.h"
 #include "lighthouse/kernels/stream.h"
 #include "lighthouse/kernels/tensor_view.h"
@@ -10,7 +11,7 @@ namespace lighthouse {
 /// Stage 5 beside pieces, merge (in place of scatter): each position takes its near row, from
 /// attention inside its piece, and the gathered rows that it hears as one softmax would. With n and
 /// lambda the near row and its log-sum-exp, o~_r and lambda~_r those of gathered row r, and J the
-/// c rows heard, at most one of each level (see scatter):
+/// c rows heard, of the position's own document and at most one of each level (see scatter):
 ///
 ///     lse = log(exp(lambda) + sum over r in J of exp(lambda~_r) / c)
 ///     out = exp(lambda - lse) n + sum over r in J of exp(lambda~_r - lse) / c o~_r
@@ -32,6 +33,7 @@ struct Merge {
   const Slot* slots;              ///< (B, G, E)
   Rows<T> out;  ///< (B, H, N, D); a row may be the near row that it is formed from
   Acc* lse;     ///< (B, H, N) as Pieces::lse_index has it; an element may be the near one
+  Documents documents = {};
 };
 
 /// The adjoint towards the gathered rows, as their stock backward takes it. With
@@ -59,15 +61,18 @@ struct MergeBackward {
   const Slot* slots;             ///< (B, G, E)
   Rows<T> grad_gathered_out;     ///< (B, H, S, D): d o~
   Rows<T> backward_out;          ///< (B, H, S, D): the argument `out` of stock backward
+  Documents documents = {};
 };
 
 namespace cpu {
 
 /// Work item: b (floor(N / p) + 1) + w, a level-1 window shifted one token to the left: the
-/// positions j with floor((j + 1) / p) = w.
+/// positions j with floor((j + 1) / p) = w; of documents, all padded positions in place of N.
 template <class T>
 void merge(const Merge<T>& args, int64_t begin, int64_t end);
-inline int64_t merge_windows(const Geometry& g) { return g.tokens / g.pooling + 1; }
+inline int64_t merge_windows(const Geometry& g, const Documents& documents = {}) {
+  return documents.positions(g) / g.pooling + 1;
+}
 
 /// Work item: b S + s, a row of the gathered sequence.
 template <class T>

@@ -67,11 +67,12 @@ LIGHTHOUSE_HOST_DEVICE MergeWeights<Acc> merge_weights(Acc near_lse, const Coars
 }
 
 /// How many rows a position hears.
+/// @param document the first position of its document
 LIGHTHOUSE_HOST_DEVICE inline int heard_rows(const Geometry& geometry, const Slot* slots,
-                                             int64_t position) {
+                                             int64_t position, int64_t document) {
   int rows = 0;
   for (int64_t level = geometry.root_level(); level >= 0; --level) {
-    rows += heard_row(geometry, slots, level, position) >= 0 ? 1 : 0;
+    rows += heard_row(geometry, slots, level, position, document) >= 0 ? 1 : 0;
   }
   return rows;
 }

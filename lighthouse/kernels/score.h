@@ -1,5 +1,6 @@
 #pragma once
 
+#include "lighthouse/kernels/documents.h"
 #include "lighthouse/kernels/stream.h"
 #include "lighthouse/kernels/tensor_view.h"
 
@@ -9,8 +10,8 @@ namespace lighthouse {
 /// and of its k, in the entry's window), and the means of the root windows, in one pass over q, k
 /// and v. Nothing of level 0 is written. For L >= 2: a pyramid of one level has nothing to choose.
 ///
-/// A token's NaN score counts as -infinity, and so do tokens past N. The mean of a window is over
-/// its tokens below N.
+/// A token's NaN score counts as -infinity, and so do positions without a token. The mean of a
+/// window is over its tokens; of none it is zeros.
 template <class T>
 struct Score {
   Geometry geometry;
@@ -21,6 +22,7 @@ struct Score {
   float* scores_q;  ///< (B, G, E), E coarse entries; over the query heads of a group, the maximum
   float* scores_k;  ///< (B, G, E)
   T* roots;         ///< (B, R, H + 2 G, D): means of q, then k, then v
+  Documents documents = {};
 };
 
 /// The scores of coarse entries from scores of tokens: the maxima over their windows.
@@ -31,6 +33,7 @@ struct PoolScores {
   const float* tokens_k;  ///< (B, G, N)
   float* scores_q;        ///< (B, G, E)
   float* scores_k;        ///< (B, G, E)
+  Documents documents = {};
 };
 
 namespace cpu {

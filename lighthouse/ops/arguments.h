@@ -59,6 +59,10 @@ class Arguments {
 
   at::Tensor tensor(const char* name) const { return (*this)[name].toTensor(); }
 
+  std::optional<at::Tensor> optional_tensor(const char* name) const {
+    return (*this)[name].toOptional<at::Tensor>();
+  }
+
   /// Two tensors, of which both are given or neither.
   std::optional<std::pair<at::Tensor, at::Tensor>> pair(const char* first,
                                                         const char* second) const {

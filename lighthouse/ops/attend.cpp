@@ -16,13 +16,11 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/logsumexp.h>
-#include <ATen/ops/ones.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cmath>
 #include <limits>
 
+#include "lighthouse/ops/attend_call.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/no_double_backward.h"
 #include "lighthouse/ops/operators.h"
@@ -35,27 +33,6 @@ namespace {
 using at::SDPBackend;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-/// A call of attention, whose rows are contiguous.
-struct Call {
-  Tensor q, k, v;
-  bool causal;
-  double scale;
-
-  bool grouped() const { return q.size(1) != k.size(1); }
-  int64_t heads_per_group() const { return q.size(1) / k.size(1); }
-
-  /// With a key/value head for each query head, for kernels that have no groups.
-  Call expanded() const {
-    if (!grouped()) return *this;
-    return {q, k.repeat_interleave(heads_per_group(), 1), v.repeat_interleave(heads_per_group(), 1),
-            causal, scale};
-  }
-  /// The gradient of k or v from that of the expanded one.
-  Tensor sum_groups(const Tensor& grad) const {
-    return grouped() ? grad.unflatten(1, {k.size(1), heads_per_group()}).sum(2) : grad;
-  }
-};
 
 /// The kernel that PyTorch takes by its switches; it throws where they leave none.
 SDPBackend choice_of(const Call& call) {
@@ -70,68 +47,9 @@ SDPBackend kernel_for(const Call& call) {
   return efficient ? SDPBackend::efficient_attention : choice;
 }
 
-at::ScalarType logsumexp_type(at::ScalarType type) {
-  return type == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-/// The same values, with the strides that at::empty_like(reference) has: those that an operator's
-/// results have must follow from its arguments alone.
-Tensor laid_out_like(const Tensor& values, const Tensor& reference) {
-  const Tensor layout = at::empty_like(reference, at::TensorOptions().device(at::kMeta));
-  const Tensor same = with_strides(values, layout.strides());
-  return same.defined() ? same : at::empty_like(reference).copy_(values);
-}
-
 /// The same values (B, H, N, D), stored as (B, N, H, D).
 Tensor tokens_major(const Tensor& values) {
   return values.transpose(1, 2).contiguous().transpose(1, 2);
-}
-
-// Plain products, in the type that sums are taken in.
-
-Tensor logits(const Call& call, at::ScalarType type) {
-  Tensor logits = call.q.to(type).mul(call.scale).matmul(call.k.to(type).transpose(2, 3));
-  if (call.causal) {
-    const auto options = call.q.options().dtype(at::kBool);
-    logits.masked_fill_(at::ones({logits.size(2), logits.size(3)}, options).triu_(1), -kInfinity);
-  }
-  return logits;
-}
-
-Attended products(const Call& grouped) {
-  const Call call = grouped.expanded();
-  const auto type = logsumexp_type(call.q.scalar_type());
-  const Tensor scores = logits(call, type);
-  const Tensor logsumexp = at::logsumexp(scores, {-1});
-  const Tensor weights = scores.sub(logsumexp.unsqueeze(-1)).exp_();
-  return {weights.matmul(call.v.to(type)).to(call.q.scalar_type()), logsumexp};
-}
-
-AttendGradients products_backward(const Call& grouped, const Tensor& grad_out,
-                                  const Attended& attended) {
-  const Call call = grouped.expanded();
-  const auto type = logsumexp_type(call.q.scalar_type());
-  const Tensor weights = logits(call, type).sub_(attended.logsumexp.unsqueeze(-1)).exp_();
-  const Tensor grad = grad_out.to(type);
-  const Tensor shared = grad.mul(attended.out.to(type)).sum(-1, /*keepdim=*/true);
-  const Tensor grad_logits =
-      grad.matmul(call.v.to(type).transpose(2, 3)).sub_(shared).mul_(weights).mul_(call.scale);
-  const auto stored = [&](const Tensor& t) { return t.to(call.q.scalar_type()); };
-  return {stored(grad_logits.matmul(call.k.to(type))),
-          stored(grouped.sum_groups(grad_logits.transpose(2, 3).matmul(call.q.to(type)))),
-          stored(grouped.sum_groups(weights.transpose(2, 3).matmul(grad)))};
-}
-
-// PyTorch's kernels. Without dropout their backward does not read the state of a generator.
-
-Tensor no_random_state(const Call& call) {
-  return at::empty({}, call.q.options().dtype(at::kLong));
-}
-
-/// Flash attention on a GPU takes rows of a multiple of 8 elements.
-Tensor padded(const Tensor& rows) {
-  const int64_t missing = -rows.size(-1) & 7;
-  return missing == 0 ? rows : at::constant_pad_nd(rows, {0, missing});
 }
 
 Attended flash(const Call& call) {
@@ -203,7 +121,7 @@ Call checked_call(const Tensor& q, const Tensor& k, const Tensor& v, bool causal
                   std::optional<double> scale) {
   check_qkv(q, k, v, "", /*same_tokens=*/causal);
   return {with_contiguous_rows(q), with_contiguous_rows(k), with_contiguous_rows(v), causal,
-          scale.value_or(1 / std::sqrt(static_cast<double>(fixed_size(q, 3))))};
+          scale_of(q, scale)};
 }
 
 Tensors2 attend_kernel(const Tensor& q, const Tensor& k, const Tensor& v, bool causal,

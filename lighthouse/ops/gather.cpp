@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/documents.h"
 #include "lighthouse/ops/no_double_backward.h"
 #include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/pieces.h"
@@ -14,7 +15,7 @@ namespace lighthouse::ops {
 void gather_backward_into(const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
                           const Tensor& grad_gathered_v, const Tensor& slots_any, const Geometry& g,
                           const Tensor& grad_q, const Tensor& grad_k, const Tensor& grad_v,
-                          const NearSegments& near) {
+                          const NearSegments& near, const Documents& documents) {
   const Shape shape{grad_q.size(0), grad_q.size(1), grad_k.size(1), grad_q.size(3)};
   const Tensor slots = slots_any.contiguous();
   dispatch(grad_q.scalar_type(), [&]<class T>() {
@@ -30,7 +31,8 @@ void gather_backward_into(const Tensor& grad_gathered_q, const Tensor& grad_gath
                                  .near = {.pieces = near.pieces,
                                           .q = piece_rows<T>(near.q),
                                           .k = piece_rows<T>(near.k),
-                                          .v = piece_rows<T>(near.v)}};
+                                          .v = piece_rows<T>(near.v)},
+                                 .documents = documents};
     run(
         grad_q.device(), shape.batch * g.roots,
         g.root_window() * (shape.heads + 2 * shape.groups) * shape.dim,
@@ -43,10 +45,11 @@ namespace {
 
 Tensors3 gather_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
                        const Tensor& roots, const Tensor& rows, const Tensor& slots,
-                       IntArrayRef geometry) {
+                       IntArrayRef geometry, const OptionalTensor& document_roots) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_qkv(q_any, k_any, v_any);
   check_tokens(q_any, "q", g);
+  const Documents documents = documents_of(document_roots, g, sizes.batch, q_any.device());
   check_rows(rows, g, sizes, q_any.device());
   check_slots(slots, g, sizes, q_any.device());
   check_tensor(roots, "roots",
@@ -76,7 +79,8 @@ Tensors3 gather_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v
                            contiguous_rows.const_data_ptr<int32_t>(),
                            mutable_rows_of<T>(gathered_q),
                            mutable_rows_of<T>(gathered_k),
-                           mutable_rows_of<T>(gathered_v)};
+                           mutable_rows_of<T>(gathered_v),
+                           documents};
       run(
           q.device(), shape.batch * g.rows, (shape.heads + 2 * shape.groups) * shape.dim,
           [&](int64_t begin, int64_t end) { cpu::gather(args, begin, end); },
@@ -88,7 +92,8 @@ Tensors3 gather_kernel(const Tensor& q_any, const Tensor& k_any, const Tensor& v
 
 Tensors3 gather_backward_kernel(const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
                                 const Tensor& grad_gathered_v, const Tensor& slots,
-                                bool heads_major, IntArrayRef geometry) {
+                                bool heads_major, IntArrayRef geometry,
+                                const OptionalTensor& document_roots) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes =
       check_qkv(grad_gathered_q, grad_gathered_k, grad_gathered_v, "grad_gathered_");
@@ -108,7 +113,8 @@ Tensors3 gather_backward_kernel(const Tensor& grad_gathered_q, const Tensor& gra
   const Tensor grad_k = empty(sizes.groups);
   const Tensor grad_v = empty(sizes.groups);
   if (!gathered_q.is_meta()) {
-    gather_backward_into(gathered_q, gathered_k, gathered_v, slots, g, grad_q, grad_k, grad_v);
+    gather_backward_into(gathered_q, gathered_k, gathered_v, slots, g, grad_q, grad_k, grad_v, {},
+                         documents_of(document_roots, g, sizes.batch, gathered_q.device()));
   }
   return {grad_q, grad_k, grad_v};
 }
@@ -119,37 +125,44 @@ class GatherFunction : public torch::autograd::Function<GatherFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 const Tensor& q, const Tensor& k, const Tensor& v,
                                                 const Tensor& roots, const Tensor& rows,
-                                                const Tensor& slots, IntArrayRef geometry) {
+                                                const Tensor& slots, IntArrayRef geometry,
+                                                const OptionalTensor& document_roots) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    context->save_for_backward({slots});
+    context->save_for_backward({slots, document_roots.value_or(Tensor())});
     context->saved_data["geometry"] = geometry.vec();
     context->saved_data["heads_major"] = q.sym_stride(1) >= q.sym_stride(2);
-    auto [gathered_q, gathered_k, gathered_v] = gather(q, k, v, roots, rows, slots, geometry);
+    auto [gathered_q, gathered_k, gathered_v] =
+        gather(q, k, v, roots, rows, slots, geometry, document_roots);
     return {gathered_q, gathered_k, gathered_v};
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& grads) {
+    const auto saved = context->get_saved_variables();
     auto [grad_q, grad_k, grad_v] = gather_backward(
-        grads[0], grads[1], grads[2], context->get_saved_variables()[0],
-        context->saved_data["heads_major"].toBool(), context->saved_data["geometry"].toIntVector());
-    return {grad_q, grad_k, grad_v, {}, {}, {}, {}};
+        grads[0], grads[1], grads[2], saved[0], context->saved_data["heads_major"].toBool(),
+        context->saved_data["geometry"].toIntVector(), given(saved[1]));
+    return {grad_q, grad_k, grad_v, {}, {}, {}, {}, {}};
   }
 };
 
 Tensors3 gather_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& roots,
-                         const Tensor& rows, const Tensor& slots, IntArrayRef geometry) {
-  const auto gathered = GatherFunction::apply(q, k, v, roots, rows, slots, geometry);
+                         const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
+                         const OptionalTensor& document_roots) {
+  const auto gathered =
+      GatherFunction::apply(q, k, v, roots, rows, slots, geometry, document_roots);
   return {gathered[0], gathered[1], gathered[2]};
 }
 
 Tensors3 gather_backward_autograd(const Tensor& grad_gathered_q, const Tensor& grad_gathered_k,
                                   const Tensor& grad_gathered_v, const Tensor& slots,
-                                  bool heads_major, IntArrayRef geometry) {
+                                  bool heads_major, IntArrayRef geometry,
+                                  const OptionalTensor& document_roots) {
   const auto grads = no_double_backward(
       "lighthouse::gather", {grad_gathered_q, grad_gathered_k, grad_gathered_v}, [&] {
-        auto [grad_q, grad_k, grad_v] = gather_backward(
-            grad_gathered_q, grad_gathered_k, grad_gathered_v, slots, heads_major, geometry);
+        auto [grad_q, grad_k, grad_v] =
+            gather_backward(grad_gathered_q, grad_gathered_k, grad_gathered_v, slots, heads_major,
+                            geometry, document_roots);
         return torch::autograd::variable_list{grad_q, grad_k, grad_v};
       });
   return {grads[0], grads[1], grads[2]};
@@ -160,11 +173,12 @@ Tensors3 gather_backward_autograd(const Tensor& grad_gathered_q, const Tensor& g
 TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
          "gather(Tensor q, Tensor k, Tensor v, Tensor roots, Tensor rows, Tensor slots, "
-         "int[] geometry) -> (Tensor gathered_q, Tensor gathered_k, Tensor gathered_v)",
+         "int[] geometry, Tensor? document_roots=None) -> "
+         "(Tensor gathered_q, Tensor gathered_k, Tensor gathered_v)",
          gather_kernel, gather_autograd);
   define(library,
          "gather_backward(Tensor grad_gathered_q, Tensor grad_gathered_k, Tensor grad_gathered_v, "
-         "Tensor slots, bool heads_major, int[] geometry) -> "
+         "Tensor slots, bool heads_major, int[] geometry, Tensor? document_roots=None) -> "
          "(Tensor grad_q, Tensor grad_k, Tensor grad_v)",
          gather_backward_kernel, gather_backward_autograd);
 }

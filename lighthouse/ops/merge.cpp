@@ -23,7 +23,7 @@ Shape shape_of(const Tensor& out, const Tensor& slots) {
 
 void merge_into(const Segments& near_out, const Segments& near_logsumexp, const Pieces& pieces,
                 const Attended& gathered, const Tensor& slots_any, const Geometry& g,
-                const Tensor& out, const Tensor& logsumexp) {
+                const Tensor& out, const Tensor& logsumexp, const Documents& documents) {
   const Shape shape = shape_of(out, slots_any);
   const Tensor slots = slots_any.contiguous();
   dispatch(out.scalar_type(), [&]<class T>() {
@@ -36,9 +36,11 @@ void merge_into(const Segments& near_out, const Segments& near_logsumexp, const 
                         .gathered_lse = numbers_of<T>(gathered.logsumexp),
                         .slots = slots.const_data_ptr<Slot>(),
                         .out = mutable_rows_of<T>(out),
-                        .lse = logsumexp.mutable_data_ptr<accumulator_t<T>>()};
+                        .lse = logsumexp.mutable_data_ptr<accumulator_t<T>>(),
+                        .documents = documents};
     run(
-        out.device(), shape.batch * cpu::merge_windows(g), g.pooling * shape.heads * shape.dim,
+        out.device(), shape.batch * cpu::merge_windows(g, documents),
+        g.pooling * shape.heads * shape.dim,
         [&](int64_t begin, int64_t end) { cpu::merge(args, begin, end); },
         [&](auto stream) { cuda::merge(args, stream); });
   });
@@ -46,7 +48,8 @@ void merge_into(const Segments& near_out, const Segments& near_logsumexp, const 
 
 MergedRows merge_backward(const Tensor& grad_out, const Tensor& out, const Tensor& logsumexp,
                           const Pieces& pieces, const Tensor& gathered_logsumexp,
-                          const Tensor& rows_any, const Tensor& slots_any, const Geometry& g) {
+                          const Tensor& rows_any, const Tensor& slots_any, const Geometry& g,
+                          const Documents& documents) {
   const Shape shape = shape_of(out, slots_any);
   const Tensor rows = rows_any.contiguous();
   const Tensor slots = slots_any.contiguous();
@@ -65,7 +68,8 @@ MergedRows merge_backward(const Tensor& grad_out, const Tensor& out, const Tenso
                                 .rows = rows.const_data_ptr<int32_t>(),
                                 .slots = slots.const_data_ptr<Slot>(),
                                 .grad_gathered_out = mutable_rows_of<T>(merged.grad_out),
-                                .backward_out = mutable_rows_of<T>(merged.out)};
+                                .backward_out = mutable_rows_of<T>(merged.out),
+                                .documents = documents};
     run(
         out.device(), shape.batch * g.rows, 4 * shape.heads * shape.dim,
         [&](int64_t begin, int64_t end) { cpu::merge_backward(args, begin, end); },

@@ -7,8 +7,10 @@
 
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/documents.h"
 #include "lighthouse/ops/no_double_backward.h"
 #include "lighthouse/ops/operators.h"
+#include "lighthouse/ops/sequences.h"
 #include "lighthouse/ops/tensor.h"
 
 namespace lighthouse {
@@ -102,8 +104,30 @@ void for_batches(const Tensor& q, const Pieces& pieces, const F& f) {
 struct Near {
   Segments out, logsumexp;
 };
-Near attend_near(const Tensor& q, const Tensor& k, const Tensor& v, const Pieces& pieces,
+/// Where near attention is cut. With documents it is inside sequences, and gives whole rows
+/// (B, H, N, D): to all other stages these are one piece.
+struct Cuts {
+  Pieces pieces;
+  Tensor borders = {};  ///< (B, 1, C), of sequences; undefined without documents
+  int64_t longest = 0;  ///< of a sequence
+};
+
+Cuts make_cuts(const Tensor& q, int64_t local, int64_t local_shift,
+               const PackedDocuments& documents) {
+  const Pieces pieces = make_pieces(q, local, local_shift);
+  if (!documents.borders || q.is_meta()) return {.pieces = pieces};
+  return {Pieces(pieces.tokens, pieces.tokens, 0),
+          piece_borders(*documents.borders, pieces.tokens, local, local_shift).unsqueeze(1),
+          pieces.length};
+}
+
+Near attend_near(const Tensor& q, const Tensor& k, const Tensor& v, const Cuts& cuts,
                  std::optional<double> scale) {
+  const Pieces& pieces = cuts.pieces;
+  if (cuts.borders.defined()) {
+    const auto [out, logsumexp] = attend_sequences(q, k, v, cuts.borders, cuts.longest, scale);
+    return {{out}, {logsumexp}};
+  }
   const Segments of_q = segments_of(q, pieces), of_k = segments_of(k, pieces),
                  of_v = segments_of(v, pieces);
   Near near;
@@ -118,7 +142,14 @@ Near attend_near(const Tensor& q, const Tensor& k, const Tensor& v, const Pieces
 /// Its gradients, given the output and the log-sum-exp that it was merged into.
 NearSegments attend_near_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k,
                                   const Tensor& v, const Tensor& out, const Tensor& logsumexp,
-                                  const Pieces& pieces, std::optional<double> scale) {
+                                  const Cuts& cuts, std::optional<double> scale) {
+  const Pieces& pieces = cuts.pieces;
+  if (cuts.borders.defined()) {
+    const auto [grad_q, grad_k, grad_v] =
+        attend_sequences_backward(grad_out, q, k, v, out, logsumexp.view(out.sizes().slice(0, 3)),
+                                  cuts.borders, cuts.longest, scale);
+    return {pieces, {grad_q}, {grad_k}, {grad_v}};
+  }
   const Segments of_q = segments_of(q, pieces), of_k = segments_of(k, pieces),
                  of_v = segments_of(v, pieces), of_out = segments_of(out, pieces),
                  of_grad = segments_of(grad_out, pieces),
@@ -197,7 +228,7 @@ Tensors2 attend_pieces_kernel(const Tensor& q_any, const Tensor& k_any, const Te
                v = with_contiguous_rows(v_any);
   std::vector<Near> near;
   for_batches(q, pieces, [&](const auto& of) {
-    near.push_back(attend_near(of(q), of(k), of(v), pieces, scale));
+    near.push_back(attend_near(of(q), of(k), of(v), {pieces}, scale));
   });
   return {assemble(near, &Near::out, pieces, layout, q), assemble_logsumexp(near, q.size(0))};
 }
@@ -220,8 +251,8 @@ Tensors3 attend_pieces_backward_kernel(const Tensor& grad_out, const Tensor& q_a
                numbers = logsumexp.contiguous();
   std::vector<NearSegments> near;
   for_batches(q, pieces, [&](const auto& of) {
-    near.push_back(
-        attend_near_backward(of(grad), of(q), of(k), of(v), of(rows), of(numbers), pieces, scale));
+    near.push_back(attend_near_backward(of(grad), of(q), of(k), of(v), of(rows), of(numbers),
+                                        {pieces}, scale));
   });
   return {assemble(near, &NearSegments::q, pieces, layout_q, q),
           assemble(near, &NearSegments::k, pieces, layout_kv, q),
@@ -279,12 +310,14 @@ Tensors3 attend_pieces_backward_autograd(const Tensor& grad_out, const Tensor& q
 Tensors6 attend_both_by(const RowsAttention& attend_rows, const Tensor& q_any, const Tensor& k_any,
                         const Tensor& v_any, const Tensor& roots, const Tensor& rows,
                         const Tensor& slots, IntArrayRef geometry, int64_t local,
-                        int64_t local_shift, std::optional<double> scale) {
+                        int64_t local_shift, std::optional<double> scale,
+                        const PackedDocuments& documents) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_qkv(q_any, k_any, v_any);
-  const Pieces pieces = make_pieces(q_any, local, local_shift);
+  const Cuts cuts = make_cuts(q_any, local, local_shift, documents);
+  const Pieces& pieces = cuts.pieces;
   const auto [gathered_q, gathered_k, gathered_v] =
-      gather(q_any, k_any, v_any, roots, rows, slots, geometry);
+      gather(q_any, k_any, v_any, roots, rows, slots, geometry, documents.roots);
   const auto finish_rows = attend_rows.forward(gathered_q, gathered_k, gathered_v);
   const Tensor layout = output_layout(q_any, sizes.heads);
   if (q_any.is_meta() || q_any.numel() == 0) {
@@ -299,17 +332,18 @@ Tensors6 attend_both_by(const RowsAttention& attend_rows, const Tensor& q_any, c
                v = with_contiguous_rows(v_any);
   std::vector<Near> near;
   for_batches(q, pieces, [&](const auto& of) {
-    near.push_back(attend_near(of(q), of(k), of(v), pieces, scale));
+    near.push_back(attend_near(of(q), of(k), of(v), cuts, scale));
   });
   const auto [far_out, far_logsumexp] = finish_rows();
   // In place over near where that is one segment, stored as the output is.
   Tensor out = near.size() == 1 ? joined(near[0].out, pieces, layout) : Tensor();
   if (!out.defined()) out = empty_as(layout, q);
   const Tensor logsumexp = assemble_logsumexp(near, q.size(0));
+  const Documents table = documents_of(documents.roots, g, sizes.batch, q.device());
   size_t i = 0;
   for_batches(q, pieces, [&, far = Attended{far_out, far_logsumexp}](const auto& of) {
     merge_into(near[i].out, near[i].logsumexp, pieces, {of(far.out), of(far.logsumexp)}, of(slots),
-               g, of(out), of(logsumexp));
+               g, of(out), of(logsumexp), table);
     ++i;
   });
   return {out, logsumexp, gathered_q, gathered_k, gathered_v, far_logsumexp};
@@ -321,10 +355,12 @@ Tensors3 attend_both_backward_by(const RowsAttention& attend_rows, const Tensor&
                                  const Tensor& gathered_q, const Tensor& gathered_k,
                                  const Tensor& gathered_v, const Tensor& gathered_logsumexp,
                                  const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
-                                 int64_t local, int64_t local_shift, std::optional<double> scale) {
+                                 int64_t local, int64_t local_shift, std::optional<double> scale,
+                                 const PackedDocuments& documents) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_qkv(q_any, k_any, v_any);
-  const Pieces pieces = make_pieces(q_any, local, local_shift);
+  const Cuts cuts = make_cuts(q_any, local, local_shift, documents);
+  const Pieces& pieces = cuts.pieces;
   check_tokens(q_any, "q", g);
   check_merged(grad_out_any, q_any, out_any, logsumexp_any);
   check_rows(rows, g, sizes, q_any.device());
@@ -341,15 +377,16 @@ Tensors3 attend_both_backward_by(const RowsAttention& attend_rows, const Tensor&
                grad_out = with_contiguous_rows(grad_out_any);
   const Tensor logsumexp = logsumexp_any.contiguous();
 
+  const Documents table = documents_of(documents.roots, g, sizes.batch, q.device());
   MergedRows merged = merge_backward(grad_out, out, logsumexp, pieces,
-                                     gathered_logsumexp.contiguous(), rows, slots, g);
+                                     gathered_logsumexp.contiguous(), rows, slots, g, table);
   auto finish_rows = attend_rows.backward(merged.grad_out, gathered_q, gathered_k, gathered_v,
                                           {merged.out, gathered_logsumexp});
   merged = {};
   std::vector<NearSegments> near;
   for_batches(q, pieces, [&](const auto& of) {
     near.push_back(attend_near_backward(of(grad_out), of(q), of(k), of(v), of(out), of(logsumexp),
-                                        pieces, scale));
+                                        cuts, scale));
   });
   const AttendGradients far = finish_rows();
   finish_rows = {};  // and what it keeps
@@ -367,7 +404,7 @@ Tensors3 attend_both_backward_by(const RowsAttention& attend_rows, const Tensor&
   i = 0;
   for_batches(q, pieces, [&](const auto& of) {
     gather_backward_into(of(far.q), of(far.k), of(far.v), of(slots), g, of(grad_q), of(grad_k),
-                         of(grad_v), near[i++]);
+                         of(grad_v), near[i++], table);
   });
   return {grad_q, grad_k, grad_v};
 }
@@ -389,11 +426,47 @@ RowsAttention stock_attention(std::optional<double> scale) {
               }};
 }
 
+/// Among rows of one document.
+RowsAttention attention_inside(const Tensor& borders, const Geometry& g,
+                               std::optional<double> scale) {
+  return {.forward =
+              [=, longest = g.rows](const Tensor& q, const Tensor& k, const Tensor& v) {
+                const Attended rows =
+                    lighthouse::attend_sequences(q, k, v, borders, longest, scale);
+                return [rows] { return rows; };
+              },
+          .backward =
+              [=, longest = g.rows](const Tensor& grad_out, const Tensor& q, const Tensor& k,
+                                    const Tensor& v, const Attended& attended) {
+                const AttendGradients rows = lighthouse::attend_sequences_backward(
+                    grad_out, q, k, v, attended, borders, longest, scale);
+                return [rows] { return rows; };
+              }};
+}
+
+RowsAttention rows_attention(const PackedDocuments& documents, const Tensor& q, const Tensor& k,
+                             const Tensor& slots, IntArrayRef geometry,
+                             std::optional<double> scale) {
+  TORCH_CHECK_VALUE(documents.borders.has_value() == documents.roots.has_value(),
+                    "document_borders and document_roots belong together: one of them is given, "
+                    "the other is not");
+  if (!documents.borders) return stock_attention(scale);
+  const Geometry g = make_geometry(geometry);
+  check_tensor(*documents.borders, "document_borders", {q.sym_size(0), g.documents + 1}, at::kInt,
+               q.device());
+  check_slots(slots, g, {q.sym_size(0), q.sym_size(1), k.sym_size(1), q.sym_size(3)}, q.device());
+  return attention_inside(row_borders(*documents.borders, slots, g), g, scale);
+}
+
 Tensors6 attend_both_kernel(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& roots,
                             const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
-                            int64_t local, int64_t local_shift, std::optional<double> scale) {
-  return attend_both_by(stock_attention(scale), q, k, v, roots, rows, slots, geometry, local,
-                        local_shift, scale);
+                            int64_t local, int64_t local_shift, std::optional<double> scale,
+                            const OptionalTensor& document_borders,
+                            const OptionalTensor& document_roots) {
+  check_qkv(q, k, v);
+  const PackedDocuments documents{document_borders, document_roots};
+  return attend_both_by(rows_attention(documents, q, k, slots, geometry, scale), q, k, v, roots,
+                        rows, slots, geometry, local, local_shift, scale, documents);
 }
 
 Tensors3 attend_both_backward_kernel(const Tensor& grad_out, const Tensor& q, const Tensor& k,
@@ -402,10 +475,15 @@ Tensors3 attend_both_backward_kernel(const Tensor& grad_out, const Tensor& q, co
                                      const Tensor& gathered_v, const Tensor& gathered_logsumexp,
                                      const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
                                      int64_t local, int64_t local_shift,
-                                     std::optional<double> scale) {
-  return attend_both_backward_by(stock_attention(scale), grad_out, q, k, v, out, logsumexp,
-                                 gathered_q, gathered_k, gathered_v, gathered_logsumexp, rows,
-                                 slots, geometry, local, local_shift, scale);
+                                     std::optional<double> scale,
+                                     const OptionalTensor& document_borders,
+                                     const OptionalTensor& document_roots) {
+  check_qkv(q, k, v);
+  const PackedDocuments documents{document_borders, document_roots};
+  return attend_both_backward_by(rows_attention(documents, q, k, slots, geometry, scale), grad_out,
+                                 q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v,
+                                 gathered_logsumexp, rows, slots, geometry, local, local_shift,
+                                 scale, documents);
 }
 
 class BothFunction : public torch::autograd::Function<BothFunction> {
@@ -413,12 +491,16 @@ class BothFunction : public torch::autograd::Function<BothFunction> {
   static variable_list forward(AutogradContext* context, const Tensor& q, const Tensor& k,
                                const Tensor& v, const Tensor& roots, const Tensor& rows,
                                const Tensor& slots, IntArrayRef geometry, int64_t local,
-                               int64_t local_shift, std::optional<double> scale) {
+                               int64_t local_shift, std::optional<double> scale,
+                               const OptionalTensor& document_borders,
+                               const OptionalTensor& document_roots) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto [out, logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp] =
-        attend_both(q, k, v, roots, rows, slots, geometry, local, local_shift, scale);
-    context->save_for_backward({q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v,
-                                gathered_logsumexp, rows, slots});
+        attend_both(q, k, v, roots, rows, slots, geometry, local, local_shift, scale,
+                    document_borders, document_roots);
+    context->save_for_backward(
+        {q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp, rows,
+         slots, document_borders.value_or(Tensor()), document_roots.value_or(Tensor())});
     context->mark_non_differentiable(
         {logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp});
     context->saved_data["geometry"] = geometry.vec();
@@ -431,20 +513,21 @@ class BothFunction : public torch::autograd::Function<BothFunction> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto s = context->get_saved_variables();
     auto& data = context->saved_data;
-    const auto [grad_q, grad_k, grad_v] =
-        attend_both_backward(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
-                             s[10], data["geometry"].toIntVector(), data["local"].toInt(),
-                             data["local_shift"].toInt(), data["scale"].toOptional<double>());
-    return {grad_q, grad_k, grad_v, {}, {}, {}, {}, {}, {}, {}};
+    const auto [grad_q, grad_k, grad_v] = attend_both_backward(
+        grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10],
+        data["geometry"].toIntVector(), data["local"].toInt(), data["local_shift"].toInt(),
+        data["scale"].toOptional<double>(), given(s[11]), given(s[12]));
+    return {grad_q, grad_k, grad_v, {}, {}, {}, {}, {}, {}, {}, {}, {}};
   }
 };
 
 Tensors6 attend_both_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
                               const Tensor& roots, const Tensor& rows, const Tensor& slots,
                               IntArrayRef geometry, int64_t local, int64_t local_shift,
-                              std::optional<double> scale) {
-  const auto r =
-      BothFunction::apply(q, k, v, roots, rows, slots, geometry, local, local_shift, scale);
+                              std::optional<double> scale, const OptionalTensor& document_borders,
+                              const OptionalTensor& document_roots) {
+  const auto r = BothFunction::apply(q, k, v, roots, rows, slots, geometry, local, local_shift,
+                                     scale, document_borders, document_roots);
   return {r[0], r[1], r[2], r[3], r[4], r[5]};
 }
 
@@ -454,14 +537,17 @@ Tensors3 attend_both_backward_autograd(const Tensor& grad_out, const Tensor& q, 
                                        const Tensor& gathered_v, const Tensor& gathered_logsumexp,
                                        const Tensor& rows, const Tensor& slots,
                                        IntArrayRef geometry, int64_t local, int64_t local_shift,
-                                       std::optional<double> scale) {
+                                       std::optional<double> scale,
+                                       const OptionalTensor& document_borders,
+                                       const OptionalTensor& document_roots) {
   const auto grads = no_double_backward(
       "lighthouse::attend_both",
       {grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp},
       [&] {
-        const auto [grad_q, grad_k, grad_v] = attend_both_backward(
-            grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v,
-            gathered_logsumexp, rows, slots, geometry, local, local_shift, scale);
+        const auto [grad_q, grad_k, grad_v] =
+            attend_both_backward(grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k,
+                                 gathered_v, gathered_logsumexp, rows, slots, geometry, local,
+                                 local_shift, scale, document_borders, document_roots);
         return variable_list{grad_q, grad_k, grad_v};
       });
   return {grads[0], grads[1], grads[2]};
@@ -471,6 +557,7 @@ Tensors3 attend_both_backward_autograd(const Tensor& grad_out, const Tensor& q, 
 
 TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   const std::string pieces = "int local, int local_shift=0, float? scale=None";
+  const std::string documents = ", Tensor? document_borders=None, Tensor? document_roots=None";
   const std::string grads = " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)";
   define(library,
          "attend_pieces(Tensor q, Tensor k, Tensor v, " + pieces +
@@ -484,7 +571,7 @@ TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
          "attend_both(Tensor q, Tensor k, Tensor v, Tensor roots, Tensor rows, Tensor slots, "
          "int[] geometry, " +
-             pieces +
+             pieces + documents +
              ") -> (Tensor out, Tensor logsumexp, Tensor gathered_q, Tensor gathered_k, "
              "Tensor gathered_v, Tensor gathered_logsumexp)",
          attend_both_kernel, attend_both_autograd);
@@ -492,7 +579,7 @@ TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
          "attend_both_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, "
          "Tensor logsumexp, Tensor gathered_q, Tensor gathered_k, Tensor gathered_v, "
          "Tensor gathered_logsumexp, Tensor rows, Tensor slots, int[] geometry, " +
-             pieces + ")" + grads,
+             pieces + documents + ")" + grads,
          attend_both_backward_kernel, attend_both_backward_autograd);
 }
 

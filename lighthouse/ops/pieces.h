@@ -9,6 +9,7 @@
 
 #include "lighthouse/kernels/merge.h"
 #include "lighthouse/ops/attend.h"
+#include "lighthouse/ops/stages.h"
 
 /// Attention inside pieces, and what is made of it: method, section 11.
 namespace lighthouse::ops {
@@ -53,13 +54,14 @@ void gather_backward_into(const at::Tensor& grad_gathered_q, const at::Tensor& g
                           const at::Tensor& grad_gathered_v, const at::Tensor& slots,
                           const Geometry& geometry, const at::Tensor& grad_q,
                           const at::Tensor& grad_k, const at::Tensor& grad_v,
-                          const NearSegments& near = {});
+                          const NearSegments& near = {}, const Documents& documents = {});
 
 /// Near and gathered rows as one softmax, into `out` (B, H, N, D) and `logsumexp` (B, N H), which
 /// may be the memory of near's.
 void merge_into(const Segments& near_out, const Segments& near_logsumexp, const Pieces& pieces,
                 const Attended& gathered, const at::Tensor& slots, const Geometry& geometry,
-                const at::Tensor& out, const at::Tensor& logsumexp);
+                const at::Tensor& out, const at::Tensor& logsumexp,
+                const Documents& documents = {});
 
 /// What the stock backward of the gathered rows takes: the gradient of their output, and what it
 /// takes for this output; both (B, H, S, D).
@@ -70,7 +72,8 @@ struct MergedRows {
 MergedRows merge_backward(const at::Tensor& grad_out, const at::Tensor& out,
                           const at::Tensor& logsumexp, const Pieces& pieces,
                           const at::Tensor& gathered_logsumexp, const at::Tensor& rows,
-                          const at::Tensor& slots, const Geometry& geometry);
+                          const at::Tensor& slots, const Geometry& geometry,
+                          const Documents& documents = {});
 
 /// The attend stage over the gathered rows: stock, or one that asks for rows elsewhere. Each of the
 /// two starts it; what it returns finishes it, when the pieces have been attended to, so that rows
@@ -89,12 +92,14 @@ struct RowsAttention {
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> attend_both_by(
     const RowsAttention& attend_rows, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const at::Tensor& roots, const at::Tensor& rows, const at::Tensor& slots,
-    at::IntArrayRef geometry, int64_t local, int64_t local_shift, std::optional<double> scale);
+    at::IntArrayRef geometry, int64_t local, int64_t local_shift, std::optional<double> scale,
+    const PackedDocuments& documents = {});
 std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_both_backward_by(
     const RowsAttention& attend_rows, const at::Tensor& grad_out, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& out, const at::Tensor& logsumexp,
     const at::Tensor& gathered_q, const at::Tensor& gathered_k, const at::Tensor& gathered_v,
     const at::Tensor& gathered_logsumexp, const at::Tensor& rows, const at::Tensor& slots,
-    at::IntArrayRef geometry, int64_t local, int64_t local_shift, std::optional<double> scale);
+    at::IntArrayRef geometry, int64_t local, int64_t local_shift, std::optional<double> scale,
+    const PackedDocuments& documents = {});
 
 }  // namespace lighthouse::ops

@@ -11,6 +11,14 @@
 namespace lighthouse::ops {
 namespace {
 
+/// Positions are tokens here: where there are documents, there are pieces, and merge in its place.
+Geometry geometry_without_documents(IntArrayRef geometry) {
+  TORCH_CHECK_VALUE(
+      geometry.size() == 5, "geometry is ", geometry,
+      "; to scatter it must be [tokens, levels, pooling_factor, budget, tile_budget]");
+  return make_geometry(geometry);
+}
+
 /// The sizes of (B, H, rows, D), with the groups of (B, G, ...) rows or slots.
 SymShape check_heads(const Tensor& tensor, const char* name, int64_t rows, const Tensor& map) {
   check_floating(tensor, name);
@@ -27,7 +35,7 @@ SymShape check_heads(const Tensor& tensor, const char* name, int64_t rows, const
 
 Tensor scatter_kernel(const Tensor& gathered_out, const Tensor& rows, const Tensor& slots,
                       IntArrayRef geometry) {
-  const Geometry g = make_geometry(geometry);
+  const Geometry g = geometry_without_documents(geometry);
   const SymShape sizes = check_heads(gathered_out, "gathered_out", g.rows, slots);
   check_rows(rows, g, sizes, gathered_out.device());
   check_slots(slots, g, sizes, gathered_out.device());
@@ -52,7 +60,7 @@ Tensor scatter_kernel(const Tensor& gathered_out, const Tensor& rows, const Tens
 
 Tensor scatter_backward_kernel(const Tensor& grad_out_any, const Tensor& rows,
                                IntArrayRef geometry) {
-  const Geometry g = make_geometry(geometry);
+  const Geometry g = geometry_without_documents(geometry);
   const SymShape sizes = check_heads(grad_out_any, "grad_out", g.tokens, rows);
   check_rows(rows, g, sizes, grad_out_any.device());
   const Tensor grad_out = with_contiguous_rows(grad_out_any);

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include "lighthouse/ops/documents.h"
 #include "lighthouse/ops/operators.h"
 #include "lighthouse/ops/tensor.h"
 
@@ -21,10 +22,12 @@ std::tuple<Tensor, Tensor> empty_scores(const Geometry& g, const SymShape& sizes
 }
 
 std::tuple<Tensor, Tensor, Tensor> score_kernel(const Tensor& q_any, const Tensor& k_any,
-                                                const Tensor& v_any, at::IntArrayRef geometry) {
+                                                const Tensor& v_any, at::IntArrayRef geometry,
+                                                const std::optional<Tensor>& document_roots) {
   const Geometry g = make_geometry(geometry);
   const SymShape sizes = check_qkv(q_any, k_any, v_any);
   check_tokens(q_any, "q", g);
+  const Documents documents = documents_of(document_roots, g, sizes.batch, q_any.device());
   const Tensor q = with_contiguous_rows(q_any);
   const Tensor k = with_contiguous_rows(k_any);
   const Tensor v = with_contiguous_rows(v_any);
@@ -47,7 +50,8 @@ std::tuple<Tensor, Tensor, Tensor> score_kernel(const Tensor& q_any, const Tenso
                           rows_of<T>(v),
                           scores_q.mutable_data_ptr<float>(),
                           scores_k.mutable_data_ptr<float>(),
-                          static_cast<T*>(roots.mutable_data_ptr())};
+                          static_cast<T*>(roots.mutable_data_ptr()),
+                          documents};
       run(
           q.device(), shape.batch * g.roots, g.root_window() * columns * shape.dim,
           [&](int64_t begin, int64_t end) { cpu::score(args, begin, end); },
@@ -62,12 +66,14 @@ std::tuple<Tensor, Tensor, Tensor> score_kernel(const Tensor& q_any, const Tenso
 }
 
 /// The root means alone. They come out of the same pass, whose time is that of reading q, k and v.
-Tensor roots_kernel(const Tensor& q, const Tensor& k, const Tensor& v, at::IntArrayRef geometry) {
-  return std::get<2>(score_kernel(q, k, v, geometry));
+Tensor roots_kernel(const Tensor& q, const Tensor& k, const Tensor& v, at::IntArrayRef geometry,
+                    const std::optional<Tensor>& document_roots) {
+  return std::get<2>(score_kernel(q, k, v, geometry, document_roots));
 }
 
 std::tuple<Tensor, Tensor> pool_scores_kernel(const Tensor& tokens_q, const Tensor& tokens_k,
-                                              at::IntArrayRef geometry) {
+                                              at::IntArrayRef geometry,
+                                              const std::optional<Tensor>& document_roots) {
   const Geometry g = make_geometry(geometry);
   TORCH_CHECK_VALUE(tokens_q.dim() == 3, "scores.q has the shape ", tokens_q.sym_sizes(),
                     "; it must be (batch, heads, tokens)");
@@ -82,6 +88,8 @@ std::tuple<Tensor, Tensor> pool_scores_kernel(const Tensor& tokens_q, const Tens
   check_tensor(tokens_k, "scores.k", {sizes.batch, sizes.groups, g.tokens}, at::kFloat,
                tokens_q.device());
 
+  const Documents documents = documents_of(document_roots, g, sizes.batch, tokens_q.device());
+
   const auto [scores_q, scores_k] = empty_scores(g, sizes, tokens_q.options());
   if (!tokens_q.is_meta() && g.levels > 1) {
     const Shape shape = sizes.known();
@@ -92,7 +100,8 @@ std::tuple<Tensor, Tensor> pool_scores_kernel(const Tensor& tokens_q, const Tens
                           contiguous_q.const_data_ptr<float>(),
                           contiguous_k.const_data_ptr<float>(),
                           scores_q.mutable_data_ptr<float>(),
-                          scores_k.mutable_data_ptr<float>()};
+                          scores_k.mutable_data_ptr<float>(),
+                          documents};
     run(
         tokens_q.device(), shape.batch * g.roots, g.root_window() * (shape.heads + shape.groups),
         [&](int64_t begin, int64_t end) { cpu::pool_scores(args, begin, end); },
@@ -105,13 +114,16 @@ std::tuple<Tensor, Tensor> pool_scores_kernel(const Tensor& tokens_q, const Tens
 
 TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   define(library,
-         "score(Tensor q, Tensor k, Tensor v, int[] geometry) -> "
+         "score(Tensor q, Tensor k, Tensor v, int[] geometry, Tensor? document_roots=None) -> "
          "(Tensor scores_q, Tensor scores_k, Tensor roots)",
          score_kernel);
-  define(library, "roots(Tensor q, Tensor k, Tensor v, int[] geometry) -> Tensor roots",
+  define(library,
+         "roots(Tensor q, Tensor k, Tensor v, int[] geometry, Tensor? document_roots=None) -> "
+         "Tensor roots",
          roots_kernel);
   define(library,
-         "pool_scores(Tensor tokens_q, Tensor tokens_k, int[] geometry) -> "
+         "pool_scores(Tensor tokens_q, Tensor tokens_k, int[] geometry, "
+         "Tensor? document_roots=None) -> "
          "(Tensor scores_q, Tensor scores_k)",
          pool_scores_kernel);
 }

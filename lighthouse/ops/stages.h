@@ -10,6 +10,19 @@
 /// for an attend stage of one's own. Errors are those of lighthouse::attention.
 namespace lighthouse {
 
+/// Documents packed into the rows of a batch, as the stages take them; by default there are none.
+struct PackedDocuments {
+  std::optional<at::Tensor> borders;  ///< (B, M + 1) int32: the starts, and N
+  std::optional<at::Tensor> roots;    ///< (B, R, 3) int32: the table of kernels/documents.h
+
+  /// M, how many a row may have.
+  int64_t most() const;
+};
+
+/// @param document_starts as lighthouse::attention takes them, of rows as those of q
+PackedDocuments packed(const std::optional<at::Tensor>& document_starts, const at::Tensor& q,
+                       const Config& config);
+
 /// What the score stage yields; none of it is differentiated.
 struct Scored {
   at::Tensor scores_q;  ///< (B, G, E) float32, of the coarse entries
@@ -26,12 +39,14 @@ struct Gathered {
 
 /// With the scorer of `config`, or the scores given in place of it.
 Scored score(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Config& config,
-             const std::optional<TokenScores>& given = {});
+             const std::optional<TokenScores>& given = {}, const PackedDocuments& documents = {});
 
-Selection select(const Scored& scored, int64_t tokens, const Config& config);
+/// @param documents that a row may have
+Selection select(const Scored& scored, int64_t tokens, const Config& config, int64_t documents = 1);
 
 Gathered gather(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                const at::Tensor& roots, const Selection& selection, const Config& config);
+                const at::Tensor& roots, const Selection& selection, const Config& config,
+                const PackedDocuments& documents = {});
 
 /// Stock causal attention over the gathered rows.
 Attended attend(const Gathered& gathered, const Config& config);

@@ -6,19 +6,23 @@
 
 namespace lighthouse::ops {
 
-std::vector<int64_t> geometry_list(int64_t tokens, const Config& config) {
-  return {tokens, config.levels, config.pooling_factor, config.budget, config.tile_budget};
+std::vector<int64_t> geometry_list(int64_t tokens, const Config& config, int64_t documents) {
+  std::vector<int64_t> list{tokens, config.levels, config.pooling_factor, config.budget,
+                            config.tile_budget};
+  if (documents > 1) list.push_back(documents);
+  return list;
 }
 
 Geometry make_geometry(at::IntArrayRef list) {
-  TORCH_CHECK_VALUE(list.size() == 5, "geometry is ", list,
-                    "; it must be [tokens, levels, pooling_factor, budget, tile_budget]");
+  TORCH_CHECK_VALUE(list.size() == 5 || list.size() == 6, "geometry is ", list,
+                    "; it must be [tokens, levels, pooling_factor, budget, tile_budget], and may ",
+                    "have documents at its end");
   Config config;
   config.levels = list[1];
   config.pooling_factor = list[2];
   config.budget = list[3];
   config.tile_budget = list[4];
-  return as_value_error([&] { return Geometry(list[0], config); });
+  return as_value_error([&] { return Geometry(list[0], config, list.size() == 6 ? list[5] : 1); });
 }
 
 void check_floating(const at::Tensor& tensor, const char* name) {

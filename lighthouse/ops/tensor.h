@@ -22,8 +22,9 @@ auto as_value_error(const F& f) {
 }
 
 /// What shapes follow from, as the operators take it:
-/// [tokens, levels, pooling_factor, budget, tile_budget].
-std::vector<int64_t> geometry_list(int64_t tokens, const Config& config);
+/// [tokens, levels, pooling_factor, budget, tile_budget], and how many documents a row may have
+/// where that is more than one.
+std::vector<int64_t> geometry_list(int64_t tokens, const Config& config, int64_t documents = 1);
 
 /// The geometry of such a list; throws c10::ValueError where it is not one, or names a field that
 /// is out of its range.

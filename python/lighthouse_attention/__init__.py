@@ -13,7 +13,15 @@ from lighthouse_attention._library import load as _load
 __version__ = _load()
 
 from lighthouse_attention.config import LighthouseConfig
-from lighthouse_attention.operators import Selection, TokenScores, attention, gla_scores, local_attention, select
+from lighthouse_attention.operators import (
+    Selection,
+    TokenScores,
+    attention,
+    dense_attention,
+    gla_scores,
+    local_attention,
+    select,
+)
 
 if TYPE_CHECKING:
     from lighthouse_attention.benchmarking import benchmark as benchmark
@@ -48,6 +56,7 @@ __all__ = [
     "Selection",
     "TokenScores",
     "attention",
+    "dense_attention",
     "gla_scores",
     "local_attention",
     "select",

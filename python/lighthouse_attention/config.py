@@ -67,13 +67,14 @@ class LighthouseConfig:
         shift = torch.ops.lighthouse.local_shift_of_layer(index, **self.settings())
         return dataclasses.replace(self, local_shift=shift)
 
-    def gathered_rows(self, tokens: int) -> int:
-        """S, the length of the gathered sequence over `tokens` tokens.
+    def gathered_rows(self, tokens: int, documents: int = 1) -> int:
+        """S, the length of the gathered sequence over `tokens` tokens, in which there may be so many packed documents.
 
         Raises ValueError where the budget has more tiles than there are roots.
         """
         _check.integer("tokens", tokens)
-        rows: int = torch.ops.lighthouse.gathered_rows(tokens, **self.settings())
+        _check.integer("documents", documents, least=1)
+        rows: int = torch.ops.lighthouse.gathered_rows(tokens, **self.settings(), documents=documents)
         return rows
 
     def describe(self) -> str:

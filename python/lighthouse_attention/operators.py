@@ -36,6 +36,7 @@ def attention(
     config: LighthouseConfig | None = None,
     selection: Selection | None = None,
     scores: TokenScores | None = None,
+    document_starts: Tensor | None = None,
 ) -> Tensor:
     """Causal Lighthouse Attention, differentiable once in q, k and v; with pieces beside it where config.local > 0.
 
@@ -46,6 +47,10 @@ def attention(
         config: The settings; the paper's, if not given.
         selection: Taken in place of selecting.
         scores: Taken in place of those of the config's scorer.
+        document_starts: (B, M) int32 on the device of q: documents that do not see each other are packed into each row.
+            They begin at these tokens: 0, then rising; a row of fewer than M documents ends with N, the number of
+            tokens. Shapes depend on M alone. Needs config.local > 0, and the norm scorer or given scores. On the CPU
+            wrong starts raise; on a GPU nobody looks, and they are moved into range and order.
 
     Returns:
         (B, H, N, D), stored as (B, N, H, D).
@@ -56,12 +61,14 @@ def attention(
     config = _check_types(q, k, v, config)
     rows, slots = (None, None) if selection is None else _two_tensors("selection", selection)
     scores_q, scores_k = (None, None) if scores is None else _two_tensors("scores", scores)
-    given = {"rows": rows, "slots": slots, "scores_q": scores_q, "scores_k": scores_k}
+    given = {"rows": rows, "slots": slots, "scores_q": scores_q, "scores_k": scores_k, **_documents(document_starts)}
     out: Tensor = torch.ops.lighthouse.attention(q, k, v, **config.settings(), **given)
     return out
 
 
-def local_attention(q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig) -> Tensor:
+def local_attention(
+    q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig, document_starts: Tensor | None = None
+) -> Tensor:
     """Causal attention inside the pieces of `config.local` tokens alone, differentiable once in q, k and v.
 
     Args:
@@ -69,6 +76,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig) -
         k: As `attention` takes it.
         v: As `attention` takes it.
         config: The settings, of which local, local_shift and scale count; local must be at least 1.
+        document_starts: As `attention` takes them; documents cut the pieces too.
 
     Returns:
         (B, H, N, D), stored as (B, N, H, D).
@@ -77,12 +85,40 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig) -
         ValueError, TypeError: Naming the argument, its value and what it must be.
     """
     config = _check_types(q, k, v, config)
-    out: Tensor = torch.ops.lighthouse.local_attention(q, k, v, **config.settings())
+    out: Tensor = torch.ops.lighthouse.local_attention(q, k, v, **config.settings(), **_documents(document_starts))
+    return out
+
+
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, document_starts: Tensor | None = None
+) -> Tensor:
+    """PyTorch's own causal attention, inside documents where there are any; differentiable once in q, k and v.
+
+    Args:
+        q: As `attention` takes it.
+        k: As `attention` takes it.
+        v: As `attention` takes it.
+        scale: head_dim^(-1/2), if not given.
+        document_starts: As `attention` takes them.
+
+    Returns:
+        (B, H, N, D), with the layout of q.
+
+    Raises:
+        ValueError, TypeError: Naming the argument, its value and what it must be.
+    """
+    _check_types(q, k, v, None)
+    out: Tensor = torch.ops.lighthouse.dense_attention(q, k, v, scale, **_documents(document_starts))
     return out
 
 
 def select(
-    q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig | None = None, scores: TokenScores | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: LighthouseConfig | None = None,
+    scores: TokenScores | None = None,
+    document_starts: Tensor | None = None,
 ) -> Selection:
     """Scores the tokens and selects: what `attention` does first.
 
@@ -92,13 +128,15 @@ def select(
         v: As `attention` takes it; the norm scorer does not read it.
         config: The settings; the paper's, if not given.
         scores: Taken in place of those of the config's scorer.
+        document_starts: As `attention` takes them.
 
     Raises:
         ValueError, TypeError: Naming the argument, its value and what it must be.
     """
     config = _check_types(q, k, v, config)
     scores_q, scores_k = (None, None) if scores is None else _two_tensors("scores", scores)
-    selected = torch.ops.lighthouse.select_rows(q, k, v, **config.settings(), scores_q=scores_q, scores_k=scores_k)
+    given = {"scores_q": scores_q, "scores_k": scores_k, **_documents(document_starts)}
+    selected = torch.ops.lighthouse.select_rows(q, k, v, **config.settings(), **given)
     return Selection(*selected)
 
 
@@ -136,6 +174,12 @@ def _check_types(q: Tensor, k: Tensor, v: Tensor, config: LighthouseConfig | Non
         return _PAPERS
     _check.instance("config", config, LighthouseConfig)
     return config
+
+
+def _documents(document_starts: Tensor | None) -> dict[str, Tensor | None]:
+    if document_starts is not None:
+        _check.instance("document_starts", document_starts, Tensor)
+    return {"document_starts": document_starts}
 
 
 def _two_tensors(name: str, value: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

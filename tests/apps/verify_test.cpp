@@ -75,10 +75,10 @@ TEST_F(Verify, AcceptsEveryGoldenFile) {
   std::vector<std::filesystem::path> files;
   for (const auto& entry : std::filesystem::directory_iterator(kGolden))
     if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
-  ASSERT_EQ(files.size(), 8U);
+  ASSERT_EQ(files.size(), 10U);
   const Outcome outcome = verify_paths(files);
   EXPECT_EQ(outcome.status, 0) << outcome.out << outcome.err;
-  EXPECT_EQ(outcome.lines().size(), 8U * 5U) << outcome.out;
+  EXPECT_EQ(outcome.lines().size(), 10U * 5U) << outcome.out;
 }
 
 TEST_F(Verify, FailsWhatDiffers) {

@@ -92,6 +92,26 @@ TEST(Geometry, SlotsGiveTheRowOfEveryEntry) {
   }
 }
 
+/// R = floor((N + M (P - 1)) / P): enough for every document to begin at a root.
+TEST(Geometry, HasRootsForEveryDocument) {
+  Random random(5);
+  for (int i = 0; i < 200; ++i) {
+    Case c = random_case(random);
+    c.documents = testing::random_documents(random, 1, c.tokens);
+    SCOPED_TRACE(::testing::PrintToString(c));
+    const Geometry g(c.tokens, c.config, c.documents.most);
+    EXPECT_EQ(g.rows, oracle::length(c.tokens, c.config, c.documents));
+    EXPECT_EQ(g.first[g.levels], oracle::entries(c.tokens, c.config, c.documents));
+    std::vector<int64_t> borders = c.documents.starts[0];
+    borders.push_back(c.tokens);
+    int64_t roots = 0;
+    for (size_t d = 0; d + 1 < borders.size(); ++d)
+      roots += (borders[d + 1] - borders[d] + g.root_window() - 1) / g.root_window();
+    EXPECT_LE(roots, g.roots);
+  }
+  EXPECT_THROW(Geometry(100, Config(), 0), std::invalid_argument);
+}
+
 TEST(Geometry, PacksSlots) {
   for (const int64_t row :
        {int64_t{0}, int64_t{7}, int64_t{std::numeric_limits<int32_t>::max() / 2}}) {
@@ -147,13 +167,15 @@ TEST(Geometry, TilesFitExactlyWhereItCanBeMade) {
   for (int i = 0; i < 300; ++i) {
     Case c = random_case(random);
     c.config.budget = c.config.tile_budget * testing::draw(random, 1, 6);
+    const int64_t documents = testing::draw(random, 0, 1) ? testing::draw(random, 1, 20) : 1;
     bool made = true;
     try {
-      (void)Geometry(c.tokens, c.config);
+      (void)Geometry(c.tokens, c.config, documents);
     } catch (const std::invalid_argument&) {
       made = false;
     }
-    EXPECT_EQ(Geometry::tiles_fit(c.tokens, c.config), made) << ::testing::PrintToString(c);
+    EXPECT_EQ(Geometry::tiles_fit(c.tokens, c.config, documents), made)
+        << ::testing::PrintToString(c) << ", documents " << documents;
     fitted += made;
   }
   EXPECT_GT(fitted, 50);

@@ -16,9 +16,10 @@ TYPED_TEST(Gather, AgreesWithTheOracle) {
   using T = TypeParam;
   Random random(30);
   for (int i = 0; i < 100; ++i) {
-    const Case c = kernel_case(random);
+    const Case c = packed_case(random);
     SCOPED_TRACE(::testing::PrintToString(c));
-    const Geometry g(c.tokens, c.config);
+    const Geometry g = geometry_of(c);
+    const RootTable table(c);
     const oracle::Qkv x = rounded<T>(random_qkv(random, c));
     const Array rows = random_maps(random, c).rows;
     const Buffer<int32_t> row_ids(to_vector<int32_t>(rows));
@@ -43,12 +44,13 @@ TYPED_TEST(Gather, AgreesWithTheOracle) {
                                       .rows = row_ids.data(),
                                       .gathered_q = gathered_q.rows(),
                                       .gathered_k = gathered_k.rows(),
-                                      .gathered_v = gathered_v.rows()});
+                                      .gathered_v = gathered_v.rows(),
+                                      .documents = table.documents()});
 
     int64_t column = 0;
     for (const auto& [from, to] : {std::pair(&x.q, &gathered_q), std::pair(&x.k, &gathered_k),
                                    std::pair(&x.v, &gathered_v)}) {
-      Array expected = oracle::gather(*from, rows, c.config);
+      Array expected = oracle::gather(*from, rows, c.config, c.documents);
       const int64_t heads = from->size(1);
       for (int64_t b = 0; b < c.batch; ++b)
         for (int64_t h = 0; h < heads; ++h)
@@ -60,7 +62,7 @@ TYPED_TEST(Gather, AgreesWithTheOracle) {
           }
       column += heads;
       EXPECT_TRUE(within(to->array(), expected,
-                         linear_budget(oracle::gather(absolute(*from), rows, c.config),
+                         linear_budget(oracle::gather(absolute(*from), rows, c.config, c.documents),
                                        g.root_window(), rounding<T>())));
     }
   }
@@ -105,19 +107,20 @@ struct BackwardProblem {
   oracle::Qkv grad;  ///< of the gathered rows
 
   explicit BackwardProblem(Random& random)
-      : c(kernel_case(random)),
-        g(c.tokens, c.config),
+      : c(packed_case(random)),
+        g(geometry_of(c)),
         maps(random_maps(random, c)),
         grad{rows_of(random, c.heads), rows_of(random, c.groups), rows_of(random, c.groups)} {}
 
   Array adjoint(const Array& of_rows) const {
-    return oracle::gather_adjoint(of_rows, maps.rows, c.tokens, c.config);
+    return oracle::gather_adjoint(of_rows, maps.rows, c.tokens, c.config, c.documents);
   }
 
   /// Runs the kernel; to pieces' gradients, of the shapes of q, k and v, where there are any.
   oracle::Qkv run(Random& random, const Pieces& pieces = {}, const oracle::Qkv& near = {},
                   bool in_place = false) const {
     const Buffer<Slot> slots(to_vector<Slot>(maps.slots));
+    const RootTable table(c);
     const Strided<T> gathered_q(random, grad.q);
     const Strided<T> gathered_k(random, grad.k);
     const Strided<T> gathered_v(random, grad.v);
@@ -133,7 +136,8 @@ struct BackwardProblem {
                            .slots = slots.data(),
                            .grad_q = grad_q.rows(),
                            .grad_k = grad_k.rows(),
-                           .grad_v = grad_v.rows()};
+                           .grad_v = grad_v.rows(),
+                           .documents = table.documents()};
     std::optional<Segments<T>> near_q, near_k, near_v;
     if (in_place) {
       args.near.pieces = pieces;

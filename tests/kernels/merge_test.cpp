@@ -23,16 +23,18 @@ struct Branches {
   oracle::Attended near;  ///< (B, H, N, D)
   oracle::Attended far;   ///< (B, H, S, D)
 
-  explicit Branches(Random& random) : Branches(random, kernel_case(random)) {}
+  explicit Branches(Random& random) : Branches(random, packed_case(random)) {}
   Branches(Random& random, const Case& problem)
       : c(problem),
-        g(c.tokens, c.config),
+        g(geometry_of(c)),
         pieces(random_pieces(random, c.tokens)),
         maps(random_maps(random, c)),
         near(attended(random, g.tokens)),
         far(attended(random, g.rows)) {}
 
-  oracle::Attended merged() const { return oracle::merge(near, far, maps.rows, c.config); }
+  oracle::Attended merged() const {
+    return oracle::merge(near, far, maps.rows, c.config, c.documents);
+  }
 
   /// The most that exponents differ by where a mass is not 0 for it.
   double spread() const {
@@ -95,6 +97,7 @@ oracle::Attended merge(Random& random, const Branches<T>& x) {
   const Strided<T> gathered_out(random, x.far.out);
   const Strided<Acc> gathered_lse(random, as_rows(x.far.lse));
   const Buffer<Slot> slots(to_vector<Slot>(x.maps.slots));
+  const RootTable table(x.c);
   Strided<T> out(random, x.c.q_shape());
   Buffer<Acc> lse(x.near.lse.values.size(), store<Acc>(kNan));
   run(random, lighthouse::Merge<T>{.geometry = x.g,
@@ -106,27 +109,30 @@ oracle::Attended merge(Random& random, const Branches<T>& x) {
                                    .gathered_lse = gathered_lse.const_rows(),
                                    .slots = slots.data(),
                                    .out = out.rows(),
-                                   .lse = lse.data()});
+                                   .lse = lse.data(),
+                                   .documents = table.documents()});
   return {out.array(), from_pieces(lse.values(), x.pieces, x.near.lse.shape)};
 }
 
 /// What each row weighs: (B, H, N) near, (B, H, S) the sum over the positions that hear it.
 oracle::Attended shares(const oracle::Attended& near, const oracle::Attended& far,
-                        const Array& rows, const Config& config) {
+                        const Array& rows, const Case& c) {
   const auto ones = [](const Array& lse) {
     return Array({lse.size(0), lse.size(1), lse.size(2), 1}, 1);
   };
-  const oracle::MergeGradients grad = oracle::merge_adjoint(
-      {ones(near.lse), near.lse}, {ones(far.lse), far.lse}, rows, config, ones(near.lse));
+  const oracle::MergeGradients grad =
+      oracle::merge_adjoint({ones(near.lse), near.lse}, {ones(far.lse), far.lse}, rows, c.config,
+                            ones(near.lse), c.documents);
   return {grad.near.out, grad.far.out};
 }
 
 template <class T>
 void expect_the_oracles(const oracle::Attended& actual, const Branches<T>& x) {
   const oracle::Attended expected = x.merged();
-  const Array of_absolute = oracle::merge({absolute(x.near.out), x.near.lse},
-                                          {absolute(x.far.out), x.far.lse}, x.maps.rows, x.c.config)
-                                .out;
+  const Array of_absolute =
+      oracle::merge({absolute(x.near.out), x.near.lse}, {absolute(x.far.out), x.far.lse},
+                    x.maps.rows, x.c.config, x.c.documents)
+          .out;
   EXPECT_TRUE(within(actual.out, expected.out,
                      linear_budget(of_absolute, 2 * x.roundings() + x.g.levels, rounding<T>())));
   Array budget = absolute(expected.lse);
@@ -160,7 +166,7 @@ TYPED_TEST(Merge, TakesMassesOfAnySize) {
     for (double& value : x.far.lse.values)
       if (draw(random, 0, 3) == 0) value = -kInfinity;
     Branches<T> poisoned = x;
-    const oracle::Attended share = shares(x.near, x.far, x.maps.rows, x.c.config);
+    const oracle::Attended share = shares(x.near, x.far, x.maps.rows, x.c);
     for (auto [of, out] :
          {std::pair(&share.out, &poisoned.near.out), std::pair(&share.lse, &poisoned.far.out)})
       for (size_t row = 0; row < of->values.size(); ++row)
@@ -194,20 +200,21 @@ TYPED_TEST(Merge, IsTheMeanOfTheRowsWhereNearWeighsNothing) {
     Branches<T> x(random);
     SCOPED_TRACE(::testing::PrintToString(x.c));
     const Array heard = oracle::scatter(Array({x.c.batch, x.c.heads, x.g.rows, 1}, 1), x.maps.rows,
-                                        x.c.tokens, x.c.config);
+                                        x.c.tokens, x.c.config, x.c.documents);
     for (double& lse : x.far.lse.values) lse = 0.5;
     for (size_t row = 0; row < heard.values.size(); ++row)
       x.near.lse.values[row] = i % 2 == 0 ? -kInfinity : -1000;
     expect_the_oracles(merge(random, x), x);
-    Array expected = oracle::scatter(x.far.out, x.maps.rows, x.c.tokens, x.c.config);
+    Array expected = oracle::scatter(x.far.out, x.maps.rows, x.c.tokens, x.c.config, x.c.documents);
     for (size_t at = 0; at < expected.values.size(); ++at) {
       const double count = heard.values[at / x.c.dim];
       expected.values[at] = count == 0 ? x.near.out.values[at] : expected.values[at] / count;
     }
-    EXPECT_TRUE(within(merge(random, x).out, expected,
-                       linear_budget(absolute(oracle::scatter(absolute(x.far.out), x.maps.rows,
-                                                              x.c.tokens, x.c.config)),
-                                     x.roundings() + x.g.levels, rounding<T>())));
+    EXPECT_TRUE(
+        within(merge(random, x).out, expected,
+               linear_budget(absolute(oracle::scatter(absolute(x.far.out), x.maps.rows, x.c.tokens,
+                                                      x.c.config, x.c.documents)),
+                             x.roundings() + x.g.levels, rounding<T>())));
   }
 }
 
@@ -223,14 +230,14 @@ TYPED_TEST(Merge, KeepsNanAndInfinityToThePositionsThatHearThem) {
     const int64_t position = draw(random, 0, x.c.tokens - 1);
     Array marked({x.c.batch, x.c.heads, x.g.rows, 1});
     marked(0, 0, row, 0) = 1;
-    const Array hears = oracle::scatter(marked, x.maps.rows, x.c.tokens, x.c.config);
+    const Array hears = oracle::scatter(marked, x.maps.rows, x.c.tokens, x.c.config, x.c.documents);
     Branches<T> odd = x;
     odd.far.lse(0, 0, row) = kNan;
     odd.near.lse(0, 0, position) = kNan;
     const oracle::Attended with_nan = merge(random, odd);
     const bool position_hears_rows =
         oracle::scatter(Array({x.c.batch, x.c.heads, x.g.rows, 1}, 1), x.maps.rows, x.c.tokens,
-                        x.c.config)(0, 0, position, 0) > 0;
+                        x.c.config, x.c.documents)(0, 0, position, 0) > 0;
     odd.near.lse(0, 0, position) = x.near.lse(0, 0, position);
     odd.far.lse(0, 0, row) = kInfinity;
     const oracle::Attended with_infinity = merge(random, odd);
@@ -270,6 +277,7 @@ TYPED_TEST(Merge, WorksInPlace) {
     const Strided<T> gathered_out(random, x.far.out);
     const Strided<Acc> gathered_lse(random, as_rows(x.far.lse));
     const Buffer<Slot> slots(to_vector<Slot>(x.maps.slots));
+    const RootTable table(x.c);
     PieceRows<const T> near_out;
     near_out.segment[Pieces::kWhole] = out.const_rows();
     PieceRows<const Acc> near_lse;
@@ -283,7 +291,8 @@ TYPED_TEST(Merge, WorksInPlace) {
                                      .gathered_lse = gathered_lse.const_rows(),
                                      .slots = slots.data(),
                                      .out = out.rows(),
-                                     .lse = lse.data()});
+                                     .lse = lse.data(),
+                                     .documents = table.documents()});
     EXPECT_TRUE(equal(out.array(), expected.out));
     EXPECT_TRUE(equal(from_pieces(lse.values(), x.pieces, x.near.lse.shape), expected.lse));
   }
@@ -309,6 +318,7 @@ RowGradients<T> merge_backward(Random& random, const Branches<T>& x, const Array
   const Strided<Acc> gathered_lse(random, as_rows(x.far.lse));
   const Buffer<int32_t> rows(to_vector<int32_t>(x.maps.rows));
   const Buffer<Slot> slots(to_vector<Slot>(x.maps.slots));
+  const RootTable table(x.c);
   Strided<T> grad_gathered_out(random, x.far.out.shape);
   Strided<T> backward_out(random, x.far.out.shape);
   run(random, MergeBackward<T>{.geometry = x.g,
@@ -321,7 +331,8 @@ RowGradients<T> merge_backward(Random& random, const Branches<T>& x, const Array
                                .rows = rows.data(),
                                .slots = slots.data(),
                                .grad_gathered_out = grad_gathered_out.rows(),
-                               .backward_out = backward_out.rows()});
+                               .backward_out = backward_out.rows(),
+                               .documents = table.documents()});
   return {merged_out, grad_gathered_out.array(), backward_out.array()};
 }
 
@@ -337,7 +348,7 @@ template <class T>
 void expect_the_oracles(const RowGradients<T>& actual, const Branches<T>& x,
                         const Array& grad_out) {
   const auto of = [&](const Array& grad) {
-    return oracle::merge_adjoint(x.near, x.far, x.maps.rows, x.c.config, grad).far;
+    return oracle::merge_adjoint(x.near, x.far, x.maps.rows, x.c.config, grad, x.c.documents).far;
   };
   const int64_t terms = x.g.root_window() + 2 * x.roundings();
   const oracle::Attended expected = of(grad_out);
@@ -356,7 +367,8 @@ void expect_the_oracles(const RowGradients<T>& actual, const Branches<T>& x,
   const oracle::Attended scalar_near{Array(inner.shape), x.near.lse};
   const oracle::Attended scalar_far{Array({x.c.batch, x.c.heads, x.g.rows, 1}), x.far.lse};
   const auto sum = [&](const Array& of_position) {
-    return oracle::merge_adjoint(scalar_near, scalar_far, x.maps.rows, x.c.config, of_position)
+    return oracle::merge_adjoint(scalar_near, scalar_far, x.maps.rows, x.c.config, of_position,
+                                 x.c.documents)
         .far.out;
   };
   const Array expected_sum = sum(inner);
@@ -404,7 +416,7 @@ TEST(MergeBackward, CarriesTheGradientOfTheLogSumExp) {
     const Array grad_out = normals(random, x.c.q_shape());
     const RowGradients<double> actual = merge_backward(random, x, grad_out);
     const oracle::Attended far =
-        oracle::merge_adjoint(x.near, x.far, x.maps.rows, x.c.config, grad_out).far;
+        oracle::merge_adjoint(x.near, x.far, x.maps.rows, x.c.config, grad_out, x.c.documents).far;
     for (int64_t b = 0; b < x.c.batch; ++b)
       for (int64_t h = 0; h < x.c.heads; ++h)
         for (int64_t s = 0; s < x.g.rows; ++s) {

@@ -234,7 +234,7 @@ void run([[maybe_unused]] Random& random, const ScatterBackward<T>& args) {
 }
 template <class T>
 void run([[maybe_unused]] Random& random, const Merge<T>& args) {
-  LIGHTHOUSE_RUN(merge, args.shape.batch * cpu::merge_windows(args.geometry));
+  LIGHTHOUSE_RUN(merge, args.shape.batch * cpu::merge_windows(args.geometry, args.documents));
 }
 template <class T>
 void run([[maybe_unused]] Random& random, const MergeBackward<T>& args) {
@@ -251,12 +251,46 @@ inline Case kernel_case(Random& random) {
   return c;
 }
 
+/// The same, in half of the cases with documents.
+inline Case packed_case(Random& random) {
+  Case c = kernel_case(random);
+  if (draw(random, 0, 1)) c.documents = random_documents(random, c.batch, c.tokens);
+  return c;
+}
+
+inline Geometry geometry_of(const Case& c) { return {c.tokens, c.config, c.documents.most}; }
+
+/// The table of roots of a case, where the kernels reach it; none where it has no documents, or
+/// where roots are tokens.
+class RootTable {
+ public:
+  explicit RootTable(const Case& c) {
+    const Geometry g = geometry_of(c);
+    if (c.documents.starts.empty() || g.levels == 1) return;
+    std::vector<Root> roots(c.batch * g.roots, Root{0, 0, 0});
+    for (int64_t b = 0; b < c.batch; ++b) {
+      std::vector<int64_t> borders = c.documents.starts[b];
+      borders.push_back(c.tokens);
+      Root* next = roots.data() + b * g.roots;
+      for (size_t d = 0; d + 1 < borders.size(); ++d)
+        for (int64_t first = borders[d]; first < borders[d + 1]; first += g.root_window())
+          *next++ = {static_cast<int32_t>(first), static_cast<int32_t>(borders[d]),
+                     static_cast<int32_t>(borders[d + 1])};
+    }
+    roots_ = Buffer<Root>(roots);
+  }
+  Documents documents() const { return {roots_.data()}; }
+
+ private:
+  Buffer<Root> roots_;
+};
+
 /// A selection by scores drawn at random.
 inline oracle::Maps random_maps(Random& random, const Case& c) {
-  const int64_t coarse = Geometry(c.tokens, c.config).coarse_entries();
+  const int64_t coarse = geometry_of(c).coarse_entries();
   return oracle::select(
       {normals(random, {c.batch, c.groups, coarse}), normals(random, {c.batch, c.groups, coarse})},
-      c.tokens, c.config);
+      c.tokens, c.config, c.documents);
 }
 
 }  // namespace lighthouse::testing

@@ -2,6 +2,8 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/randn_like.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -137,6 +139,109 @@ TEST_P(Graph, ATrainingStepIsCapturedAndReplayed) {
           (captured[j].to(at::kFloat) - eager[j].to(at::kFloat)).abs().max().item<double>();
       const double largest = eager[j].abs().max().item<double>();
       EXPECT_LE(error, 0x1p-7 * largest) << j;
+    }
+  }
+}
+
+Tensor starts_at(std::vector<int32_t> starts) {
+  return at::tensor(starts, at::kInt).unsqueeze(0).to(at::kCUDA);
+}
+
+/// Documents by flash attention for sequences of several lengths, and by products in float32.
+TEST(Documents, FlashAgreesWithProducts) {
+  const Inputs x(4096, 4, 2);
+  Config config;
+  config.budget = 128;
+  config.local = 512;
+  config.local_shift = 256;
+  const Tensor starts = starts_at({0, 1, 1000, 1001, 1700, 4095, 4096, 4096});
+  const Tensor grad_out = at::randn({1, 4096, 4, 128}, x.q.options()).transpose(1, 2);
+  const Selection selection = select(x.q, x.k, x.v, config, {}, starts);
+  const auto run = [&](at::ScalarType type, const auto& attend) {
+    std::vector<Tensor> in;
+    for (const Tensor& t : x.all()) in.push_back(t.detach().to(type).requires_grad_());
+    const Tensor out = attend(in[0], in[1], in[2]);
+    std::vector<Tensor> results = torch::autograd::grad({out}, in, {grad_out.to(type)});
+    results.push_back(out.detach());
+    return results;
+  };
+  const auto expect = [&](const auto& attend) {
+    const auto actual = run(at::kBFloat16, attend), expected = run(at::kFloat, attend);
+    for (size_t j = 0; j < 4; ++j) {
+      const double error = (actual[j].to(at::kFloat) - expected[j]).abs().max().item<double>();
+      EXPECT_LE(error, 0x1p-5 * expected[j].abs().max().item<double>()) << j;
+    }
+  };
+  expect([&](const Tensor& q, const Tensor& k, const Tensor& v) {
+    return attention(q, k, v, config, selection, starts);
+  });
+  expect([&](const Tensor& q, const Tensor& k, const Tensor& v) {
+    return local_attention(q, k, v, config, starts);
+  });
+  expect([&](const Tensor& q, const Tensor& k, const Tensor& v) {
+    return dense_attention(q, k, v, {}, starts);
+  });
+}
+
+/// Nobody looks at starts on a GPU: what is out of range or out of order is moved.
+TEST(Documents, WrongStartsAreMoved) {
+  const Inputs x(1000, 2, 2);
+  Config config;
+  config.budget = config.tile_budget = 16;
+  config.local = 128;
+  const at::NoGradGuard no_grad;
+  const auto attended = [&](std::vector<int32_t> starts) {
+    return attention(x.q, x.k, x.v, config, {}, starts_at(std::move(starts)));
+  };
+#ifdef NDEBUG
+  EXPECT_TRUE(attended({7, 300, -5, 2000}).equal(attended({0, 300, 1000, 1000})));
+#endif
+}
+
+TEST(Documents, AreAtMostWhatAGridHas) {
+  const Inputs x(4096, 8, 8);
+  Config config;
+  config.budget = config.tile_budget = 16;
+  config.local = 128;
+  const Tensor starts = at::zeros({1, 8192}, x.q.options().dtype(at::kInt)).fill_(4096);
+  starts.select(1, 0).zero_();
+  EXPECT_THROW(attention(x.q, x.k, x.v, config, {}, starts), c10::ValueError);
+}
+
+/// Where documents start may change from replay to replay.
+TEST(Documents, ATrainingStepIsCapturedAndReplayed) {
+  const Inputs x(16384, 4, 2);
+  x.need_gradients();
+  const Tensor grad_out = at::randn({1, 16384, 4, 128}, x.q.options()).transpose(1, 2);
+  const Tensor starts = starts_at({0, 5000, 16384, 16384});
+  Config config;
+  config.budget = 256;
+  config.local = 1024;
+  const auto step = [&] {
+    const Tensor out = attention(x.q, x.k, x.v, config, {}, starts);
+    std::vector<Tensor> results = torch::autograd::grad({out}, x.all(), {grad_out});
+    results.push_back(out.detach());
+    return results;
+  };
+  const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
+  const c10::cuda::CUDAStreamGuard guard(stream);
+  c10::cuda::device_synchronize();  // the inputs were made on another stream
+  step();
+  step();
+  at::cuda::CUDAGraph graph;
+  graph.capture_begin();
+  const std::vector<Tensor> captured = step();
+  graph.capture_end();
+  for (const std::vector<int32_t>& next :
+       {std::vector<int32_t>{0, 16384, 16384, 16384}, {0, 1, 2, 16383}, {0, 4000, 8000, 12000}}) {
+    starts.copy_(starts_at(next));
+    graph.replay();
+    const std::vector<Tensor> eager = step();
+    EXPECT_TRUE(captured.back().equal(eager.back()));
+    for (size_t j = 0; j < 3; ++j) {
+      const double error =
+          (captured[j].to(at::kFloat) - eager[j].to(at::kFloat)).abs().max().item<double>();
+      EXPECT_LE(error, 0x1p-7 * eager[j].abs().max().item<double>()) << j;
     }
   }
 }

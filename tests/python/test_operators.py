@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import get_type_hints
 
 import numpy
@@ -17,6 +18,7 @@ from lighthouse_attention import (
     Selection,
     TokenScores,
     attention,
+    dense_attention,
     gla_scores,
     local_attention,
     select,
@@ -25,6 +27,7 @@ from lighthouse_attention.config import words_of
 
 OPS = torch.ops.lighthouse
 GEOMETRY = [256, SMALL.levels, SMALL.pooling_factor, SMALL.budget, SMALL.tile_budget]
+STARTS = torch.tensor([[0, 100, 101, 256], [0, 256, 256, 256]], dtype=torch.int32)
 
 
 def test_attention_is_its_stages() -> None:
@@ -125,13 +128,66 @@ def test_local_attention_is_attention_inside_pieces() -> None:
         local_attention(q, k, v, SMALL)
 
 
+def test_documents_do_not_see_each_other() -> None:
+    q, k, v = make_qkv()
+    for begin, end in ((0, 100), (100, 101), (101, 256)):
+        alone = (x[:1, :, begin:end] for x in (q, k, v))
+        expected = F.scaled_dot_product_attention(*alone, is_causal=True, enable_gqa=True, scale=0.3)
+        torch.testing.assert_close(dense_attention(q, k, v, 0.3, STARTS)[:1, :, begin:end], expected)
+    config = dataclasses.replace(PIECES, local=512)  # one piece a document
+    dense = dense_attention(q, k, v, document_starts=STARTS)
+    torch.testing.assert_close(local_attention(q, k, v, config, STARTS), dense)
+
+    selection = select(q, k, v, PIECES, document_starts=STARTS)
+    assert selection.rows.shape[-1] == PIECES.gathered_rows(256, documents=4) > PIECES.gathered_rows(256)
+    out = attention(q, k, v, PIECES, selection, document_starts=STARTS)
+    assert torch.equal(out, attention(q, k, v, PIECES, document_starts=STARTS))
+    louder = [x.clone() for x in (q, k, v)]
+    for x in louder:
+        x.data[0, :, :101] *= 10
+    moved = attention(*louder, PIECES, selection, document_starts=STARTS)
+    assert torch.equal(moved[0, :, 101:], out[0, :, 101:]) and not torch.equal(moved, out)
+    with pytest.raises(ValueError, match=r"document_starts\[0\]\[2\] is 3, after 5"):
+        attention(q, k, v, PIECES, document_starts=torch.tensor([[0, 5, 3]] * 2, dtype=torch.int32))
+    with pytest.raises(TypeError, match="document_starts is of type list"):
+        attention(q, k, v, PIECES, document_starts=[[0]])  # type: ignore[arg-type]
+
+
 def operator_calls() -> dict[str, tuple[object, ...]]:
     q, k, v = make_qkv()
     scores_q, scores_k, roots = OPS.score(q, k, v, GEOMETRY)
     rows, slots = OPS.select(scores_q, scores_k, "causal", GEOMETRY)
     gathered = [tensor.detach().requires_grad_() for tensor in OPS.gather(q, k, v, roots, rows, slots, GEOMETRY)]
     grads = [tensor.detach() for tensor in gathered]
+    borders = OPS.document_borders(STARTS, 256)
+    packed = [*GEOMETRY, 4]
+    table = OPS.document_roots(borders, packed)
+    scores = OPS.score(q, k, v, packed, table)
+    maps = OPS.select(*scores[:2], "causal", packed)
+    far = [tensor.detach() for tensor in OPS.gather(q, k, v, scores[2], *maps, packed, table)]
+    documents = (packed, 64, 0, 0.3, borders, table)
     return {
+        "document_borders": (STARTS, 256),
+        "document_roots": (borders, packed),
+        "score packed": (q.detach(), k.detach(), v.detach(), packed, table),
+        "gather packed": (q, k, v, scores[2], *maps, packed, table),
+        "attend_sequences": (q, k, v, borders.unsqueeze(1), 256, 0.3),
+        "attend_sequences_backward": (
+            *(x.detach() for x in (q, q, k, v, q)),
+            torch.randn(2, 4, 256),
+            borders.unsqueeze(1),
+            256,
+        ),
+        "attend_both packed": (q, k, v, scores[2], *maps, *documents),
+        "attend_both_backward packed": (
+            *(x.detach() for x in (q, q, k, v, q)),
+            torch.randn(2, 1024),
+            *far,
+            torch.randn(2, 4, far[0].shape[2]),
+            *maps,
+            *documents,
+        ),
+        "dense_attention": (q, k, v, None, STARTS),
         "score": (q.detach(), k.detach(), v.detach(), GEOMETRY),
         "roots": (q.detach(), k.detach(), v.detach(), GEOMETRY),
         "gla_scores": (q.detach(), k.detach(), v.detach(), torch.randn(2, 4, 256).abs().neg(), 16),
@@ -165,7 +221,7 @@ def operator_calls() -> dict[str, tuple[object, ...]]:
 @pytest.mark.parametrize("name", operator_calls())
 def test_opcheck(name: str) -> None:
     settings = {"local": 48, "local_shift": 16} if name == "local_attention" else {}
-    torch.library.opcheck(getattr(OPS, name).default, operator_calls()[name], settings)
+    torch.library.opcheck(getattr(OPS, name.split()[0]).default, operator_calls()[name], settings)
 
 
 @pytest.mark.parametrize("local", [0, 5])
@@ -174,6 +230,22 @@ def test_gradcheck(local: int) -> None:
     x = [torch.randn(1, heads, 13, 3, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1)]
     selection = select(*x, config)
     assert torch.autograd.gradcheck(lambda q, k, v: attention(q, k, v, config, selection), x)
+
+
+@pytest.mark.parametrize("operator", [attention, local_attention, dense_attention])
+def test_compiles_whole_with_documents(operator: Callable[..., torch.Tensor]) -> None:
+    settings = {} if operator is dense_attention else {"config": PIECES}
+    torch._dynamo.reset()
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    eager = make_qkv(2)
+    traced = like(eager)
+    expected = operator(*eager, document_starts=STARTS, **settings)
+    actual = compiled(*traced, document_starts=STARTS, **settings)
+    assert torch.equal(actual, expected)
+    expected.square().sum().backward()
+    actual.square().sum().backward()
+    for a, b in zip(traced, eager):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("scorer", ["norm", "dilated", "gla"])

@@ -18,12 +18,18 @@ struct Case {
   int64_t heads = 1;
   int64_t groups = 1;
   int64_t dim = 1;
+  oracle::Documents documents = {};
 
   std::vector<int64_t> q_shape() const { return {batch, heads, tokens, dim}; }
   std::vector<int64_t> kv_shape() const { return {batch, groups, tokens, dim}; }
 };
 
 inline std::ostream& operator<<(std::ostream& out, const Case& c) {
+  for (const auto& row : c.documents.starts) {
+    out << "documents, of " << c.documents.most << ",";
+    for (const int64_t start : row) out << ' ' << start;
+    out << "; ";
+  }
   return out << "N " << c.tokens << ", L " << c.config.levels << ", p " << c.config.pooling_factor
              << ", k " << c.config.budget << ", m " << c.config.tile_budget << ", "
              << to_string(c.config.selection) << ", B " << c.batch << ", H " << c.heads << ", G "

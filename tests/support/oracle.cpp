@@ -209,12 +209,13 @@ Array pooling_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens, co
 }
 
 /// C (N, S): position j hears from the entries that end at j or up to a window less one before.
-Array scatter_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens,
-                     const Config& config) {
-  const Places places(b, tokens, config, {});
+Array scatter_matrix(const Array& rows, int64_t b, int64_t g, int64_t tokens, const Config& config,
+                     const Documents& documents) {
+  const Places places(b, tokens, config, documents);
+  const int64_t length = positions(tokens, config, documents);
   Array matrix({tokens, rows.size(2)});
   for (int64_t s = 0; s < rows.size(2); ++s) {
-    const Entry e = entry_of(static_cast<int64_t>(rows(b, g, s)), tokens, config);
+    const Entry e = entry_of(static_cast<int64_t>(rows(b, g, s)), length, config);
     for (const int64_t j : places.hearers(e)) matrix(j, s) = 1;
   }
   return matrix;
@@ -471,14 +472,16 @@ Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const
   });
 }
 
-Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config) {
-  return apply(gathered, rows, tokens, false,
-               [&](int64_t b, int64_t g) { return scatter_matrix(rows, b, g, tokens, config); });
+Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config,
+              const Documents& documents) {
+  return apply(gathered, rows, tokens, false, [&](int64_t b, int64_t g) {
+    return scatter_matrix(rows, b, g, tokens, config, documents);
+  });
 }
 
 Array scatter_adjoint(const Array& grad, const Array& rows, const Config& config) {
   return apply(grad, rows, rows.size(2), true, [&](int64_t b, int64_t g) {
-    return scatter_matrix(rows, b, g, grad.size(2), config);
+    return scatter_matrix(rows, b, g, grad.size(2), config, {});
   });
 }
 

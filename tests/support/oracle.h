@@ -54,7 +54,8 @@ Array gather(const Array& x, const Array& rows, const Config& config,
 /// The adjoint, with the tokens of the result.
 Array gather_adjoint(const Array& grad, const Array& rows, int64_t tokens, const Config& config,
                      const Documents& documents = {});
-Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config);
+Array scatter(const Array& gathered, const Array& rows, int64_t tokens, const Config& config,
+              const Documents& documents = {});
 Array scatter_adjoint(const Array& grad, const Array& rows, const Config& config);
 
 /// The output of attention and the log-sum-exp of its scores; or the gradients of both.

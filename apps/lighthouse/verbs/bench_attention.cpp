@@ -4,12 +4,17 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/randn_like.h>
+#include <ATen/ops/tensor.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 #include <iostream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
 
 #include "apps/lighthouse/checks.h"
 #include "apps/lighthouse/clock.h"
@@ -22,7 +27,9 @@
 #include "lighthouse/core/settings.h"
 #include "lighthouse/io/table.h"
 #include "lighthouse/ops/dispatcher.h"
+#include "lighthouse/ops/documents.h"
 #include "lighthouse/ops/pieces.h"
+#include "lighthouse/ops/sequences.h"
 #include "lighthouse/ops/stages.h"
 #include "lighthouse/train/device.h"
 
@@ -47,6 +54,7 @@ struct Settings {
   std::string attention_kernel = "auto";
   bool deterministic = false;
   Config config;
+  int64_t documents = 0;
   int repeats = 7;
   int dense_repeats = 3;
   bool dense = true;
@@ -291,6 +299,59 @@ double copy_bandwidth(at::Device device) {
   return 2 * static_cast<double>(bytes) / (times.median() / 1000);
 }
 
+/// Lighthouse where documents are packed into each sequence, and stock attention of it alone.
+struct Packed {
+  Measured lighthouse;
+  Measured inner;
+  Measured near;
+  int64_t rows = 0;
+
+  ordered_json json() const {
+    return {{"rows", rows},
+            {"lighthouse", lighthouse.json()},
+            {"inner", inner.json()},
+            {"near", near.json()}};
+  }
+};
+
+/// Documents of lengths drawn at random, the same in each sequence of the batch: (B, M).
+Tensor document_starts(const Settings& settings, const Inputs& inputs) {
+  std::vector<int32_t> tokens(inputs.q.size(2) - 1), starts{0};
+  std::iota(tokens.begin(), tokens.end(), 1);
+  std::sample(tokens.begin(), tokens.end(), std::back_inserter(starts), settings.documents - 1,
+              std::mt19937_64(settings.seed));
+  return at::tensor(starts, at::kInt).expand({settings.batch, -1}).contiguous().to(inputs.device());
+}
+
+/// @param measured (inputs, attention) -> Measured
+template <class Measure>
+Packed measure_packed(const Settings& settings, const Inputs& inputs, const Config& config,
+                      const Measure& measured) {
+  const Tensor starts = document_starts(settings, inputs);
+  const PackedDocuments documents = packed(starts, inputs.q, config);
+  const Geometry geometry(inputs.q.size(2), config, documents.most());
+  const Selection selection = select(inputs.q, inputs.k, inputs.v, config, {}, starts);
+  const Scored scored = score(inputs.q, inputs.k, inputs.v, config, {}, documents);
+  const Gathered gathered =
+      gather(inputs.q, inputs.k, inputs.v, scored.roots, selection, config, documents);
+  const auto leaf = [](const Tensor& tensor) { return tensor.detach().set_requires_grad(true); };
+  const Inputs rows{leaf(gathered.q), leaf(gathered.k), leaf(gathered.v),
+                    at::randn_like(gathered.q.detach())};
+  const Tensor borders = ops::row_borders(*documents.borders, selection.slots, geometry);
+  return {
+      .lighthouse = measured(
+          inputs, [&] { return attention(inputs.q, inputs.k, inputs.v, config, {}, starts); }),
+      .inner = measured(rows,
+                        [&] {
+                          return attend_sequences(rows.q, rows.k, rows.v, borders, geometry.rows,
+                                                  config.scale)
+                              .out;
+                        }),
+      .near = measured(
+          inputs, [&] { return local_attention(inputs.q, inputs.k, inputs.v, config, starts); }),
+      .rows = geometry.rows};
+}
+
 struct Row {
   int64_t context = 0;
   Config config;
@@ -299,6 +360,7 @@ struct Row {
   Measured lighthouse;
   Measured inner;                ///< stock attention over S rows alone
   std::optional<Measured> near;  ///< stock attention inside the pieces alone
+  std::optional<Packed> packed;
   StageTimes stages;
   std::vector<int64_t> stage_bytes;
   std::string inner_kernel, dense_kernel;  ///< of PyTorch, that attention ran on
@@ -317,6 +379,7 @@ struct Row {
                         {"inner", inner.json()}};
     if (dense) result["dense"] = dense->json();
     if (near) result["near"] = near->json();
+    if (packed) result["packed"] = packed->json();
     if (config.scorer == Scorer::kDilated) {
       result["scorer_attention"] = scorer_attention.json();
     }
@@ -357,6 +420,11 @@ Row run(const Settings& settings, int64_t context, int64_t budget) {
   if (config.local > 0) {
     row.near = measured(inputs, settings.repeats,
                         [&] { return local_attention(inputs.q, inputs.k, inputs.v, config); });
+  }
+  if (settings.documents > 0) {
+    row.packed = measure_packed(settings, inputs, config, [&](const Inputs& on, const auto& f) {
+      return measured(on, settings.repeats, f);
+    });
   }
   row.stages = measure_stages(inputs, config, settings.repeats);
   if (config.scorer == Scorer::kDilated) {
@@ -425,6 +493,30 @@ void print_whole(const std::vector<Row>& rows) {
          "else. MiB: peak memory besides q, k, v and the incoming gradient.\n";
 }
 
+void print_packed(const std::vector<Row>& rows, int64_t documents) {
+  Table table{{"context", "budget", "rows", "", "lighthouse ms", "of one document", "inner ms",
+               "near ms", "overhead ms", "of one document"}};
+  for (const Row& row : rows) {
+    const Packed& packed = *row.packed;
+    const auto line = [&](const char* pass, Times Measured::*times) {
+      const double whole = (packed.lighthouse.*times).median();
+      const double one = (row.lighthouse.*times).median();
+      const double overhead =
+          whole - (packed.inner.*times).median() - (packed.near.*times).median();
+      const double overhead_of_one = one - row.stock(times);
+      table.push_back({std::to_string(row.context), std::to_string(row.config.budget),
+                       std::to_string(packed.rows), pass, milliseconds(packed.lighthouse.*times),
+                       fixed(whole / one, 2, "x"), milliseconds(packed.inner.*times),
+                       milliseconds(packed.near.*times), fixed(overhead, digits_of(overhead)),
+                       fixed(overhead_of_one, digits_of(overhead_of_one))});
+    };
+    line("forward", &Measured::forward);
+    line("forward+backward", &Measured::both);
+  }
+  std::cout << "\nWith " << documents << " documents packed into each sequence:\n";
+  print_table(std::cout, table);
+}
+
 void print_stages(const std::vector<Row>& rows, double copy) {
   Table times_table{{"context", "budget"}};
   Table bandwidths{{"context", "budget"}};
@@ -455,8 +547,9 @@ void print_stages(const std::vector<Row>& rows, double copy) {
   print_table(std::cout, bandwidths);
 }
 
-void print(const std::vector<Row>& rows, double copy) {
+void print(const std::vector<Row>& rows, int64_t documents, double copy) {
   print_whole(rows);
+  if (documents > 0) print_packed(rows, documents);
   print_stages(rows, copy);
   std::cout << "\nStock attention ran on PyTorch's kernel";
   for (const Row& row : rows) {
@@ -495,7 +588,12 @@ void bench_attention(Settings settings) {
     Config config = settings.config;
     config.budget = budget(i);
     gathered_rows(settings.contexts[i], config);
+    check_argument(settings.documents <= settings.contexts[i], "--documents is ",
+                   settings.documents, "; it must be at most the ", settings.contexts[i],
+                   " tokens of a context");
   }
+  check_argument(settings.documents == 0 || settings.config.local > 0, "--documents is ",
+                 settings.documents, ", but --local is 0; documents need pieces");
   at::set_num_threads(settings.threads);
 
   std::string attention;
@@ -516,7 +614,7 @@ void bench_attention(Settings settings) {
     rows.push_back(run(settings, settings.contexts[i], budget(i)));
   }
   const double copy = copy_bandwidth(device);
-  print(rows, copy);
+  print(rows, settings.documents, copy);
   if (!json) return;
   ordered_json all{
       {"title", title}, {"copy_bytes_per_second", copy}, {"rows", ordered_json::array()}};
@@ -566,6 +664,9 @@ void add_bench_attention(CLI::App& bench) {
     std::ranges::replace(name, '_', '-');
     add_option(*attention, name, setting, value);
   });
+  option("--documents", s.documents,
+         "also time Lighthouse with so many documents packed into each sequence; 0: none")
+      ->check(integer(0));
   option("--repeats", s.repeats, "timed runs of Lighthouse")->check(positive);
   option("--dense-repeats", s.dense_repeats, "timed runs of dense attention")->check(positive);
   attention->add_flag("!--no-dense", s.dense, "skip dense attention");

@@ -85,10 +85,10 @@ Comparison compare_index(const Tensor& ours, const Tensor& theirs) {
 
 std::vector<Comparison> verify(const io::SafeTensors& file, double tolerance, at::Device device) {
   static const std::set<std::string> kNames = {"q",   "k",      "v",      "grad_out", "index",
-                                               "out", "grad_q", "grad_k", "grad_v"};
+                                               "out", "grad_q", "grad_k", "grad_v",   "starts"};
   for (const auto& [name, tensor] : file.tensors)
     require(kNames.contains(name), "it has a tensor '", name,
-            "'; there may be q, k, v, grad_out, index, out, grad_q, grad_k and grad_v");
+            "'; there may be q, k, v, starts, grad_out, index, out, grad_q, grad_k and grad_v");
   for (const char* name : {"q", "k", "v"})
     require(file.tensors.contains(name), "it has no tensor '", name, "'");
 
@@ -118,8 +118,13 @@ std::vector<Comparison> verify(const io::SafeTensors& file, double tolerance, at
   const Tensor k = leaf(find(file, "k", kv_shape));
   const Tensor v = leaf(find(file, "v", kv_shape));
 
-  const Selection selection = select(q, k, v, config);
-  const Tensor out = attention(q, k, v, config, selection);
+  std::optional<Tensor> starts;
+  if (const auto found = file.tensors.find("starts"); found != file.tensors.end()) {
+    starts = found->second.to(device);
+  }
+
+  const Selection selection = select(q, k, v, config, {}, starts);
+  const Tensor out = attention(q, k, v, config, selection, starts);
   std::vector<Comparison> results;
   if (const Tensor index = find(file, "index", selection.rows.sizes()); index.defined())
     results.push_back(compare_index(selection.rows.cpu(), index));
@@ -173,7 +178,8 @@ void add_verify(CLI::App& app) {
       "verify",
       "Compare Lighthouse Attention with another implementation's results.\n"
       "Each FILE is a safetensors file with q, k, v (B, N, H, D) and grad_out (B, H, N, D), and "
-      "some of index (B, H, S), out (B, H, N, D), grad_q, grad_k and grad_v (B, N, H, D); its "
+      "some of index (B, H, S), out (B, H, N, D), grad_q, grad_k and grad_v (B, N, H, D); starts "
+      "(B, M) int32 where documents are packed into the rows, ended by N. Its "
       "metadata gives B, H, N, D, num_levels, pooling_factor, top_k and tile_budget, and may give "
       "local, local_shift and selection.\n"
       "The exit status is 1 if a tensor differs by more than the tolerance, and 2 if a file is not "

@@ -8,12 +8,11 @@
 namespace lighthouse::cpu {
 namespace {
 
-/// The mean of the window of (level, index) over its tokens below N; zeros where it has none.
+/// The mean of the tokens of a window of that level; zeros where it has none.
 template <class T>
-void mean(const Geometry& g, const Rows<const T>& tokens, int64_t b, int64_t h, int64_t level,
-          int64_t index, int64_t dim, T* out, accumulator_t<T>* sum) {
-  const int64_t first = index * g.window[level];
-  const int64_t present = g.present(level, index);
+void mean(const Rows<const T>& tokens, int64_t b, int64_t h, int64_t level,
+          const TokenRange& window, int64_t dim, T* out, accumulator_t<T>* sum) {
+  const auto [first, present] = window;
   if (present == 0) {
     zero_row(dim, out);
   } else if (level == 0) {
@@ -44,12 +43,14 @@ void gather(const Gather<T>& args, int64_t begin, int64_t end) {
       const int64_t level = g.level(id);
       const int64_t index = id - g.first[level];
       const bool is_root = level > 0 && level == g.root_level();
+      const TokenRange window =
+          args.documents.range(g, b, index * g.window[level], g.window[level]);
       // `column` is the head's place in `roots`.
       const auto write = [&](const Rows<const T>& tokens, int64_t h, int64_t column, T* out) {
         if (is_root) {
           copy_row(args.roots + ((b * g.roots + index) * columns + column) * dim, dim, out);
         } else {
-          mean(g, tokens, b, h, level, index, dim, out, sum.data());
+          mean(tokens, b, h, level, window, dim, out, sum.data());
         }
       };
       for (int64_t h = j * heads_per_group; h < (j + 1) * heads_per_group; ++h) {
@@ -77,10 +78,13 @@ void gather_backward(const GatherBackward<T>& args, int64_t begin, int64_t end) 
           root,
           [&](int64_t level, int64_t index) {
             const int64_t s = row_of(g, slots, level, index);
-            return std::pair(s < 0 ? nullptr : gathered.at(b, h, s), g.present(level, index));
+            return std::pair(
+                s < 0 ? nullptr : gathered.at(b, h, s),
+                args.documents.range(g, b, index * g.window[level], g.window[level]).count);
           },
-          [&](int64_t token, const accumulator_t<T>* sum) {
-            if (token >= g.tokens) return;
+          [&](int64_t position, const accumulator_t<T>* sum) {
+            const int64_t token = args.documents.place(g, b, position).token;
+            if (token < 0) return;
             if (args.near.pieces.tokens > 0) {
               store_sum(sum, near.at(args.near.pieces, b, h, token), dim, grad.at(b, h, token));
             } else {

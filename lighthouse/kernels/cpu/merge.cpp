@@ -14,11 +14,12 @@ namespace {
 /// relative to the largest.
 template <class T>
 CoarseMass<accumulator_t<T>> sum_coarse(const Merge<T>& args, const Slot* slots, int64_t b,
-                                        int64_t h, int64_t position, accumulator_t<T>* sum) {
+                                        int64_t h, int64_t position, int64_t document,
+                                        accumulator_t<T>* sum) {
   const Geometry& g = args.geometry;
   const auto for_each_row = [&](const auto& f) {
     for (int64_t level = g.root_level(); level > 0; --level) {
-      const int64_t row = heard_row(g, slots, level, position);
+      const int64_t row = heard_row(g, slots, level, position, document);
       if (row >= 0) f(row, *args.gathered_lse.at(b, h, row));
     }
   };
@@ -39,7 +40,8 @@ void merge(const Merge<T>& args, int64_t begin, int64_t end) {
   using Acc = accumulator_t<T>;
   const Geometry& g = args.geometry;
   const int64_t dim = args.shape.dim;
-  const int64_t windows = merge_windows(g);
+  const int64_t positions = args.documents.positions(g);
+  const int64_t windows = merge_windows(g, args.documents);
   std::vector<Acc> coarse(dim);
   std::vector<Acc> sum(dim);
 
@@ -49,10 +51,16 @@ void merge(const Merge<T>& args, int64_t begin, int64_t end) {
     for (int64_t h = 0; h < args.shape.heads; ++h) {
       const Slot* slots =
           args.slots + (b * args.shape.groups + args.shape.group(h)) * g.coarse_entries();
-      const CoarseMass<Acc> mass = sum_coarse(args, slots, b, h, first, coarse.data());
-      for (int64_t j = std::max<int64_t>(first, 0); j < std::min(first + g.pooling, g.tokens);
-           ++j) {
-        const int64_t row = heard_row(g, slots, 0, j);
+      CoarseMass<Acc> mass;
+      for (int64_t u = std::max<int64_t>(first, 0); u < std::min(first + g.pooling, positions);
+           ++u) {
+        const auto [j, document] = args.documents.place(g, b, u);
+        // The same for all positions but where a document begins between them.
+        if (u == first || u == document) {
+          mass = sum_coarse(args, slots, b, h, u, document, coarse.data());
+        }
+        if (j < 0) continue;
+        const int64_t row = heard_row(g, slots, 0, u);
         const MergeWeights<Acc> weights =
             merge_weights(*args.near_lse.at(args.pieces, b, h, j), mass, row >= 0,
                           row >= 0 ? *args.gathered_lse.at(b, h, row) : Acc{});
@@ -86,14 +94,15 @@ void merge_backward(const MergeBackward<T>& args, int64_t begin, int64_t end) {
       const Slot* slots = args.slots + group * g.coarse_entries();
       const int64_t id = args.rows[group * g.rows + s];
       const int64_t level = g.level(id);
-      const int64_t first = g.first_hearer(level, id - g.first[level]);
-      const int64_t count = g.hearers(level, id - g.first[level]);
+      const int64_t position = g.first_hearer(level, id - g.first[level]);
+      const auto [first, count] = args.documents.range(g, b, position, g.window[level]);
+      const int64_t document = args.documents.place(g, b, position).document;
       zero_row(dim, sum.data());
       zero_row(dim, products.data());
       for (int64_t j = first; j < first + count; ++j) {
         const Acc weight = row_weight(*args.gathered_lse.at(b, h, s),
                                       args.lse[args.pieces.lse_index(args.shape.heads, b, h, j)],
-                                      heard_rows(g, slots, j));
+                                      heard_rows(g, slots, position + (j - first), document));
         if (weight == 0) continue;
         add_scaled_row_and_product(args.grad_out.at(b, h, j), args.out.at(b, h, j), weight, dim,
                                    sum.data(), products.data());

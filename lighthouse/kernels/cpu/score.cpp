@@ -62,10 +62,10 @@ void score(const Score<T>& args, int64_t begin, int64_t end) {
 
     // Tokens outside and heads inside: where heads are neighbours in memory, as a model's
     // projections leave them, that reads q, k and v from front to back.
-    const int64_t present = g.present(g.root_level(), r);
+    const auto [first, present] = args.documents.range(g, b, r * g.root_window(), g.root_window());
     for (int64_t t = 0; t < present; ++t) {
-      const int64_t token = r * g.root_window() + t;
-      const int64_t entry = g.coarse(1, token / g.pooling);
+      const int64_t token = first + t;
+      const int64_t entry = g.coarse(1, (r * g.root_window() + t) / g.pooling);
       Acc* sum = sums.data();
       for (int64_t h = 0; h < heads; ++h, sum += dim) {
         raise(scores_q[args.shape.group(h) * coarse_entries + entry],
@@ -80,7 +80,7 @@ void score(const Score<T>& args, int64_t begin, int64_t end) {
       }
     }
 
-    store_quotient(sums.data(), static_cast<Acc>(present), columns * dim,
+    store_quotient(sums.data(), static_cast<Acc>(std::max<int64_t>(present, 1)), columns * dim,
                    args.roots + item * columns * dim);
     for (int64_t j = 0; j < groups; ++j) {
       pool_levels(g, r, scores_q + j * coarse_entries);
@@ -93,8 +93,7 @@ void pool_scores(const PoolScores& args, int64_t begin, int64_t end) {
   const Geometry& g = args.geometry;
   const int64_t groups = args.shape.groups;
   const auto pool = [&](const float* tokens, int64_t heads, int64_t b, int64_t r, float* scores) {
-    const int64_t first = r * g.root_window();
-    const int64_t present = g.present(g.root_level(), r);
+    const auto [first, present] = args.documents.range(g, b, r * g.root_window(), g.root_window());
     for (int64_t j = 0; j < groups; ++j) {
       float* of_group = scores + (b * groups + j) * g.coarse_entries();
       clear_level_one(g, r, of_group);

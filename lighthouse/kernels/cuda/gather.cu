@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
       const int64_t root = (block.batch * g.roots + index) * grid.columns + block.column;
       return {args.roots + root * args.shape.dim, 1};
     }
-    return {tokens.at(block.batch, column.head, index * g.window[level]),
-            static_cast<int>(g.present(level, index))};
+    const TokenRange window =
+        args.documents.range(g, block.batch, index * g.window[level], g.window[level]);
+    return {tokens.at(block.batch, column.head, window.first), static_cast<int>(window.count)};
   };
   reduce_spans<T, V, kLong, /*kMean=*/true>(
       grid.packs, rows, kLongestPerThread, tokens.row_stride, span_of,
@@ -60,16 +61,19 @@ __global__ void __launch_bounds__(kBlockThreads, kPieces ? 3 : 4)
   const RowBlock block(grid);
   const Column column(args.shape, block.column);
   const int64_t first_node = static_cast<int64_t>(block.chunk) * grid.rows;
-  const int nodes =
-      static_cast<int>(min(int64_t{grid.rows}, ceil_div(g.tokens, g.pooling) - first_node));
+  const int nodes = static_cast<int>(
+      min(int64_t{grid.rows}, ceil_div(args.documents.positions(g), g.pooling) - first_node));
 
   const LevelRows<accumulator_t<T>, true> rows(static_cast<int>(g.levels));
-  rows.look_up(g,
-               args.slots + (block.batch * args.shape.groups + column.group) * g.coarse_entries(),
-               nodes, [&](int level, int node) {
-                 const int64_t window = first_node + node;
-                 return level == 0 ? window : window / g.window[level - 1];
-               });
+  rows.look_up(
+      g, args.slots + (block.batch * args.shape.groups + column.group) * g.coarse_entries(), nodes,
+      [&](int level, int node) {
+        const int64_t window = first_node + node;
+        return level == 0 ? window : window / g.window[level - 1];
+      },
+      [&](int level, int64_t index) {
+        return args.documents.range(g, block.batch, index * g.window[level], g.window[level]).count;
+      });
 
   const auto& gathered =
       column.choose(args.grad_gathered_q, args.grad_gathered_k, args.grad_gathered_v);
@@ -80,8 +84,10 @@ __global__ void __launch_bounds__(kBlockThreads, kPieces ? 3 : 4)
                                gathered.row_stride};
     for (int node = static_cast<int>(threadIdx.y); node < nodes;
          node += static_cast<int>(blockDim.y)) {
-      const int64_t first = (first_node + node) * g.pooling;
-      const int present = static_cast<int>(min(g.pooling, g.tokens - first));
+      const TokenRange window =
+          args.documents.range(g, block.batch, (first_node + node) * g.pooling, g.pooling);
+      const int64_t first = window.first;
+      const int present = static_cast<int>(window.count);
       const Sums<T, V> above = rows.template sum<T, V>(node, from.row, from.stride);
       const int children = rows.row(0, node);
       RowRun<T> to{grad.at(block.batch, column.head, first) + pack * V, grad.row_stride};
@@ -141,8 +147,9 @@ void gather_backward(const GatherBackward<T>& args, Stream stream) {
     with_pack<T>(
         shape.dim,
         [&]<int V>() {
-          const RowGrid grid(shape.batch, shape.columns(), ceil_div(g.tokens, g.pooling),
-                             shape.dim / V, nodes_of_block(g));
+          const RowGrid grid(shape.batch, shape.columns(),
+                             ceil_div(args.documents.positions(g), g.pooling), shape.dim / V,
+                             nodes_of_block(g));
           gather_backward_kernel<T, V, kPieces>
               <<<grid.blocks, grid.threads, LevelRows<accumulator_t<T>, true>::bytes(g), stream>>>(
                   args, grid);

@@ -38,14 +38,17 @@ template <class T>
 struct alignas(16) Position {
   accumulator_t<T> near;
   accumulator_t<T> coarse;
-  accumulator_t<T> token;
+  accumulator_t<T> token_weight;
   int token_row;
   int node;           ///< of the block
-  const T* near_row;  ///< null for j = -1, which is none
+  int token;          ///< the position's
+  const T* near_row;  ///< null where the position has no token
 };
 
 /// Weighs the positions of a block and stores their log-sum-exps. The first position of each node
-/// writes what the node hears to `rows`, scaled by its mass relative to the largest.
+/// writes what the node hears to `rows`, scaled by its mass relative to the largest. Where a
+/// document begins behind it, the node's other positions hear nothing above level 0, and take no
+/// weight of these.
 /// @param first the block's first position: -1 in the first block
 template <class T>
 __device__ void weigh(const Merge<T>& args, int64_t b, int64_t h, int64_t first, int count,
@@ -60,37 +63,43 @@ __device__ void weigh(const Merge<T>& args, int64_t b, int64_t h, int64_t first,
   const int root_level = static_cast<int>(g.root_level());
 
   for (int i = thread_of_block(); i < count; i += threads_of_block()) {
-    const int64_t j = first + i;
-    const auto shifted = static_cast<unsigned>(j + 1);
+    const int64_t u = first + i;
+    const Place place = u < 0 ? Place{-1, 0} : args.documents.place(g, b, u);
+    const auto shifted = static_cast<unsigned>(u + 1);
     const int node = static_cast<int>(shifted / pooling - first_node);
     CoarseMass<Acc> mass;
     for (int level = root_level; level > 0; --level) {
-      const int64_t row = heard_row(g, slots, level, j);
+      const int64_t row = heard_row(g, slots, level, u, place.document);
       if (row >= 0) mass.add(lse_of(row));
     }
     if (i == 0 || shifted % pooling == 0) {
       for (int level = root_level; level > 0; --level) {
-        const int64_t row = heard_row(g, slots, level, j);
+        const int64_t row = heard_row(g, slots, level, u, place.document);
         const bool counts = row >= 0 && has_mass(lse_of(row));
         const Acc weight = counts ? relative_mass(lse_of(row), mass.most) : 0;
         rows.row(level, node) = weight != 0 ? static_cast<int>(row) : -1;
         rows.scale(level, node) = weight;
       }
     }
+    const int64_t j = place.token;
     if (j < 0) {
       positions[i] = {};
       continue;
     }
-    const int64_t token_row = heard_row(g, slots, 0, j);
+    const int64_t token_row = heard_row(g, slots, 0, u);
     const MergeWeights<Acc> weights =
         merge_weights(*args.near_lse.at(args.pieces, b, h, j), mass, token_row >= 0,
                       token_row >= 0 ? lse_of(token_row) : Acc{});
     args.lse[args.pieces.lse_index(args.shape.heads, b, h, j)] = weights.lse;
     // A NaN makes all weights NaN, that of a row which is not there too.
     const Acc of_token = token_row >= 0 ? weights.token : 0;
-    positions[i] = {weights.near, weights.coarse,
-                    of_token,     static_cast<int>(token_row),
-                    node,         args.near_out.at(args.pieces, b, h, j)};
+    positions[i] = {weights.near,
+                    weights.coarse,
+                    of_token,
+                    static_cast<int>(token_row),
+                    node,
+                    static_cast<int>(j),
+                    args.near_out.at(args.pieces, b, h, j)};
   }
 }
 
@@ -98,7 +107,7 @@ constexpr int kAtOnce = 4;
 
 /// Writes one pack of the rows of up to kAtOnce positions. Near's rows may be replaced in place:
 /// the thread that writes a pack has read it before.
-/// @param gathered, out the pack in row 0 of the gathered rows, and in the first position's row
+/// @param gathered, out the pack in row 0 of the gathered rows, and of the output
 template <class T, int V>
 __device__ void merge_pack(unsigned pack, int count, const Position<T>* positions,
                            const LevelRows<accumulator_t<T>, true>& rows, const T* gathered,
@@ -110,14 +119,14 @@ __device__ void merge_pack(unsigned pack, int count, const Position<T>* position
     if (i >= count) break;
     const Position<T>& position = positions[i];
     if (position.near != 0) near[i] = Pack<T, V>::load(position.near_row + pack * V);
-    if (position.token != 0) {
+    if (position.token_weight != 0) {
       token[i] = Pack<T, V>::load(gathered + position.token_row * gathered_stride);
     }
   }
   Sums<T, V> coarse;
   int node = -1;  // whose rows `coarse` sums
 #pragma unroll
-  for (int i = 0; i < kAtOnce; ++i, out += out_stride) {
+  for (int i = 0; i < kAtOnce; ++i) {
     if (i >= count) break;
     const Position<T>& position = positions[i];
     if (position.near_row == nullptr) continue;
@@ -128,8 +137,8 @@ __device__ void merge_pack(unsigned pack, int count, const Position<T>* position
     Sums<T, V> sums;
     if (position.near != 0) sums.add_scaled(near[i], position.near);
     if (position.coarse != 0) sums.add_scaled(coarse, position.coarse);
-    if (position.token != 0) sums.add_scaled(token[i], position.token);
-    sums.store(out);
+    if (position.token_weight != 0) sums.add_scaled(token[i], position.token_weight);
+    sums.store(out + position.token * out_stride);
   }
 }
 
@@ -140,7 +149,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
   const RowBlock block(grid);
   const int64_t h = block.column;
   const int64_t first = static_cast<int64_t>(block.chunk) * grid.rows - 1;
-  const int count = static_cast<int>(min(int64_t{grid.rows}, g.tokens - first));
+  const int count = static_cast<int>(min(int64_t{grid.rows}, args.documents.positions(g) - first));
 
   const LevelRows<accumulator_t<T>, true> rows(static_cast<int>(g.levels));
   __shared__ Position<T> positions[kPositions];
@@ -152,7 +161,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
     for (int i = static_cast<int>(threadIdx.y) * kAtOnce; i < count;
          i += static_cast<int>(blockDim.y) * kAtOnce) {
       merge_pack<T, V>(pack, count - i, positions + i, rows, gathered, args.gathered_out.row_stride,
-                       args.out.at(block.batch, h, first + i) + pack * V, args.out.row_stride);
+                       args.out.at(block.batch, h, 0) + pack * V, args.out.row_stride);
     }
   }
 }
@@ -164,8 +173,10 @@ constexpr int kLongestPerThread = 16;
 /// The rows of a block.
 template <class T>
 struct RowTable {
-  int64_t first[kRows];  ///< the first position that hears the row
+  int64_t first[kRows];  ///< the first token that hears the row
   int count[kRows];      ///< how many do
+  int position[kRows];   ///< where the first token stands
+  int document[kRows];   ///< the first position of its document
   accumulator_t<T> weights[kRows][kLongestPerThread];
   double factor[kRows];  ///< what the row's gradient is multiplied by to give backward_out
 };
@@ -192,8 +203,13 @@ class RowsBackward {
     for (int row = thread_of_block(); row < rows_; row += threads_of_block()) {
       const int64_t id = args_.rows[group_ * g_.rows + first_row_ + row];
       const int64_t level = g_.level(id);
-      table_.first[row] = g_.first_hearer(level, id - g_.first[level]);
-      table_.count[row] = static_cast<int>(g_.hearers(level, id - g_.first[level]));
+      const int64_t position = g_.first_hearer(level, id - g_.first[level]);
+      const TokenRange tokens = args_.documents.range(g_, block_.batch, position, g_.window[level]);
+      table_.first[row] = tokens.first;
+      table_.count[row] = static_cast<int>(tokens.count);
+      table_.position[row] = static_cast<int>(position);
+      table_.document[row] =
+          static_cast<int>(args_.documents.place(g_, block_.batch, position).document);
     }
     __syncthreads();
     for (int i = thread_of_block(); i < rows_ * kLongestPerThread; i += threads_of_block()) {
@@ -296,7 +312,7 @@ class RowsBackward {
     const int64_t j = table_.first[row] + place;
     return row_weight(*args_.gathered_lse.at(block_.batch, h_, first_row_ + row),
                       args_.lse[args_.pieces.lse_index(args_.shape.heads, block_.batch, h_, j)],
-                      heard_rows(g_, slots, j));
+                      heard_rows(g_, slots, table_.position[row] + place, table_.document[row]));
   }
 
   /// Adds what `count` of a row's positions give from place `begin` on. Several loads are under way
@@ -380,9 +396,9 @@ void merge(const Merge<T>& args, Stream stream) {
   with_pack<T>(
       shape.dim,
       [&]<int V>() {
-        // One more than N: the positions are those of j + 1.
-        const RowGrid grid(shape.batch, shape.heads, args.geometry.tokens + 1, shape.dim / V,
-                           positions_of_block(args.geometry));
+        // One more: the positions are those of j + 1.
+        const RowGrid grid(shape.batch, shape.heads, args.documents.positions(args.geometry) + 1,
+                           shape.dim / V, positions_of_block(args.geometry));
         merge_kernel<T, V>
             <<<grid.blocks, grid.threads, LevelRows<accumulator_t<T>, true>::bytes(args.geometry),
                stream>>>(args, grid);

@@ -196,13 +196,14 @@ class LevelRows {
   __device__ int& row(int level, int node) const { return rows_[level * kNodes + node]; }
   __device__ Acc& scale(int level, int node) const { return scales_[level * kNodes + node]; }
 
-  /// Looks all rows up, by all threads of the block together, and waits until they are there. A
-  /// scale is one over the tokens of the entry's window.
+  /// Looks all rows up, by all threads of the block together, and waits until they are there.
   /// @param index_of (level, node) -> the index of the entry, or -1; at level 0 that of the level-1
   /// window whose children are meant
-  template <class IndexOf>
-  __device__ void look_up(const Geometry& g, const Slot* slots, int nodes,
-                          const IndexOf& index_of) const {
+  /// @param present_of (level, index) -> the tokens of the entry's window: its scale is one over
+  /// them
+  template <class IndexOf, class PresentOf>
+  __device__ void look_up(const Geometry& g, const Slot* slots, int nodes, const IndexOf& index_of,
+                          const PresentOf& present_of) const {
     for (int i = thread_of_block(); i < levels_ * kNodes; i += threads_of_block()) {
       const int level = i / kNodes, node = i % kNodes;
       if (node >= nodes) continue;
@@ -212,7 +213,7 @@ class LevelRows {
                                          : row_of(g, slots, level, index);
       row(level, node) = static_cast<int>(found);
       if (kScaled && level > 0) {
-        scale(level, node) = Acc{1} / static_cast<Acc>(g.present(level, index));
+        scale(level, node) = Acc{1} / static_cast<Acc>(present_of(level, index));
       }
     }
     __syncthreads();

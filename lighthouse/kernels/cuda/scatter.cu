@@ -43,11 +43,12 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
     last_child_before[node] = before < 0 ? -1 : static_cast<int>(before + g.pooling - 1);
   }
   const LevelRows<accumulator_t<T>, false> rows(static_cast<int>(g.levels));
-  rows.look_up(g, slots, nodes, [&](int level, int node) {
+  const auto index_of = [&](int level, int node) {
     const int64_t window = first_node + node;
     if (level > 0) return window / g.window[level - 1] - 1;
     return window * g.pooling < g.tokens ? window : -1;
-  });
+  };
+  rows.look_up(g, slots, nodes, index_of, [](int, int64_t) { return 1; });
 
   for (unsigned pack = threadIdx.x; pack < grid.packs; pack += blockDim.x) {
     const RowRun<const T> from{args.gathered_out.at(block.batch, h, 0) + pack * V,

@@ -170,7 +170,10 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
                                                       : args.v;
   const bool exists = at.window < grid.windows;  // a team past the end still takes part in shuffles
   const int count = static_cast<int>(g.window[grid.top]);
-  const int present = exists ? static_cast<int>(g.present(grid.top, at.window)) : 0;
+  const TokenRange window =
+      exists ? args.documents.range(g, at.batch, static_cast<int64_t>(at.window) * count, count)
+             : TokenRange{0, 0};
+  const int present = static_cast<int>(window.count);
 
   __shared__ float pyramids[kBlockThreads / 8][2 * kTeamTokens];
   float* const norms = pyramids[at.team];
@@ -178,7 +181,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
   const int64_t heads = at.of == Column::kQ ? shape.heads_per_group() : 1;
   for (int64_t i = 0; i < heads; ++i) {
     const int64_t head = at.group * heads + i;
-    const T* row = tokens.at(at.batch, head, static_cast<int64_t>(at.window) * count) + at.lane * V;
+    const T* row = tokens.at(at.batch, head, window.first) + at.lane * V;
     Sums<T, V> sums =
         walk_window<T, V>(grid, at, count, present, row, tokens.row_stride, i == 0, norms);
     if (!exists || at.lane >= grid.packs) continue;
@@ -188,7 +191,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
         ((at.batch * grid.windows + at.window) * shape.columns() + column) * shape.dim +
         at.lane * V;
     if (grid.top == g.root_level()) {
-      sums.scale(Acc{1} / static_cast<Acc>(present));
+      sums.scale(Acc{1} / static_cast<Acc>(max(present, 1)));
       sums.store(args.roots + place);
     } else {
 #pragma unroll
@@ -237,8 +240,9 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
   const int64_t first_root = static_cast<int64_t>(block.chunk) * kRows;
   const int rows = static_cast<int>(min(int64_t{kRows}, g.roots - first_root));
   const auto span_of = [&](int row) -> Span<T> {
-    return {tokens.at(block.batch, column.head, (first_root + row) * g.root_window()),
-            static_cast<int>(g.present(g.root_level(), first_root + row))};
+    const TokenRange window =
+        args.documents.range(g, block.batch, (first_root + row) * g.root_window(), g.root_window());
+    return {tokens.at(block.batch, column.head, window.first), static_cast<int>(window.count)};
   };
   const int64_t first = (block.batch * g.roots + first_root) * grid.columns + block.column;
   reduce_spans<T, V, kLong, /*kMean=*/true>(grid.packs, rows, kLongestPerThread, tokens.row_stride,
@@ -260,7 +264,10 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int64_t windows = g.window[g.root_level() - top];
   const Acc* of_root = partial_sums + root * windows * root_size + i % root_size;
   auto sums = Sums<Acc, 1>::of_rows(of_root, root_size, static_cast<int>(windows));
-  sums.scale(Acc{1} / static_cast<Acc>(g.present(g.root_level(), root % g.roots)));
+  const int64_t present =
+      args.documents.range(g, root / g.roots, root % g.roots * g.root_window(), g.root_window())
+          .count;
+  sums.scale(Acc{1} / static_cast<Acc>(max(present, int64_t{1})));
   narrow(sums.at[0], args.roots[i]);
 }
 
@@ -299,11 +306,13 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (i >= args.shape.batch * args.shape.groups * g.entries(1)) return;
   const int64_t head = i / g.entries(1);  // b G + g
   const int64_t index = i % g.entries(1);
+  const TokenRange window =
+      args.documents.range(g, head / args.shape.groups, index * g.pooling, g.pooling);
   const auto pool = [&](const float* tokens, int64_t heads) {
     float best = kNone;
     for (int64_t h = head * heads; h < (head + 1) * heads; ++h) {
-      for (int64_t t = 0; t < g.present(1, index); ++t) {
-        best = fmaxf(best, tokens[h * g.tokens + index * g.pooling + t]);
+      for (int64_t t = 0; t < window.count; ++t) {
+        best = fmaxf(best, tokens[h * g.tokens + window.first + t]);
       }
     }
     return best;
@@ -359,7 +368,8 @@ void score_by_rows(const Score<T>& args, float* norms, Stream stream) {
   norms_kernel<T><<<grid_of(ceil_div(of_q + of_k, kBlockThreads / 32)), kBlockThreads, 0, stream>>>(
       args, norms);
   check_launch("norms");
-  pool_scores({g, shape, norms, norms + of_q, args.scores_q, args.scores_k}, stream);
+  pool_scores({g, shape, norms, norms + of_q, args.scores_q, args.scores_k, args.documents},
+              stream);
   with_pack<T>(
       shape.dim,
       [&]<int V>() {
