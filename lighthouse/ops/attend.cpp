@@ -18,7 +18,6 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <limits>
 
 #include "lighthouse/ops/attend_call.h"
 #include "lighthouse/ops/dispatcher.h"
@@ -31,8 +30,6 @@ namespace ops {
 namespace {
 
 using at::SDPBackend;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// The kernel that PyTorch takes by its switches; it throws where they leave none.
 SDPBackend choice_of(const Call& call) {

@@ -8,7 +8,6 @@
 #include <ATen/ops/ones.h>
 
 #include <cmath>
-#include <limits>
 
 #include "lighthouse/ops/tensor.h"
 
@@ -56,7 +55,6 @@ Tensor no_random_state(const Call& call) {
 namespace {
 
 Tensor logits(const Call& call, at::ScalarType type) {
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
   Tensor logits = call.q.to(type).mul(call.scale).matmul(call.k.to(type).transpose(2, 3));
   if (call.causal) {
     const auto options = call.q.options().dtype(at::kBool);

@@ -2,12 +2,15 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <limits>
 #include <optional>
 
 #include "lighthouse/ops/attend.h"
 
 /// What the calls of PyTorch's attention share.
 namespace lighthouse::ops {
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// A call of attention, whose rows are contiguous.
 struct Call {
