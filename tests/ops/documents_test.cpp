@@ -171,11 +171,14 @@ TEST_P(Packed, ADocumentDoesNotDependOnTheOthers) {
   EXPECT_GT(changed, 45) << "the test must be able to see a change";
 }
 
-/// A row of one document, where there may be one, is what it is without: row for row.
+/// A row of one document, where there may be one, is what it is without: row for row, and on the
+/// CPU, where stock attention is the same, to the bit.
 TEST_P(Packed, OneDocumentIsAllThereIs) {
   Random random(203);
   for (int i = 0; i < 20; ++i) {
-    const Case c = random_packed(random);
+    Case c = random_packed(random);
+    c.dim = 8;  // stock attention's order of sums may follow the layout where D is odd
+    c.documents = {};
     SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
     const Tensors x = random_tensors(random, c, GetParam());
     const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
@@ -185,16 +188,13 @@ TEST_P(Packed, OneDocumentIsAllThereIs) {
     EXPECT_TRUE(actual.rows.equal(expected.rows));
     EXPECT_TRUE(actual.slots.equal(expected.slots));
     const Results packed = run_packed(x, grad_out, c.config, {}, starts);
-    const Results plain =
-        run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
-          return attention(q, k, v, c.config);
-        });
-    for (size_t j = 0; j < 4; ++j) {
-      EXPECT_TRUE(
-          close(to_array(packed.all()[j]), to_array(plain.all()[j]),
-                16 * (rounding(GetParam()).unit +
-                      static_cast<double>(c.tokens) * accumulator(rounding(GetParam())).unit)))
-          << kNames[j];
+    if (device().is_cpu()) {
+      expect_same_bits(packed,
+                       run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
+                         return attention(q, k, v, c.config);
+                       }));
+    } else {
+      expect_the_oracles(c, x, grad_out, packed, to_array(actual.rows));
     }
   }
 }
