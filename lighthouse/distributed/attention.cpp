@@ -34,11 +34,12 @@ Config chunk_config(const Config& config, int64_t ranks) {
   return chunk;
 }
 
-std::string dense_because(int64_t rank_tokens, const Config& config, const Context& context) {
-  if (context.group.empty()) return lighthouse::dense_because(rank_tokens, config);
+std::string dense_because(int64_t rank_tokens, const Config& config, const Context& context,
+                          int64_t documents) {
+  if (context.group.empty()) return lighthouse::dense_because(rank_tokens, config, documents);
   const int64_t ranks = World::named(context.group).size();
   return context.exchange == Exchange::kHeads
-             ? lighthouse::dense_because(rank_tokens * ranks, config)
+             ? lighthouse::dense_because(rank_tokens * ranks, config, documents)
              : lighthouse::dense_because(rank_tokens / 2, chunk_config(config, ranks));
 }
 
@@ -53,6 +54,12 @@ Qkv inputs(const Tensor& q, const Tensor& k, const Tensor& v) {
   Qkv x{ops::autocast(q), ops::autocast(k), ops::autocast(v)};
   ops::check_qkv(x.q, x.k, x.v);
   return x;
+}
+
+void check_exchange(const Context& context, const std::optional<Tensor>& document_starts) {
+  TORCH_CHECK_VALUE(!document_starts || context.exchange == Exchange::kHeads, "exchange is ",
+                    to_string(context.exchange), "; with document_starts it must be ",
+                    to_string(Exchange::kHeads));
 }
 
 // Heads for tokens.
@@ -149,10 +156,13 @@ Tensor by_chunks(const Qkv& tokens, const Config& whole, const Context& context,
 }  // namespace
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
-                 const Context& context, const std::optional<TokenScores>& scores) {
+                 const Context& context, const std::optional<TokenScores>& scores,
+                 const std::optional<Tensor>& document_starts) {
   if (context.group.empty()) {
-    return lighthouse::attention(q, k, v, config, scores ? Given(*scores) : Given());
+    return lighthouse::attention(q, k, v, config, scores ? Given(*scores) : Given(),
+                                 document_starts);
   }
+  check_exchange(context, document_starts);
   ops::as_value_error([&] { config.validate(); });
   const Qkv x = inputs(q, k, v);
   if (scores) {
@@ -174,23 +184,27 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config
           TokenScores{of_heads[0].squeeze(-1).contiguous(), of_heads[1].squeeze(-1).contiguous()};
     }
     if (shares.copies > 1) {
+      if (!scores) check_scorer(config, document_starts.has_value());
       const auto* own = std::get_if<TokenScores>(&given);
       given = scores_of_groups(
           own != nullptr ? *own : token_scores(heads.q, heads.k, heads.v, config), shares, world);
     }
-    return lighthouse::attention(heads.q, heads.k, heads.v, config, given);
+    return lighthouse::attention(heads.q, heads.k, heads.v, config, given, document_starts);
   });
 }
 
 Tensor local_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
-                       const Context& context) {
-  if (context.group.empty()) return lighthouse::local_attention(q, k, v, config);
+                       const Context& context, const std::optional<Tensor>& document_starts) {
+  if (context.group.empty()) {
+    return lighthouse::local_attention(q, k, v, config, document_starts);
+  }
+  check_exchange(context, document_starts);
   ops::as_value_error([&] { config.validate(); });
   const Qkv x = inputs(q, k, v);
   const int64_t ranks = World::named(context.group).size();
   if (context.exchange == Exchange::kHeads) {
     return by_heads(x, context, head_shares(x, ranks), [&](const Qkv& heads) {
-      return lighthouse::local_attention(heads.q, heads.k, heads.v, config);
+      return lighthouse::local_attention(heads.q, heads.k, heads.v, config, document_starts);
     });
   }
   const Qkv chunks = folded(x, ranks);  // no piece is of two chunks: nothing is exchanged
@@ -198,15 +212,16 @@ Tensor local_attention(const Tensor& q, const Tensor& k, const Tensor& v, const 
 }
 
 Tensor dense_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Context& context,
-                       std::optional<double> scale) {
-  if (context.group.empty()) return lighthouse::dense_attention(q, k, v, scale);
+                       std::optional<double> scale, const std::optional<Tensor>& document_starts) {
+  if (context.group.empty()) return lighthouse::dense_attention(q, k, v, scale, document_starts);
+  check_exchange(context, document_starts);
   const Qkv x = inputs(q, k, v);
   if (context.exchange != Exchange::kHeads) {
     return attend_across(x.q, x.k, x.v, context.group, context.exchange, scale).out;
   }
   const HeadShares shares = head_shares(x, World::named(context.group).size());
   return by_heads(x, context, shares, [&](const Qkv& heads) {
-    return lighthouse::dense_attention(heads.q, heads.k, heads.v, scale);
+    return lighthouse::dense_attention(heads.q, heads.k, heads.v, scale, document_starts);
   });
 }
 
@@ -228,18 +243,21 @@ void attention_of(const OperatorHandle& op, Stack* stack) {
   const ops::Arguments given(op, stack);
   std::optional<TokenScores> scores;
   if (const auto both = given.pair("scores_q", "scores_k")) scores = {both->first, both->second};
-  torch::jit::push(*stack, attention(given.tensor("q"), given.tensor("k"), given.tensor("v"),
-                                     given.config(), context_of(given), scores));
+  torch::jit::push(
+      *stack, attention(given.tensor("q"), given.tensor("k"), given.tensor("v"), given.config(),
+                        context_of(given), scores, given.optional_tensor("document_starts")));
 }
 void local_attention_of(const OperatorHandle& op, Stack* stack) {
   const ops::Arguments given(op, stack);
   torch::jit::push(*stack, local_attention(given.tensor("q"), given.tensor("k"), given.tensor("v"),
-                                           given.config(), context_of(given)));
+                                           given.config(), context_of(given),
+                                           given.optional_tensor("document_starts")));
 }
 void dense_attention_of(const OperatorHandle& op, Stack* stack) {
   const ops::Arguments given(op, stack);
   torch::jit::push(*stack, dense_attention(given.tensor("q"), given.tensor("k"), given.tensor("v"),
-                                           context_of(given), given["scale"].toOptional<double>()));
+                                           context_of(given), given["scale"].toOptional<double>(),
+                                           given.optional_tensor("document_starts")));
 }
 
 }  // namespace
@@ -248,14 +266,15 @@ TORCH_LIBRARY_FRAGMENT(lighthouse, library) {
   const std::string tensors = "(Tensor q, Tensor k, Tensor v, ";
   const std::string context = "str group, str exchange=\"heads\", bool zigzag=False";
   const std::string settings = ops::settings_schema();
-  ops::define_whole<attention_of>(
-      library, "context_attention" + tensors + settings + ", " + context +
-                   ", Tensor? scores_q=None, Tensor? scores_k=None) -> Tensor out");
+  const std::string documents = ", Tensor? document_starts=None) -> Tensor out";
+  ops::define_whole<attention_of>(library,
+                                  "context_attention" + tensors + settings + ", " + context +
+                                      ", Tensor? scores_q=None, Tensor? scores_k=None" + documents);
   ops::define_whole<local_attention_of>(
-      library, "context_local_attention" + tensors + settings + ", " + context + ") -> Tensor out");
+      library, "context_local_attention" + tensors + settings + ", " + context + documents);
   ops::define_whole<dense_attention_of>(
       library,
-      "context_dense_attention" + tensors + "*, float? scale=None, " + context + ") -> Tensor out");
+      "context_dense_attention" + tensors + "*, float? scale=None, " + context + documents);
 }
 
 }  // namespace lighthouse::distributed

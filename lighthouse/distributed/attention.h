@@ -35,22 +35,31 @@ struct Context {
 };
 
 /// lighthouse::attention. Scores given in place of a scorer's are those of the rank's tokens.
+/// @param document_starts those of whole sequences, the same on every rank; by heads alone, since
+///        a chunk would select by itself from a document that others have parts of
 /// @throws c10::ValueError, or c10::TypeError for a wrong type, naming the argument
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const Config& config, const Context& context,
-                     const std::optional<TokenScores>& scores = {});
+                     const std::optional<TokenScores>& scores = {},
+                     const std::optional<at::Tensor>& document_starts = {});
 
 /// lighthouse::local_attention.
+/// @param document_starts as `attention` takes them
 at::Tensor local_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                           const Config& config, const Context& context);
+                           const Config& config, const Context& context,
+                           const std::optional<at::Tensor>& document_starts = {});
 
 /// lighthouse::dense_attention: causal over the whole sequence.
+/// @param document_starts as `attention` takes them
 at::Tensor dense_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                           const Context& context, std::optional<double> scale = {});
+                           const Context& context, std::optional<double> scale = {},
+                           const std::optional<at::Tensor>& document_starts = {});
 
 /// Why dense attention is the better choice for ranks with that many tokens each, as
 /// lighthouse::dense_because; empty where Lighthouse pays.
-std::string dense_because(int64_t rank_tokens, const Config& config, const Context& context);
+/// @param documents that a row may have
+std::string dense_because(int64_t rank_tokens, const Config& config, const Context& context,
+                          int64_t documents = 1);
 
 /// The settings of one of the 2 W chunks. Throws std::invalid_argument where 2 W does not divide
 /// the budget.

@@ -30,23 +30,29 @@ void AttentionImpl::set_config(const Config& config) {
   said_dense_ = false;
 }
 
-bool AttentionImpl::uses_lighthouse(int64_t tokens) const {
+bool AttentionImpl::uses_lighthouse(int64_t tokens, int64_t documents) const {
   return options_.mode == Mode::kLighthouse && (is_training() || options_.lighthouse_in_eval) &&
-         distributed::dense_because(tokens, options_.config, options_.context).empty();
+         distributed::dense_because(tokens, options_.config, options_.context, documents).empty();
 }
 
 torch::Tensor AttentionImpl::forward(const torch::Tensor& q, const torch::Tensor& k,
-                                     const torch::Tensor& v) {
+                                     const torch::Tensor& v,
+                                     const std::optional<torch::Tensor>& document_starts) {
   const auto& [config, mode, lighthouse_in_eval, context] = options_;
   if (mode == Mode::kDense || !(is_training() || lighthouse_in_eval)) {
-    return distributed::dense_attention(q, k, v, context, config.scale);
+    return distributed::dense_attention(q, k, v, context, config.scale, document_starts);
   }
-  if (mode == Mode::kLocal) return distributed::local_attention(q, k, v, config, context);
-  const std::string reason = distributed::dense_because(q.size(2), config, context);
-  if (reason.empty()) return distributed::attention(q, k, v, config, context);
+  if (mode == Mode::kLocal) {
+    return distributed::local_attention(q, k, v, config, context, document_starts);
+  }
+  const int64_t documents = document_starts ? document_starts->size(-1) : 1;
+  const std::string reason = distributed::dense_because(q.size(2), config, context, documents);
+  if (reason.empty()) {
+    return distributed::attention(q, k, v, config, context, {}, document_starts);
+  }
   if (!said_dense_) say_once(reason);
   said_dense_ = true;
-  return distributed::dense_attention(q, k, v, context, config.scale);
+  return distributed::dense_attention(q, k, v, context, config.scale, document_starts);
 }
 
 void AttentionImpl::pretty_print(std::ostream& stream) const {

@@ -3,6 +3,8 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <optional>
+
 #include "lighthouse/core/config.h"
 #include "lighthouse/distributed/attention.h"
 
@@ -42,7 +44,10 @@ class AttentionImpl : public torch::nn::Module {
   explicit AttentionImpl(AttentionOptions options = {});
 
   /// q (B, H, N, D), k and v (B, G, N, D) -> (B, H, N, D)
-  torch::Tensor forward(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v);
+  /// @param document_starts as lighthouse::attention takes them, in every mode; where ranks share
+  ///        each sequence, those of whole sequences
+  torch::Tensor forward(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                        const std::optional<torch::Tensor>& document_starts = {});
 
   void set_mode(Mode mode) { options_.mode = mode; }
   void set_lighthouse_in_eval(bool on) { options_.lighthouse_in_eval = on; }
@@ -51,7 +56,8 @@ class AttentionImpl : public torch::nn::Module {
   const AttentionOptions& options() const { return options_; }
 
   /// Whether a forward pass over that many tokens of this rank would compute Lighthouse now.
-  bool uses_lighthouse(int64_t tokens) const;
+  /// @param documents that a row may have
+  bool uses_lighthouse(int64_t tokens, int64_t documents = 1) const;
 
   void pretty_print(std::ostream& stream) const override;
 

@@ -18,7 +18,6 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-
 #include "lighthouse/ops/attend_call.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/no_double_backward.h"

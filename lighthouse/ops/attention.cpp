@@ -57,6 +57,13 @@ PackedDocuments packed(const std::optional<Tensor>& document_starts, const Tenso
   return documents;
 }
 
+void check_scorer(const Config& config, bool has_documents) {
+  TORCH_CHECK_VALUE(!has_documents || config.scorer == Scorer::kNorm, "scorer is ",
+                    to_string(config.scorer),
+                    ", whose scores see other documents; with document_starts it must be ",
+                    to_string(Scorer::kNorm), ", or scores must be given");
+}
+
 Scored score(const Tensor& q, const Tensor& k, const Tensor& v, const Config& config,
              const std::optional<TokenScores>& given, const PackedDocuments& documents) {
   check_config(config);
@@ -67,9 +74,7 @@ Scored score(const Tensor& q, const Tensor& k, const Tensor& v, const Config& co
     auto [scores_q, scores_k, roots] = ops::score(q, k, v, geometry, documents.roots);
     return {scores_q, scores_k, roots};
   }
-  TORCH_CHECK_VALUE(given || !documents.borders, "scorer is ", to_string(config.scorer),
-                    ", whose scores see other documents; with document_starts it must be ",
-                    to_string(Scorer::kNorm), ", or scores must be given");
+  if (!given) check_scorer(config, documents.borders.has_value());
   const auto [scores_q, scores_k] =
       pool(given ? *given : token_scores(q, k, v, config), q, k, v, config, documents);
   return {scores_q, scores_k, ops::roots(q, k, v, geometry, documents.roots)};

@@ -23,6 +23,9 @@ struct PackedDocuments {
 PackedDocuments packed(const std::optional<at::Tensor>& document_starts, const at::Tensor& q,
                        const Config& config);
 
+/// Throws where the scorer of `config` would see other documents.
+void check_scorer(const Config& config, bool has_documents);
+
 /// What the score stage yields; none of it is differentiated.
 struct Scored {
   at::Tensor scores_q;  ///< (B, G, E) float32, of the coarse entries

@@ -32,6 +32,7 @@ def context_attention(
     exchange: str = "heads",
     zigzag: bool = False,
     scores: TokenScores | None = None,
+    document_starts: Tensor | None = None,
 ) -> Tensor:
     """Causal attention over a sequence whose tokens the W processes of a group share; differentiable once.
 
@@ -46,11 +47,12 @@ def context_attention(
         group: The processes that share the sequence; all, if not given.
         exchange: With "heads", each process computes H / W heads of the whole sequence: the result is that of one
             process. With "gather" and "ring" the sequence is cut into 2 W chunks, each selects with its part of the
-            budget, and keys and values are exchanged. "auto" is "heads" where W divides H; elsewhere "ring" where
-            attention hides its transfers, and else "gather".
+            budget, and keys and values are exchanged. "auto" is "heads" where W divides H or there are documents;
+            elsewhere "ring" where attention hides its transfers, and else "gather".
         zigzag: With "heads": process r has chunks r and 2 W - 1 - r of 2 W, as it always has with "gather" and "ring",
             and not the r-th part of the sequence. `shard` cuts either.
         scores: Of this process's tokens, taken in place of those of the config's scorer.
+        document_starts: As `attention` takes them, those of the whole sequence in every process; with "heads" alone.
 
     Returns:
         (B, H, n, D), the outputs of this process's tokens.
@@ -69,12 +71,15 @@ def context_attention(
     if config is None:
         config = LighthouseConfig()
     _check.instance("config", config, LighthouseConfig)
+    if document_starts is not None:
+        _check.instance("document_starts", document_starts, Tensor)
     group = _group(group)
-    if exchange == "auto":
+    if exchange == "auto" and document_starts is not None:
+        exchange = "heads"
+    elif exchange == "auto":
         exchange = choose_exchange(q.shape[1], k.shape[1], q.shape[2], group.size(), mode, config.settings())
-    return attend(
-        q, k, v, config.settings(), mode, scores=scores, group=group.group_name, exchange=exchange, zigzag=zigzag
-    )
+    context = {"group": group.group_name, "exchange": exchange, "zigzag": zigzag}
+    return attend(q, k, v, config.settings(), mode, scores=scores, document_starts=document_starts, **context)
 
 
 def shard(
@@ -175,7 +180,7 @@ def attend(
     scores: tuple[Tensor, Tensor] | None,
     **context: Any,
 ) -> Tensor:
-    """`context_attention` without its checks; `context` holds the group's name, the exchange and whether it is zigzag."""
+    """`context_attention` without its checks; `context` holds the group's name, the exchange, zigzag and documents."""
     operators = torch.ops.lighthouse
     out: Tensor
     if mode == "dense":

@@ -6,6 +6,8 @@
 #include <ATen/ops/eye.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <functional>
@@ -39,6 +41,7 @@ struct Problem {
   Tensors x;
   Tensor grad_out;
   std::optional<TokenScores> scores;
+  std::optional<Tensor> starts;  ///< of documents
 };
 
 std::ostream& operator<<(std::ostream& out, const Problem& problem) {
@@ -49,9 +52,9 @@ std::ostream& operator<<(std::ostream& out, const Problem& problem) {
 /// On one device.
 Results run_alone(const Problem& p) {
   return run_by(p.x, p.grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {
-    if (p.mode == Mode::kDense) return dense_attention(q, k, v, p.c.config.scale);
-    if (p.mode == Mode::kLocal) return local_attention(q, k, v, p.c.config);
-    return p.scores ? attention(q, k, v, p.c.config, *p.scores) : attention(q, k, v, p.c.config);
+    if (p.mode == Mode::kDense) return dense_attention(q, k, v, p.c.config.scale, p.starts);
+    if (p.mode == Mode::kLocal) return local_attention(q, k, v, p.c.config, p.starts);
+    return attention(q, k, v, p.c.config, p.scores ? Given(*p.scores) : Given(), p.starts);
   });
 }
 
@@ -64,14 +67,15 @@ Results run_shard(const Problem& p, const World& world, Exchange exchange, bool 
   return run_by({shard(p.x.q), shard(p.x.k), shard(p.x.v)}, shard(p.grad_out),
                 [&](const Tensor& q, const Tensor& k, const Tensor& v) {
                   if (p.mode == Mode::kDense) {
-                    return distributed::dense_attention(q, k, v, context, p.c.config.scale);
+                    return distributed::dense_attention(q, k, v, context, p.c.config.scale,
+                                                        p.starts);
                   }
                   if (p.mode == Mode::kLocal) {
-                    return distributed::local_attention(q, k, v, p.c.config, context);
+                    return distributed::local_attention(q, k, v, p.c.config, context, p.starts);
                   }
                   std::optional<TokenScores> scores;
                   if (p.scores) scores = {shard(p.scores->q), shard(p.scores->k)};
-                  return distributed::attention(q, k, v, p.c.config, context, scores);
+                  return distributed::attention(q, k, v, p.c.config, context, scores, p.starts);
                 });
 }
 
@@ -133,6 +137,11 @@ Problem heads_problem(Random& random, Mode mode, int64_t ranks,
   if (mode == Mode::kLighthouse && draw(random, 0, 3) == 0) {
     p.scores = {to_tensor(normals(random, {p.c.batch, p.c.heads, p.c.tokens}), at::kFloat),
                 to_tensor(normals(random, {p.c.batch, p.c.groups, p.c.tokens}), at::kFloat)};
+  }
+  if ((mode == Mode::kDense || p.c.config.local > 0) && draw(random, 0, 1)) {
+    p.c.documents = random_documents(random, p.c.batch, p.c.tokens);
+    p.starts = starts_of(p.c);
+    if (!p.scores) p.c.config.scorer = Scorer::kNorm;
   }
   return p;
 }
@@ -461,6 +470,8 @@ TEST(ContextDense, IsByTheWholeSequenceOrByTheChunk) {
     // Short for one rank, long enough for four.
     EXPECT_EQ(distributed::dense_because(8192, {}, {.group = world.group()}), "");
     EXPECT_NE(distributed::dense_because(8192, {}, {}), "");
+    // Documents that a row may have make roots, and so rows.
+    EXPECT_NE(distributed::dense_because(8192, {}, {.group = world.group()}, 32768), "");
   });
 }
 
@@ -494,6 +505,9 @@ TEST(ContextModule, AttendsAcrossRanks) {
     };
     EXPECT_TRUE(module->uses_lighthouse(128));
     is_part_of(attention(whole.q, whole.k, whole.v, c.config));
+    const Tensor starts = at::tensor(std::vector<int32_t>{0, 150}).unsqueeze(0);
+    EXPECT_TRUE(module->forward(shard(whole.q), shard(whole.k), shard(whole.v), starts)
+                    .equal(shard(attention(whole.q, whole.k, whole.v, c.config, {}, starts))));
     module->set_mode(Mode::kLocal);
     is_part_of(local_attention(whole.q, whole.k, whole.v, c.config));
     module->set_mode(Mode::kDense);
@@ -527,6 +541,23 @@ TEST(ContextErrors, NameTheArgument) {
                                 {"q has 7 tokens", "multiple of 4"}));
     EXPECT_TRUE(
         throws([&] { distributed::dense_attention(q, q, q, Context{.group = "none"}); }, {"none"}));
+    const Tensor pair = at::randn({1, 2, 8, 4}), one = pair.slice(1, 0, 1);
+    const Tensor starts = at::zeros({1, 1}, at::kInt);
+    config.local = 2;
+    const auto needs_heads = [](const auto& act) {
+      return throws<c10::ValueError>(act, {"exchange is ring", "document_starts", "heads"});
+    };
+    EXPECT_TRUE(
+        needs_heads([&] { distributed::dense_attention(pair, pair, pair, ring, {}, starts); }));
+    EXPECT_TRUE(
+        needs_heads([&] { distributed::local_attention(pair, pair, pair, config, ring, starts); }));
+    EXPECT_TRUE(
+        needs_heads([&] { distributed::attention(pair, pair, pair, config, ring, {}, starts); }));
+    // Where ranks have copies of a head too, they score it before one device would.
+    config.scorer = Scorer::kDilated;
+    EXPECT_TRUE(throws<c10::ValueError>(
+        [&] { distributed::attention(pair, one, one, config, heads, {}, starts); },
+        {"scorer is dilated", "document_starts"}));
   });
 }
 

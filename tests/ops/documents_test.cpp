@@ -40,15 +40,6 @@ Case random_packed(Random& random) {
   return c;
 }
 
-/// As the operators take them: (B, M), ended by N.
-Tensor starts_of(const Case& c) {
-  Array starts({c.batch, c.documents.most}, static_cast<double>(c.tokens));
-  for (int64_t b = 0; b < c.batch; ++b)
-    for (size_t d = 0; d < c.documents.starts[b].size(); ++d)
-      starts(b, d) = static_cast<double>(c.documents.starts[b][d]);
-  return to_tensor(starts, at::kInt);
-}
-
 Results run_packed(const Tensors& x, const Tensor& grad_out, const Config& config,
                    const Given& given, const Tensor& starts) {
   return run_by(x, grad_out, [&](const Tensor& q, const Tensor& k, const Tensor& v) {

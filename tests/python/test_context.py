@@ -21,6 +21,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pieces": {"config": PIECES},
     "local": {"config": PIECES, "mode": "local"},
     "dense": {"mode": "dense"},
+    "documents": {"config": PIECES, "document_starts": torch.tensor([[0, 100, 256], [0, 1, 200]], dtype=torch.int32)},
 }
 
 on_cpu = pytest.mark.skipif(ON_GPUS, reason="of the CPU alone")
@@ -33,13 +34,22 @@ def part(whole: Tensor, rank: int, zigzag: bool) -> Tensor:
     return torch.cat([chunks[i] for i in own], dim=2)
 
 
+def on_device(case: dict[str, Any], rank: int) -> dict[str, Any]:
+    return {name: value.to(device_of(rank)) if isinstance(value, Tensor) else value for name, value in case.items()}
+
+
 def attend(rank: int, whole: list[Tensor], grad_out: Tensor) -> dict[Any, list[Tensor | None]]:
     whole, grad_out = [tensor.to(device_of(rank)) for tensor in whole], grad_out.to(device_of(rank))
     results = {}
     sub_group = dist.new_group([0, 1])
     for name, case in CASES.items():
+        case = on_device(case, rank)
         for exchange, zigzag in (("auto", False), ("heads", True), ("gather", True), ("ring", True)):
             x = like([part(tensor, rank, zigzag) for tensor in whole])
+            if name == "documents" and exchange in ("gather", "ring"):
+                with pytest.raises(ValueError, match=f"exchange is {exchange}; with document_starts it must be heads"):
+                    context_attention(*x, **case, exchange=exchange, group=sub_group)
+                continue
             out = context_attention(*x, **case, exchange=exchange, zigzag=zigzag, group=sub_group)
             out.backward(part(grad_out, rank, zigzag))
             results[name, exchange, zigzag] = [out.detach()] + [tensor.grad for tensor in x]
@@ -53,7 +63,7 @@ def one_process(whole: list[Tensor], grad_out: Tensor, case: dict[str, Any]) -> 
     elif case.get("mode") == "local":
         out = local_attention(q, k, v, case["config"])
     else:
-        out = attention(q, k, v, case["config"])
+        out = attention(q, k, v, case["config"], document_starts=case.get("document_starts"))
     out.backward(grad_out)
     return [out.detach()] + [tensor.grad for tensor in x]
 
@@ -64,7 +74,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     ranks = run(attend, WORLD, tmp_path, whole, grad_out)
     whole, grad_out = [tensor.to(device_of(0)) for tensor in whole], grad_out.to(device_of(0))
     for (name, exchange, zigzag), _ in ranks[0].items():
-        expected = one_process(whole, grad_out, CASES[name])
+        expected = one_process(whole, grad_out, on_device(CASES[name], 0))
         for rank, results in enumerate(ranks):
             for ours, theirs in zip(results[name, exchange, zigzag], expected):
                 assert theirs is not None

@@ -58,6 +58,15 @@ inline oracle::Qkv to_arrays(const Tensors& x) {
   return {to_array(x.q), to_array(x.k), to_array(x.v)};
 }
 
+/// The documents of a case as the operators take them: (B, M), ended by N.
+inline at::Tensor starts_of(const Case& c) {
+  Array starts({c.batch, c.documents.most}, static_cast<double>(c.tokens));
+  for (int64_t b = 0; b < c.batch; ++b)
+    for (size_t d = 0; d < c.documents.starts[b].size(); ++d)
+      starts(b, d) = static_cast<double>(c.documents.starts[b][d]);
+  return to_tensor(starts, at::kInt);
+}
+
 /// Leaves of their own, that need gradients; strides are kept.
 inline Tensors leaves(const Tensors& x) {
   const auto leaf = [](const at::Tensor& tensor) { return tensor.detach().requires_grad_(); };
