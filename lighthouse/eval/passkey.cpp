@@ -55,8 +55,10 @@ PasskeyPrompt passkey_prompt(const PasskeyTask& task, int64_t trial) {
 
 int64_t passkeys_found(model::LanguageModel& model, const PasskeyTask& task, bool as_trained,
                        const distributed::Mesh& mesh) {
-  check_argument(model.vocabulary() == 256, "the model has a vocabulary of ", model.vocabulary(),
-                 "; passkeys are for models of bytes, 256");
+  check_argument(
+      model.vocabulary() == 256, "the model has a vocabulary of ", model.vocabulary(),
+      "; it must be of bytes, 256, to be asked for passkeys here. For any other: lighthouse "
+      "export, then python -m lighthouse_attention.passkey");
   const Evaluating evaluating(model, as_trained);
   int64_t found = 0;
   for (int64_t trial = 0; trial < task.trials; ++trial) {

@@ -61,6 +61,12 @@ std::vector<fs::path> files_of_base(const fs::path& folder) {
   return files;
 }
 
+bool has_tokenizer(const fs::path& folder) {
+  return std::ranges::any_of(files_of_base(folder), [](const fs::path& file) {
+    return file.string().starts_with("tokenizer") || file.string().starts_with("vocab");
+  });
+}
+
 void copy_base(const fs::path& from, const fs::path& to) {
   fs::create_directories(to);
   std::vector<fs::path> files = files_of_base(from);

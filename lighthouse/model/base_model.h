@@ -14,6 +14,9 @@ namespace lighthouse::model {
 /// The files of it in a folder of Hugging Face's, relative to that, without config.json.
 std::vector<std::filesystem::path> files_of_base(const std::filesystem::path& folder);
 
+/// Whether a tokenizer is among them.
+bool has_tokenizer(const std::filesystem::path& folder);
+
 /// Copies them and config.json to another folder, which is made.
 void copy_base(const std::filesystem::path& from, const std::filesystem::path& to);
 

@@ -165,7 +165,8 @@ ModelConfig defaults_of(ModelType type) {
   return config;
 }
 
-/// YaRN's attention factor, from what DeepSeek's models have in its place where it is absent.
+/// YaRN's attention factor, from what DeepSeek's models have in its place where it is absent; 0
+/// where the factor alone tells, also one that a recipe sets.
 double attention_factor(const ConfigFile& file, const ordered_json& table, double factor) {
   const auto amplitude = [&](double scale) {
     return factor <= 1 ? 1 : 0.1 * scale * std::log(factor) + 1;
@@ -173,8 +174,10 @@ double attention_factor(const ConfigFile& file, const ordered_json& table, doubl
   const double scale = file.get(table, "mscale", 0.0);
   const double scale_all = file.get(table, "mscale_all_dim", 0.0);
   const bool both = scale != 0 && scale_all != 0;
-  const double given = file.get(table, "attention_factor",
-                                both ? amplitude(scale) / amplitude(scale_all) : amplitude(1));
+  const bool absent = !table.contains("attention_factor") || table.at("attention_factor").is_null();
+  if (absent && !both) return 0;
+  const double given =
+      file.get(table, "attention_factor", both ? amplitude(scale) / amplitude(scale_all) : 0.0);
   if (given <= 0) file.fail("attention_factor", given, "above 0");
   return given;
 }
@@ -238,7 +241,7 @@ ordered_json rope_parameters(const ModelConfig& config) {
   if (scaling.type == RopeType::kYarn) {
     table["beta_slow"] = scaling.low_frequency;
     table["beta_fast"] = scaling.fast_turns();
-    table["attention_factor"] = scaling.amplitude();
+    if (scaling.attention_factor != 0) table["attention_factor"] = scaling.attention_factor;
     table["truncate"] = scaling.truncate;
   }
   if (scaling.type == RopeType::kLlama3 || scaling.type == RopeType::kYarn) {

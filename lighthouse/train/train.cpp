@@ -1,10 +1,12 @@
 #include "lighthouse/train/train.h"
 
+#include <algorithm>
 #include <ostream>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/io/file.h"
 #include "lighthouse/model/base_model.h"
+#include "lighthouse/model/hugging_face_config.h"
 #include "lighthouse/run/checkpoint_space.h"
 #include "lighthouse/run/parallel.h"
 #include "lighthouse/run/recipe_changes.h"
@@ -50,6 +52,31 @@ void keep_base(const run::RunFolder& folder, const fs::path& from) {
   io::rename_durably(partial, folder.base());
 }
 
+/// What to say where stages have a longer context than the model that the run begins with, whose
+/// rotary embedding the recipe leaves as it was: it has never seen the angles of the new positions.
+std::string warning_of_context(const run::Recipe& recipe) {
+  if (recipe.init_from.empty()) return "";
+  const model::ModelConfig base = model::read_config(recipe.init_from);
+  const model::RopeScaling& scaling = base.rope_scaling;
+  const int64_t context = model::context_of_base(recipe.init_from);
+  int64_t longest = 0;
+  for (const run::StageRecipe& stage : recipe.stages) longest = std::max(longest, stage.context);
+  const bool is_unchanged =
+      scaling == recipe.model.rope_scaling && base.rope_theta == recipe.model.rope_theta;
+  if (context == 0 || longest <= context || !is_unchanged ||
+      scaling.type == model::RopeType::kDynamic) {
+    return "";
+  }
+  const bool is_scaled = scaling.type != model::RopeType::kDefault;
+  const double longer = static_cast<double>(longest) / static_cast<double>(context);
+  return message("a stage has a context of ", longest, ", and the model of model.init_from, '",
+                 recipe.init_from, "', has max_position_embeddings = ", context,
+                 ", with the same rotary embedding. For the longer context set ",
+                 is_scaled ? "" : "model.rope_type = \"llama3\" and ",
+                 "model.rope_scaling_factor = ", scaling.factor * longer,
+                 ", or a larger model.rope_theta (docs/extending.md)");
+}
+
 }  // namespace
 
 int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool terminal,
@@ -79,8 +106,10 @@ int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool
     } else {
       check_new(!fs::exists(folder.path()) || fs::is_empty(folder.path()));
     }
-    if (const std::string warning = run::check_checkpoint_space(recipe, folder); !warning.empty()) {
-      said << "WARNING: " << warning << '\n';
+    const bool begins = from.empty() && !start.branch;
+    for (const std::string& warning : {run::check_checkpoint_space(recipe, folder),
+                                       begins ? warning_of_context(recipe) : std::string()}) {
+      if (!warning.empty()) said << "WARNING: " << warning << '\n';
     }
   });
   // Ranks may have the folder in other places.

@@ -8,10 +8,12 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <stdexcept>
 
 #include "lighthouse/core/check.h"
 #include "lighthouse/eval/eval.h"
 #include "lighthouse/io/file.h"
+#include "lighthouse/model/base_model.h"
 #include "lighthouse/model/hugging_face.h"
 #include "lighthouse/run/new_model.h"
 #include "lighthouse/run/parallel.h"
@@ -41,6 +43,22 @@ std::shared_ptr<model::LanguageModel> first_model(const run::Recipe& recipe, at:
   return model;
 }
 
+/// Refuses text, whose bytes are taken for tokens, for a model that has a tokenizer of others.
+void check_tokens(const run::Recipe& recipe, const data::Corpus& corpus) {
+  constexpr int64_t kBytes = 256;
+  const std::filesystem::path base = recipe.init_from;
+  if (!corpus.train().is_text() || base.empty() || recipe.model.vocab_size == kBytes ||
+      !model::has_tokenizer(base)) {
+    return;
+  }
+  throw std::invalid_argument(
+      message("data.path is text, whose bytes are the tokens, and the model of model.init_from, '",
+              base.string(), "', has a tokenizer with a vocabulary of ", recipe.model.vocab_size,
+              "; data.path must be a token file, which this makes of text:\n"
+              "  python -m lighthouse_attention.tokens ",
+              (base / "tokenizer.json").string(), " TEXT --end TOKEN --out FILE.bin"));
+}
+
 /// Reads the data, says what it is, and holds it against the model.
 /// @param list what the run began with; empty: it begins
 data::Corpus read_data(const run::Recipe& recipe, const data::FileList& list, Progress& progress) {
@@ -49,7 +67,10 @@ data::Corpus read_data(const run::Recipe& recipe, const data::FileList& list, Pr
   };
   data::Corpus corpus = data::Corpus::read(recipe.data, list, tell);
   progress.say(corpus.describe());
-  if (list.empty()) corpus.check_vocabulary(recipe.model.vocab_size, tell);
+  if (list.empty()) {
+    check_tokens(recipe, corpus);
+    corpus.check_vocabulary(recipe.model.vocab_size, tell);
+  }
   return corpus;
 }
 

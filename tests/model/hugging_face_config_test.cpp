@@ -78,8 +78,10 @@ TEST_F(ConfigJson, ReadsRopeScalingAsTransformersDoes) {
   EXPECT_EQ(read(small({{"rope_scaling", llama3}, {"rope_theta", 5}})).rope_theta, 5);
 
   json yarn{{"rope_type", "yarn"}, {"factor", 4}};
-  RopeScaling expected{RopeType::kYarn, 4, 1, 32, 512, 1 + 0.1 * std::log(4.0), true};
+  // Without an attention factor, that of any factor that is set later.
+  RopeScaling expected{RopeType::kYarn, 4, 1, 32, 512, 0, true};
   EXPECT_EQ(scaling({{"rope_scaling", yarn}}), expected);
+  EXPECT_EQ(expected.amplitude(), 1 + 0.1 * std::log(4.0));
   yarn.update({{"factor", nullptr},
                {"original_max_position_embeddings", 256},
                {"beta_fast", 16},
@@ -116,6 +118,7 @@ TEST_F(ConfigJson, GivesBackWhatItRead) {
   expect_same({{"model_type", "qwen2"}, {"max_position_embeddings", 4096}});
   expect_same({{"rope_scaling", turns("llama3")}});
   expect_same({{"rope_scaling", turns("yarn")}});
+  expect_same({{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 4}}}});
   expect_same({{"rope_scaling", turns("linear")}, {"max_position_embeddings", 4096}});
   // It scales by max_position_embeddings, which is what it was whatever was trained on.
   expect_same({{"rope_scaling", turns("dynamic")}});

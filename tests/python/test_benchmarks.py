@@ -143,9 +143,10 @@ def test_examples_run(tmp_path: Path) -> None:
     assert all(f"{mode}: {steps} steps" in output for mode, steps in (("local", 2), ("lighthouse", 1), ("dense", 1)))
     output = run(str(REPOSITORY / "examples/pretrain.py"), *few, "--out", "pretrained", folder=tmp_path)
     assert output.count("eval_loss") == 3
-    few[1] = "1024"
-    output = run(str(REPOSITORY / "examples/extend.py"), "pretrained", *few, "--out", "extended", folder=tmp_path)
-    stages = ("before", "after local", "after lighthouse", "after dense")
+    few = ["--out", "extended", "--trials", "1", *few]
+    few[5] = "1024"
+    output = run(str(REPOSITORY / "examples/extend.py"), "pretrained", *few, folder=tmp_path)
+    stages = ("before", *(f"after lighthouse, pieces of {local}" for local in (10, 42, 170)), "after dense")
     assert all(f"{when}: dense loss" in output for when in stages)
     assert '"max_position_embeddings": 1024' in (tmp_path / "extended/config.json").read_text()
 

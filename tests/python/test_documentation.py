@@ -1,4 +1,4 @@
-"""The code of README.md, docs/python.md and docs/trainers.md runs as it stands there."""
+"""The code of README.md, docs/python.md, docs/trainers.md and docs/extending.md runs as it stands there."""
 
 import importlib
 import re
@@ -22,7 +22,10 @@ REPOSITORY = Path(__file__).parents[2]
 TOKENS = 4608  # a budget of 512 gathers fewer
 
 
-PAGES = {page: (REPOSITORY / page).read_text() for page in ("README.md", "docs/python.md", "docs/trainers.md")}
+PAGES = {
+    page: (REPOSITORY / page).read_text()
+    for page in ("README.md", "docs/python.md", "docs/trainers.md", "docs/extending.md")
+}
 
 
 def blocks(language: str) -> list[Any]:

@@ -119,18 +119,14 @@ void write_byte_tokenizer(int64_t context, const fs::path& folder) {
   io::write_atomically(folder / "tokenizer_config.json", config.dump(2) + '\n');
 }
 
-/// Hands on what the model that the run began with has besides weights. Returns whether a tokenizer
-/// is among it.
-bool write_base(const fs::path& base, int64_t context, const fs::path& folder) {
-  bool tokenizer = false;
+/// Hands on what the model that the run began with has besides weights.
+void write_base(const fs::path& base, int64_t context, const fs::path& folder) {
   for (const fs::path& file : model::files_of_base(base)) {
     fs::create_directories((folder / file).parent_path());
     io::write_atomically(folder / file, file == "tokenizer_config.json"
                                             ? model::tokenizer_config_of_base(base, context)
                                             : io::read_file(base / file));
-    tokenizer |= file.string().starts_with("tokenizer") || file.string().starts_with("vocab");
   }
-  return tokenizer;
 }
 
 /// Where what the run's first model had besides weights is; an empty path where that was a new one,
@@ -169,8 +165,9 @@ void export_run(const ExportOptions& options) {
   if (bytes) {
     write_byte_tokenizer(context, folder);
     tokenizer = "of bytes";
-  } else if (!base.empty() && write_base(base, context, folder)) {
-    tokenizer = "that of " + recipe.init_from;
+  } else if (!base.empty()) {
+    write_base(base, context, folder);
+    if (model::has_tokenizer(base)) tokenizer = "that of " + recipe.init_from;
   }
   io::write_atomically(folder / "README.md",
                        model_card(recipe, checkpoint, run::read_metrics(run.metrics()), done));
