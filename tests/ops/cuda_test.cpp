@@ -1,3 +1,4 @@
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/randn.h>
@@ -147,6 +148,33 @@ Tensor starts_at(std::vector<int32_t> starts) {
   return at::tensor(starts, at::kInt).unsqueeze(0).to(at::kCUDA);
 }
 
+using Attention = std::function<Tensor(const Tensor& q, const Tensor& k, const Tensor& v)>;
+
+/// Gradients of q, k and v, and the output.
+std::vector<Tensor> attended(const Inputs& x, const Tensor& grad_out, at::ScalarType type,
+                             const Attention& attend) {
+  std::vector<Tensor> in;
+  for (const Tensor& t : x.all()) in.push_back(t.detach().to(type).requires_grad_());
+  const Tensor out = attend(in[0], in[1], in[2]);
+  std::vector<Tensor> results = torch::autograd::grad({out}, in, {grad_out.to(type)});
+  results.push_back(out.detach());
+  return results;
+}
+
+/// With pieces beside, inside them alone, and dense.
+std::vector<Attention> all_inside(const Config& config, const Selection& selection,
+                                  const Tensor& starts) {
+  return {[=](const Tensor& q, const Tensor& k, const Tensor& v) {
+            return attention(q, k, v, config, selection, starts);
+          },
+          [=](const Tensor& q, const Tensor& k, const Tensor& v) {
+            return local_attention(q, k, v, config, starts);
+          },
+          [=](const Tensor& q, const Tensor& k, const Tensor& v) {
+            return dense_attention(q, k, v, {}, starts);
+          }};
+}
+
 /// Documents by flash attention for sequences of several lengths, and by products in float32.
 TEST(Documents, FlashAgreesWithProducts) {
   const Inputs x(4096, 4, 2);
@@ -157,32 +185,43 @@ TEST(Documents, FlashAgreesWithProducts) {
   const Tensor starts = starts_at({0, 1, 1000, 1001, 1700, 4095, 4096, 4096});
   const Tensor grad_out = at::randn({1, 4096, 4, 128}, x.q.options()).transpose(1, 2);
   const Selection selection = select(x.q, x.k, x.v, config, {}, starts);
-  const auto run = [&](at::ScalarType type, const auto& attend) {
-    std::vector<Tensor> in;
-    for (const Tensor& t : x.all()) in.push_back(t.detach().to(type).requires_grad_());
-    const Tensor out = attend(in[0], in[1], in[2]);
-    std::vector<Tensor> results = torch::autograd::grad({out}, in, {grad_out.to(type)});
-    results.push_back(out.detach());
-    return results;
-  };
-  const auto expect = [&](const auto& attend) {
-    const auto actual = run(at::kBFloat16, attend), expected = run(at::kFloat, attend);
+  for (const Attention& attend : all_inside(config, selection, starts)) {
+    const std::vector<Tensor> actual = attended(x, grad_out, at::kBFloat16, attend);
+    const std::vector<Tensor> expected = attended(x, grad_out, at::kFloat, attend);
     for (size_t j = 0; j < 4; ++j) {
-      const double error = (actual[j].to(at::kFloat) - expected[j]).abs().max().item<double>();
-      EXPECT_LE(error, 0x1p-5 * expected[j].abs().max().item<double>()) << j;
+      const Tensor error = (actual[j].to(at::kFloat) - expected[j]).abs().max();
+      EXPECT_LE(error.item<double>(), 0x1p-5 * expected[j].abs().max().item<double>()) << j;
     }
-  };
-  expect([&](const Tensor& q, const Tensor& k, const Tensor& v) {
-    return attention(q, k, v, config, selection, starts);
-  });
-  expect([&](const Tensor& q, const Tensor& k, const Tensor& v) {
-    return local_attention(q, k, v, config, starts);
-  });
-  expect([&](const Tensor& q, const Tensor& k, const Tensor& v) {
-    return dense_attention(q, k, v, {}, starts);
-  });
+  }
 }
 
+/// The selection is frozen, and all documents but one change: that one stays, to the bit where the
+/// backward of flash attention adds up in an order of its own.
+TEST(Documents, DoNotDependOnOneAnother) {
+  const Inputs x(4096, 4, 2), y(4096, 4, 2);
+  Config config;
+  config.budget = 128;
+  config.local = 512;
+  const Tensor starts = starts_at({0, 1000, 1001, 3000, 4096});
+  const Tensor grad_out = at::randn({1, 4096, 4, 128}, x.q.options()).transpose(1, 2);
+  const Tensor other_grad = at::randn({1, 4096, 4, 128}, x.q.options()).transpose(1, 2);
+  const Selection selection = select(x.q, x.k, x.v, config, {}, starts);
+  const auto own = [](const Tensor& t) { return t.slice(2, 1001, 3000); };
+  for (const auto& [to, from] : {std::pair(y.q, x.q), std::pair(y.k, x.k), std::pair(y.v, x.v),
+                                 std::pair(other_grad, grad_out)}) {
+    own(to).copy_(own(from));
+  }
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  for (const Attention& attend : all_inside(config, selection, starts)) {
+    const std::vector<Tensor> before = attended(x, grad_out, at::kBFloat16, attend);
+    const std::vector<Tensor> after = attended(y, other_grad, at::kBFloat16, attend);
+    for (size_t j = 0; j < 4; ++j) EXPECT_TRUE(own(after[j]).equal(own(before[j]))) << j;
+    EXPECT_FALSE(after[3].equal(before[3])) << "the test must be able to see a change";
+  }
+  at::globalContext().setDeterministicAlgorithms(false, false);
+}
+
+#ifdef NDEBUG  // else they are asserted
 /// Nobody looks at starts on a GPU: what is out of range or out of order is moved.
 TEST(Documents, WrongStartsAreMoved) {
   const Inputs x(1000, 2, 2);
@@ -190,13 +229,12 @@ TEST(Documents, WrongStartsAreMoved) {
   config.budget = config.tile_budget = 16;
   config.local = 128;
   const at::NoGradGuard no_grad;
-  const auto attended = [&](std::vector<int32_t> starts) {
+  const auto with = [&](std::vector<int32_t> starts) {
     return attention(x.q, x.k, x.v, config, {}, starts_at(std::move(starts)));
   };
-#ifdef NDEBUG
-  EXPECT_TRUE(attended({7, 300, -5, 2000}).equal(attended({0, 300, 1000, 1000})));
-#endif
+  EXPECT_TRUE(with({7, 300, -5, 2000}).equal(with({0, 300, 1000, 1000})));
 }
+#endif
 
 TEST(Documents, AreAtMostWhatAGridHas) {
   const Inputs x(4096, 8, 8);

@@ -64,6 +64,14 @@ __global__ void __launch_bounds__(kBlockThreads, kPieces ? 3 : 4)
   const int nodes = static_cast<int>(
       min(int64_t{grid.rows}, ceil_div(args.documents.positions(g), g.pooling) - first_node));
 
+  // The tokens of each node.
+  __shared__ int firsts[kNodes], counts[kNodes];
+  for (int node = thread_of_block(); node < nodes; node += threads_of_block()) {
+    const TokenRange window =
+        args.documents.range(g, block.batch, (first_node + node) * g.pooling, g.pooling);
+    firsts[node] = static_cast<int>(window.first);
+    counts[node] = static_cast<int>(window.count);
+  }
   const LevelRows<accumulator_t<T>, true> rows(static_cast<int>(g.levels));
   rows.look_up(
       g, args.slots + (block.batch * args.shape.groups + column.group) * g.coarse_entries(), nodes,
@@ -84,10 +92,7 @@ __global__ void __launch_bounds__(kBlockThreads, kPieces ? 3 : 4)
                                gathered.row_stride};
     for (int node = static_cast<int>(threadIdx.y); node < nodes;
          node += static_cast<int>(blockDim.y)) {
-      const TokenRange window =
-          args.documents.range(g, block.batch, (first_node + node) * g.pooling, g.pooling);
-      const int64_t first = window.first;
-      const int present = static_cast<int>(window.count);
+      const int first = firsts[node], present = counts[node];
       const Sums<T, V> above = rows.template sum<T, V>(node, from.row, from.stride);
       const int children = rows.row(0, node);
       RowRun<T> to{grad.at(block.batch, column.head, first) + pack * V, grad.row_stride};
