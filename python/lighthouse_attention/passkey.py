@@ -5,6 +5,7 @@ The test of the paper, for any causal language model of transformers: what `ligh
 
 import argparse
 import inspect
+import itertools
 import json
 import math
 import pathlib
@@ -72,22 +73,27 @@ def _prompt(
         raise ValueError(f"depth is {depth}; it must be from 0 to 1")
     dice = random.Random(seed)
     digit = dice.randrange(10)
-    key = encode(f"{_QUESTION}{digit}. Remember it.\n")
-    # A tokenizer may join the blank to the digit: the question is what the ten have in common.
-    answers = [encode(_QUESTION + answer) for answer in _DIGITS]
-    asked = next(i for i, tokens in enumerate(zip(*answers)) if len(set(tokens)) > 1)
-    digits = [answer[asked] for answer in answers]
-    if len(set(digits)) < len(digits):
-        raise ValueError(
-            f"the tokenizer must tell the ten digits apart by one token; after {_QUESTION!r} it has {digits}"
-        )
-    question = answers[0][:asked]
+    question, answers = _question(encode)
+    digits = [answer[len(question)] for answer in answers]
+    key = [*answers[digit], *encode(". Remember it.\n")]
     free = context - len(begin) - len(key) - len(question)
     if free < 0:
         raise ValueError(f"context is {context} tokens; it must be at least {context - free}")
     before = round(depth * free)
     filler = _filler(encode, free, dice)
     return [*begin, *filler[:before], *key, *filler[before:], *question], digits, digit
+
+
+def _question(encode: Encode) -> tuple[list[int], list[list[int]]]:
+    """The question, and question and answer for each digit, whose tokens first differ after the question."""
+    # A tokenizer may join the blank before a digit to all of them, or, of which nothing can be asked, to some.
+    joined = [encode(_QUESTION + digit) for digit in _DIGITS]
+    apart = [encode(_QUESTION) + encode(digit) for digit in _DIGITS]
+    for answers in (joined, apart):
+        same = sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*answers)))
+        if len({tuple(answer[same : same + 1]) for answer in answers} - {()}) == len(_DIGITS):
+            return answers[0][:same], answers
+    raise ValueError(f"the tokenizer must tell the ten digits apart by one token; after {_QUESTION!r} it makes {apart}")
 
 
 def _filler(encode: Encode, tokens: int, dice: random.Random) -> list[int]:

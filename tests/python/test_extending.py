@@ -171,7 +171,7 @@ class Reader(nn.Module):
         self.lengths: list[int] = []
 
     def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
-        text = bytes(input_ids[0].tolist()).decode()
+        text = bytes(input_ids[0].tolist()).decode("latin-1")
         self.lengths.append(len(text))
         assert text.endswith("\nThe pass key is ") and text.count("key is ") == 2
         logits = torch.zeros(1, len(text), 256)
@@ -198,6 +198,13 @@ def test_passkeys_are_found_by_what_reads_them(depth: float) -> None:
 def test_prompts_that_cannot_be_are_refused(context: int, depth: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         passkey.passkeys_found(Reader(True), lambda text: list(text.encode()), context, depth)
+
+
+def test_a_tokenizer_may_join_the_blank_to_some_digits() -> None:
+    def encode(text: str) -> list[int]:
+        return list(text.encode().replace(b" 1", b"\xff"))
+
+    assert passkey.passkeys_found(Reader(True), encode, 200, 0.5, trials=20) == 20
 
 
 def test_a_tokenizer_must_tell_digits_apart() -> None:
