@@ -245,7 +245,7 @@ class LighthouseConverter:
             inner = type(attention.inner_attention)
             if inner is not ScaledDotProductAttentionWrapper:
                 raise ValueError(
-                    f"model.flavor is {flavor!r}, whose attention is {inner.__name__}; Lighthouse Attention is causal and "
+                    f"model.flavor is {flavor!r}, whose attention is {inner.__name__}; the converter "
                     "masks no documents: it must be a flavor with attn_type 'sdpa'"
                 )
             norms = [side for side in ("q_norm", "k_norm") if getattr(attention, side, None) is not None]

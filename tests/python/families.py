@@ -127,12 +127,17 @@ def inside_pieces(q: Tensor, k: Tensor, v: Tensor, local: int, shift: int, scali
 
 @contextmanager
 def by_hand(
-    model: PreTrainedModel, layers: list[int], config: LighthouseConfig = SMALL, alone: bool = False
+    model: PreTrainedModel,
+    layers: list[int],
+    config: LighthouseConfig = SMALL,
+    alone: bool = False,
+    starts: Tensor | None = None,
 ) -> Iterator[PreTrainedModel]:
     """The model with Lighthouse Attention in these layers, stage by stage, in every forward pass.
 
     Norms come from what q_norm and k_norm take in, which is found by way of the projections. Where there are pieces, the
     layers are all that attend fully: pieces are shifted in every second one. `alone`: attention inside the pieces alone.
+    `starts`: of packed documents, by the operators as a whole.
     """
     projected: dict[nn.Module, dict[str, Tensor]] = {}
 
@@ -141,15 +146,21 @@ def by_hand(
     ) -> tuple[Tensor, None]:
         if module.layer_idx not in layers:
             return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **options)  # type: ignore[no-any-return]
-        assert mask is None
+        assert mask is None or starts is not None
         shift = config.local // 2 * (layers.index(module.layer_idx) % 2)
+        ops = torch.ops.lighthouse
+        taken = projected.pop(module, None)
+        if starts is not None:
+            settings = {**config.settings(), "local_shift": shift, "scale": scaling, "document_starts": starts}
+            if alone:
+                return ops.local_attention(q, k, v, **settings).transpose(1, 2), None
+            scores = {} if taken is None else {"scores_q": norms(taken["q"], q), "scores_k": norms(taken["k"], k)}
+            return ops.attention(q, k, v, **settings, **scores).transpose(1, 2), None
         if alone:
             return inside_pieces(q, k, v, config.local, shift, scaling).transpose(1, 2), None
-        ops = torch.ops.lighthouse
         geometry = [q.shape[2], config.levels, config.pooling_factor, config.budget, config.tile_budget]
         scores_q, scores_k, roots = ops.score(q, k, v, geometry)
-        if projected.get(module):
-            taken = projected.pop(module)
+        if taken is not None:
             scores_q, scores_k = ops.pool_scores(norms(taken["q"], q), norms(taken["k"], k), geometry)
         rows, slots = ops.select(scores_q, scores_k, config.selection, geometry)
         if config.local > 0:

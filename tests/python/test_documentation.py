@@ -46,6 +46,7 @@ def given_to_trl(out: Path) -> dict[str, Any]:
         "documents": Dataset.from_list(documents),
         "arguments": SFTConfig(
             str(out),
+            packing=True,
             max_length=TOKENS,
             max_steps=2,
             per_device_train_batch_size=1,
@@ -70,6 +71,7 @@ def given(out: Path) -> dict[str, Any]:
         **{"model": model, "train": train, "optimizer": torch.optim.SGD(model.parameters())},
         **{"batches": rows[None, :1], "held_out": rows[None, 1:2]},
         **{"train_set": [{"input_ids": row, "labels": row} for row in rows.cpu()]},
+        "documents": [{"input_ids": row[:length].tolist()} for row, length in zip(rows, (1000, 40, 2000))],
         "held_out_set": [{"input_ids": rows[0].cpu(), "labels": rows[0].cpu()}],
         "arguments": TrainingArguments(
             str(out),

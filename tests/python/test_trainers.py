@@ -76,6 +76,20 @@ def test_trainer_with_context_parallelism(tmp_path: Path) -> None:
     assert model(input_ids=tokens, labels=tokens).loss < alone[0]["loss"]
 
 
+def test_documents_packed_by_trl(tmp_path: Path) -> None:
+    """Through all stages, to a model that has learned from them."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(20):
+        (text / f"{i}.py").write_text(f"def f{i}(x):\n    return x + {i}\n" * (3 * i + 3))
+    options = ["--context", "512", "--steps", "4", "--text", str(text), "--out", str(tmp_path / "out")]
+    (losses,) = run(run_example, 1, tmp_path, "packed.py", options)
+    assert len([entry for entry in losses if "loss" in entry]) == 4
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = torch.frombuffer(bytearray((text / "19.py").read_bytes()[:512]), dtype=torch.uint8).long()[None] + 3
+    assert model(input_ids=tokens, labels=tokens).loss < losses[0]["loss"]
+
+
 def without_a_group(rank: int, folder: str) -> None:
     under_launcher(rank)
     row = {"input_ids": make_tokens(1)[0], "labels": make_tokens(1)[0]}

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import and_masks, packed_sequence_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lighthouse_attention.hugging_face import scores
+from lighthouse_attention.hugging_face.documents import DOCUMENTS, documents_of_tokens
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, note_traced, under_way
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError, refuse_options
 
@@ -24,18 +25,25 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     lighthouse: Mode | None = None,
+    document_starts: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function. q (B, H, N, D), k and v (B, G, N, D) -> (B, N, H, D)"""
     layer: Layer | None = getattr(module, ATTRIBUTE, None)
     if layer is not None and layer.sharing is not None:
         return _attend_across(module, layer, query, key, value, attention_mask, scaling, dropout, lighthouse, kwargs)
-    if layer is None or lighthouse in (None, "dense") or not _has_all_keys(module, layer, query, key, value):
+    own = layer is None or lighthouse in (None, "dense")
+    if attention_mask is not None:
+        document_starts = None if own else document_starts  # the mask keeps documents apart
+    if (own and document_starts is None) or not _has_all_keys(module, layer, query, key, value, document_starts):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_options(module, attention_mask, dropout, kwargs)
-    settings = {**layer.config.settings(), "scale": scaling}
+    if layer is None or own:
+        out = torch.ops.lighthouse.dense_attention(query, key, value, scaling, document_starts=document_starts)
+        return out.transpose(1, 2), None
+    settings = {**layer.config.settings(), "scale": scaling, DOCUMENTS: document_starts}
     if lighthouse == "local":
         out = torch.ops.lighthouse.local_attention(query, key, value, **settings)
     else:
@@ -80,14 +88,20 @@ def _attend_across(
     return layer.sharing.attend(query, key, value, settings, mode, given).transpose(1, 2), None
 
 
-def _has_all_keys(module: nn.Module, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> bool:
+def _has_all_keys(
+    module: nn.Module, layer: Layer | None, query: Tensor, key: Tensor, value: Tensor, document_starts: Tensor | None
+) -> bool:
     """Whether a layer's keys and values are those of its queries, and no others: else its own attention runs."""
-    _note_run()
+    if layer is not None:
+        _note_run()
     if query.shape[2] == key.shape[2] == value.shape[2]:
         return True
-    layer.notices.give(
-        f"dense attention in layer {module.layer_idx}: it has {query.shape[2]} queries and {key.shape[2]} keys"
-    )
+    lengths = f"layer {module.layer_idx}: it has {query.shape[2]} queries and {key.shape[2]} keys"
+    if layer is None or document_starts is not None:
+        raise UnsupportedError(
+            f"packed documents or padding in {lengths}, which must be as many: train on full sequences"
+        )
+    layer.notices.give(f"dense attention in {lengths}")
     return False
 
 
@@ -112,11 +126,17 @@ def mask(
 
     Tracing, transformers cannot see that, and would form all N x N of it: of the causal mask and, since it cannot see
     that the positions are of one document either, of an "and" of it with one of documents. So it would of zigzag shards,
-    whose positions it takes for two documents.
+    whose positions it takes for two documents, and of documents, which attention itself keeps apart. All other masks
+    keep them apart too: transformers sees them in position_ids alone, and only where there is no cache.
     """
     plain = mask_function.__name__ in ("causal_mask_function", "and_mask") and not use_vmap and local_size is None
-    if plain and q_length == kv_length and config is not None and config is under_way.without_mask:
-        return None
+    if q_length == kv_length and config is not None and config is under_way.without_mask:
+        if plain:
+            return None
+        if under_way.document_starts is not None:
+            documents = documents_of_tokens(under_way.document_starts, q_length)
+            mask_function = and_masks(mask_function, packed_sequence_mask_function(documents))
+            kwargs["allow_is_causal_skip"] = False
     return sdpa_mask(
         mask_function=mask_function,
         q_length=q_length,

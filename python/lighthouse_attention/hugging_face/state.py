@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.hugging_face.sharing import Sharing
@@ -62,8 +62,10 @@ class Pass(threading.local):
 
     def __init__(self) -> None:  # defaults of the class would be what torch.compile reads
         self.without_mask: object = None
-        """The model configuration of a forward pass of which plain causal attention is right, and in which transformers
-        could not see that: it is traced, or of a part of each sequence."""
+        """The model configuration of a forward pass that needs no mask but the causal one, and in which transformers could
+        not see that: it is traced, of a part of each sequence, or of documents, which attention itself keeps apart."""
+        self.document_starts: Tensor | None = None
+        """Where its documents start; for masks that are not the causal one."""
         self.awaits_lighthouse = False
         """Whether a layer should compute Lighthouse, or attend inside pieces, and none has yet."""
 

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lighthouse_attention import _check
-
-DOCUMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
 _ATTENTION_DROPOUT = re.compile("att.*drop")
 _CHANGES_ATTENTION = {
     "sliding_window": "a sliding window",
@@ -22,35 +19,6 @@ _CHANGES_ATTENTION = {
 
 class UnsupportedError(ValueError):
     """A training forward pass asked Lighthouse for what the method does not cover."""
-
-
-def refuse_masks(given: Mapping[str, Any], shared: bool) -> None:
-    """Holds a decoder's forward pass to one whole sequence in each row of the batch; or, where processes share sequences,
-    to a part of one, whose position_ids are not looked at here."""
-    if _check.is_sharded() and not shared:
-        raise UnsupportedError(_check.SHARDED)
-    mask, positions = given.get("attention_mask"), None if shared else given.get("position_ids")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        _require(
-            mask.bool().all(),
-            "attention_mask masks tokens, and Lighthouse Attention does not support padding: train on full sequences, such "
-            "as rows of equal length cut from the documents in turn",
-        )
-    elif isinstance(mask, Tensor) and mask.dim() != 4:
-        raise UnsupportedError(f"attention_mask has {mask.dim()} dimensions; it must have 2, (batch, tokens)")
-    if isinstance(positions, Tensor):
-        _require(
-            (positions.diff(dim=-1) == 1).all(),
-            "position_ids restart within a row, and Lighthouse Attention does not support packed documents: leave "
-            "position_ids out, so that attention crosses documents (TRL: packing_strategy='wrapped'), or give each document "
-            "its own row",
-        )
-    for name in DOCUMENT_BOUNDS:
-        if given.get(name) is not None and given[name].numel() > 2:
-            raise UnsupportedError(
-                f"{name} bounds {given[name].numel() - 1} documents, and Lighthouse Attention does not support packed "
-                "documents: leave it out, so that attention crosses documents, or give each document its own row"
-            )
 
 
 def refuse_options(
@@ -82,9 +50,14 @@ def refuse_options(
         raise UnsupportedError("is_causal is False; Lighthouse Attention is causal: leave it out")
 
 
-def _require(condition: Tensor, message: str) -> None:
-    """Raises where it can wait for the value; else has the device assert it."""
-    if torch.compiler.is_compiling() or (condition.is_cuda and torch.cuda.is_current_stream_capturing()):
+def require(condition: Tensor, message: str, wait: bool = True) -> None:
+    """Raises where it can wait for the value; else, or where it is told not to wait for a GPU, has the device assert it."""
+    if cannot_wait(condition) or (condition.is_cuda and not wait):
         torch._assert_async(condition, message)
     elif not condition:
         raise UnsupportedError(message)
+
+
+def cannot_wait(value: Tensor) -> bool:
+    """Whether the host does not get to see values: they are traced, or captured into a CUDA graph."""
+    return torch.compiler.is_compiling() or (value.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -21,11 +21,11 @@ from transformers.utils.import_utils import is_tracing
 from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.context import dense_because
-from lighthouse_attention.hugging_face import interface, scores
+from lighthouse_attention.hugging_face import documents, interface, scores
 from lighthouse_attention.hugging_face.decoder import check_decoder, check_shareable, find_decoder, lighthouse_layers
 from lighthouse_attention.hugging_face.sharing import Sharing
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, Notices, traced, under_way
-from lighthouse_attention.hugging_face.unsupported import DOCUMENT_BOUNDS, UnsupportedError, refuse_masks
+from lighthouse_attention.hugging_face.unsupported import UnsupportedError
 
 interface.register()  # at import: a wrapped model that was pickled is one again where it is loaded
 
@@ -36,6 +36,7 @@ def wrap(
     dense_layers: Iterable[int] | None = None,
     *,
     crossover: int = 0,
+    max_documents: int = 128,
     context_group: dist.ProcessGroup | None = None,
     exchange: str = "auto",
 ) -> "Wrapping":
@@ -44,6 +45,11 @@ def wrap(
     Training forward passes use it in every layer with full causal attention but the dense ones. Evaluation, generation,
     and sequences over which it cannot pay run the model's own attention. No parameter, buffer or state-dict key is added.
     `set_mode` switches between the parts of a training run.
+
+    Documents that are packed into a row do not see each other in training: where position_ids of (batch, tokens) restart
+    or jump, and where cu_seq_lens_q, cu_seq_lens_k or cu_seqlens say so, which count before position_ids. Padding before
+    and after the tokens of a row, which an attention_mask tells of, is kept apart alike. The local and lighthouse modes
+    need config.local > 0 for either, and the lighthouse mode the scorer "norm". `UnsupportedError` where they cannot.
 
     With a `context_group`, its processes share each sequence, and attend to all of it in every layer, every mode and in
     evaluation. Each calls the model with its own part of the tokens, which `lighthouse_attention.context.shard` cuts:
@@ -59,6 +65,8 @@ def wrap(
         dense_layers: Layers that stay dense, by their index, negative ones counted from the last. If not given, none
             where config.local > 0, and the first and last two, as in the paper, where it is 0.
         crossover: The model stays dense over fewer tokens than this.
+        max_documents: Documents that a row may hold, padding aside; more raise. Shapes depend on it: each takes up to one
+            row of the gathered sequence.
         context_group: The processes that share sequences; none do, if not given.
         exchange: How they exchange tokens, as `lighthouse_attention.context.context_attention` takes it.
 
@@ -79,6 +87,7 @@ def wrap(
             f"config.local_shift is {config.local_shift}; it must be 0: each layer gets a shift of its own"
         )
     _check.integer("crossover", crossover, least=0)
+    _check.integer("max_documents", max_documents, least=1)
     if wrapped(model):
         raise ValueError("the model is wrapped already; unwrap it first")
     decoder, attentions = find_decoder(model)
@@ -101,7 +110,8 @@ def wrap(
     decoder.set_attn_implementation(LIGHTHOUSE)
     if decoder.config._attn_implementation != LIGHTHOUSE:
         raise TypeError(f"{type(decoder).__name__} does not take its attention from transformers' AttentionInterface")
-    wrapping = Wrapping(decoder, layers, places, config, crossover, sharing)
+    without = sorted(set(range(decoder.config.num_hidden_layers)) - attentions.keys())
+    wrapping = Wrapping(decoder, layers, places, config, crossover, max_documents, without, sharing)
     if sharing is not None:
         wrapping.watch_all(model, attentions, shared_config)
     return wrapping
@@ -154,6 +164,8 @@ class Wrapping:
         places: dict[int, int],
         config: LighthouseConfig,
         crossover: int,
+        max_documents: int,
+        without_attention: list[int],
         sharing: Sharing | None = None,
     ) -> None:
         self.decoder = decoder
@@ -161,11 +173,14 @@ class Wrapping:
         """The attention modules that train with Lighthouse, by the index of their layer."""
         self.config = config
         self.crossover = crossover
+        self.max_documents = max_documents
         self.sharing = sharing
         """The processes that share sequences, if any do."""
         self.mode: Mode = "lighthouse"
         self._dense_layers: list[nn.Module] = []
         self._shared_config: Any = None
+        self._without_attention = without_attention
+        """Layers whose states documents would share."""
         self._parameters = list(inspect.signature(decoder.forward).parameters)
         self._awaits_dense = self._warned = False
         self._notices = Notices()
@@ -271,16 +286,38 @@ class Wrapping:
         if self.sharing is not None:
             return args, kwargs | self._share(given, inputs, cached)
         dense = self.mode == "dense" or self._stays_dense(inputs, cached)
+        if not dense and _check.is_sharded():
+            raise UnsupportedError(_check.SHARDED)
+        starts = None if cached or inputs is None else self._find_documents(given, inputs, dense)
+        if starts is not None and not dense:
+            dense = self._stays_dense(inputs, cached, starts.shape[1])
         if torch.is_grad_enabled():
             self._awaits_dense = not dense
-        if not dense:
-            refuse_masks(given, shared=False)
-            under_way.awaits_lighthouse = True
-        bounds = ("attention_mask", "position_ids", *DOCUMENT_BOUNDS)
+        under_way.awaits_lighthouse = not dense or starts is not None
+        under_way.document_starts = starts
+        bounds = ("attention_mask", "position_ids", *documents.BOUNDS)
         plain = not dense or (not cached and all(given.get(name) is None for name in bounds))
-        if plain and inputs is not None and is_tracing(inputs):
+        if starts is not None or (plain and inputs is not None and is_tracing(inputs)):
             under_way.without_mask = self.decoder.config
-        return None if dense else (args, {**kwargs, LIGHTHOUSE: self.mode})
+        if dense and starts is None:
+            return None
+        return args, {**kwargs, LIGHTHOUSE: "dense" if dense else self.mode, documents.DOCUMENTS: starts}
+
+    def _find_documents(self, given: dict[str, Any], inputs: Tensor, dense: bool) -> Tensor | None:
+        """Where documents start; None where every row is one, and where the model's own attention keeps them apart."""
+        ranks: int = interface.ulysses_ranks()
+        refusal = ""
+        if self._without_attention:
+            refusal = f"and layer {self._without_attention[0]} has no causal attention to keep them apart"
+        elif ranks > 1:
+            refusal = "which are not supported under DeepSpeed's Ulysses attention"
+        elif not dense and self.config.local == 0:
+            refusal = "which need pieces: wrap the model with a config such as LighthouseConfig(local=2048)"
+        elif self.mode == "lighthouse" and not dense and self.config.scorer != "norm":
+            refusal = f"which the scorer {self.config.scorer!r} does not support: use the scorer 'norm'"
+        if dense and (refusal or not documents.may_pack(given)):
+            return None
+        return documents.find_starts(given, inputs, self.max_documents, refusal)
 
     def _share(self, given: dict[str, Any], inputs: Tensor | None, cached: bool) -> dict[str, Any]:
         """The keyword arguments of a forward pass over a part of each sequence, in training and in evaluation."""
@@ -292,7 +329,8 @@ class Wrapping:
             )
         if inputs is None:
             raise UnsupportedError("neither input_ids nor inputs_embeds was passed in; context_group needs one of them")
-        refuse_masks(given, shared=True)
+        refusal = "which are not supported with context_group"
+        documents.find_starts({**given, "position_ids": None}, inputs, 1, refusal)
         self.sharing.check_positions(
             given.get("position_ids"), len(range(inputs.shape[0])), len(range(inputs.shape[1]))
         )
@@ -305,7 +343,7 @@ class Wrapping:
         under_way.without_mask = self.decoder.config
         return {LIGHTHOUSE: mode, "use_cache": False}
 
-    def _stays_dense(self, inputs: Tensor | None, cached: bool) -> bool:
+    def _stays_dense(self, inputs: Tensor | None, cached: bool, most_documents: int = 1) -> bool:
         """Whether the model's own attention runs though the mode is another; warns once of it in training."""
         if cached:
             reason = ": a cache of keys and values was passed in"
@@ -315,26 +353,28 @@ class Wrapping:
             tokens = len(range(inputs.shape[1]))  # so that the compiler guards it: compiled code is for one length
             ranks: int = interface.ulysses_ranks() if self.sharing is None else self.sharing.ranks
             tokens *= ranks
-            because = self._dense_because(tokens)
-            reason = f" over {tokens} tokens: {because}" if because else ""
+            because = self._dense_because(tokens, most_documents)
+            packed = f" of up to {most_documents} documents" if most_documents > 1 else ""
+            reason = f" over {tokens} tokens{packed}: {because}" if because else ""
         if reason and torch.is_grad_enabled():
             self._notices.give(f"dense attention{reason}")
         return reason != ""
 
-    def _dense_because(self, tokens: int) -> str:
+    def _dense_because(self, tokens: int, most_documents: int = 1) -> str:
         """Why the mode, if not "dense", cannot pay over `tokens` tokens; empty where it can. Pieces alone always do."""
         if tokens < self.crossover:
             return f"below the crossover of {self.crossover}"
         if self.mode != "lighthouse":
             return ""
         ranks, by_heads = (1, True) if self.sharing is None else (self.sharing.ranks, self.sharing.by_heads)
-        reason: str = dense_because(tokens // ranks, ranks, by_heads, **self.config.settings())
+        settings = {**self.config.settings(), "documents": most_documents}
+        reason: str = dense_because(tokens // ranks, ranks, by_heads, **settings)
         return reason
 
 
 def _after_forward(decoder: nn.Module, args: object, out: object) -> None:
     missed, under_way.awaits_lighthouse = under_way.awaits_lighthouse, False
-    under_way.without_mask = None
+    under_way.without_mask = under_way.document_starts = None
     if missed and out is not None and not traced and not torch.compiler.is_compiling():
         raise UnsupportedError(
             f"no layer of {type(decoder).__name__} computed Lighthouse Attention: its layers do not hand keyword "

@@ -182,9 +182,9 @@ def refuse(rank: int) -> None:
     refuses("labels are given without shift_labels", shift_labels=None)
     masked = torch.ones_like(part["input_ids"])
     masked[0, 0] = 0
-    refuses("attention_mask masks tokens", attention_mask=masked)
+    refuses("2 documents by attention_mask.*with context_group", attention_mask=masked)
     refuses(r"attention_mask of shape \(1, 1", attention_mask=torch.ones(1, 1, 128, 128, dtype=torch.bool).tril())
-    refuses("cu_seq_lens_q bounds 2 documents", cu_seq_lens_q=torch.tensor([0, 64, 128]))
+    refuses("2 documents by cu_seq_lens_q", cu_seq_lens_q=torch.tensor([0, 64, 128]))
     refuses("is_causal is False", is_causal=False)
     for mode in ("dense", "lighthouse"):
         set_mode(model, mode)  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ def refuse(rank: int) -> None:
             model.train(trains)
             refuses("a cache of keys and values was passed in; with context_group", past_key_values=DynamicCache())
             refuses("position_ids of rank . are None", position_ids=None)
-            refuses("attention_mask masks tokens", attention_mask=masked)
+            refuses("2 documents by attention_mask.*with context_group", attention_mask=masked)
         with pytest.raises(UnsupportedError, match="a cache of keys and values|position_ids of rank"):
             model.generate(tokens[:1, :16], max_new_tokens=2)
         model.train()

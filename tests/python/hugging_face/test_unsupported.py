@@ -28,18 +28,20 @@ def test_refuses_what_the_method_does_not_cover() -> None:
     wrap_small(model)
     padding = torch.ones_like(tokens)
     padding[1, :10] = 0
-    with pytest.raises(UnsupportedError, match="attention_mask masks tokens.*train on full sequences"):
+    with pytest.raises(UnsupportedError, match="2 documents by attention_mask, padding among them, which need pieces"):
         model(input_ids=tokens, attention_mask=padding)
-    with pytest.raises(UnsupportedError, match="attention_mask has 3 dimensions"):
+    with pytest.raises(UnsupportedError, match=r"attention_mask has the shape \(2, 256, 256\)"):
         model(input_ids=tokens, attention_mask=torch.ones(2, TOKENS, TOKENS, dtype=torch.bool, device=DEVICE))
     with pytest.raises(UnsupportedError, match=r"attention_mask of shape \(1, 1, 256, 256\)"):
         model(input_ids=tokens, attention_mask=torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool, device=DEVICE).tril())
     packed = torch.arange(TOKENS, device=DEVICE).remainder(128)[None]
-    with pytest.raises(UnsupportedError, match="position_ids restart within a row.*leave position_ids out"):
+    with pytest.raises(
+        UnsupportedError, match="2 documents by position_ids, which need pieces.*leave position_ids out"
+    ):
         model(input_ids=tokens, position_ids=packed)
     bounds = torch.tensor([0, 128, 256], device=DEVICE, dtype=torch.int32)
-    with pytest.raises(UnsupportedError, match="cu_seq_lens_q bounds 2 documents"):
-        model(input_ids=tokens, cu_seq_lens_q=bounds)
+    with pytest.raises(UnsupportedError, match="2 documents by cu_seq_lens_q, which need pieces"):
+        model(input_ids=tokens[:1], cu_seq_lens_q=bounds)
     with pytest.raises(UnsupportedError, match="is_causal is False"):
         model(input_ids=tokens, is_causal=False)
     capped = make_model("Llama")
@@ -82,22 +84,18 @@ def test_dropout_goes_by_the_key_that_the_model_has() -> None:
 
 @every_version
 def test_masks_go_to_stock_attention_where_it_runs() -> None:
-    """In training too: a padding mask and packed documents over a short sequence, and in the dense mode."""
+    """In training too: a padding mask over a short sequence, and in the dense mode."""
     stock, model, tokens = make_model("Llama"), make_model("Llama"), make_tokens()
     wrap_small(model, crossover=TOKENS + 1)
     padding = torch.ones_like(tokens)
     padding[1, :10] = 0
-    packed = torch.arange(TOKENS, device=DEVICE).remainder(128)[None]
-    plain = stock(input_ids=tokens).logits
-    for arguments in ({"attention_mask": padding}, {"position_ids": packed}):
-        expected = stock(input_ids=tokens, **arguments).logits
-        assert not torch.equal(expected, plain)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert torch.equal(model(input_ids=tokens, **arguments).logits, expected)
-        set_mode(model, "dense")
-        assert torch.equal(model(input_ids=tokens, **arguments).logits, expected)
-        set_mode(model, "lighthouse")
+    expected = stock(input_ids=tokens, attention_mask=padding).logits
+    assert not torch.equal(expected, stock(input_ids=tokens).logits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(model(input_ids=tokens, attention_mask=padding).logits, expected)
+    set_mode(model, "dense")
+    assert torch.equal(model(input_ids=tokens, attention_mask=padding).logits, expected)
 
 
 @every_version
