@@ -1,9 +1,9 @@
 """Lighthouse Attention in decoders of Hugging Face transformers.
 
-The rooms, from below: `unsupported` refuses what the method does not cover; `sharing` is for sequences
-that processes share; `state` is what a wrapped model keeps; `decoder` finds the layers to wrap; `scores` takes the scores
-of models with QK-norm; `interface` is what transformers calls; `wrap` puts it into a model; `stages` trains in stages;
-`module` is all of it as a module around a model.
+The rooms, from below: `unsupported` refuses what the method does not cover; `documents` finds those that are packed into
+rows; `sharing` is for sequences that processes share; `state` is what a wrapped model keeps; `decoder` finds the layers to
+wrap; `scores` takes the scores of models with QK-norm; `interface` is what transformers calls; `wrap` puts it into a model;
+`stages` trains in stages; `module` is all of it as a module around a model.
 """
 
 _OLDEST = (5, 17)

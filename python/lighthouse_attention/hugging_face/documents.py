@@ -78,16 +78,16 @@ def find_starts(given: Mapping[str, Any], inputs: Tensor, most: int, refusal: st
         return f"a row holds {found}; with max_documents={most} it may hold {allowed}: wrap(..., max_documents=...) sets it"
 
     if count is None:
-        found = begins.sum(1).max() + 1
-        edges = found if there is None else F.pad(there, (1, 0)).diff(dim=1).sum(1).max()
-        if cannot_wait(found):
-            if there is not None:
-                torch._assert_async(edges <= 2, _HOLES)
-            torch._assert_async(found <= allowed, too_many(f"more than {allowed}"))
+        documents = begins.sum(1).max() + 1
+        # Where tokens begin and where padding does: at most once each.
+        edges = documents.new_zeros(()) if there is None else F.pad(there, (1, 0)).diff(dim=1).sum(1).max()
+        if cannot_wait(documents):
+            torch._assert_async(edges <= 2, _HOLES)
+            torch._assert_async(documents <= allowed, too_many(f"more than {allowed}"))
             count = allowed
         else:
-            count, edge_count = torch.stack([found, edges]).tolist()
-            if there is not None and edge_count > 2:
+            count, edge_count = torch.stack([documents, edges]).tolist()
+            if edge_count > 2:
                 raise UnsupportedError(_HOLES)
     if count > allowed:
         raise UnsupportedError(too_many(str(count)))

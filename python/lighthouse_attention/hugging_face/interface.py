@@ -32,19 +32,20 @@ def attention(
     layer: Layer | None = getattr(module, ATTRIBUTE, None)
     if layer is not None and layer.sharing is not None:
         return _attend_across(module, layer, query, key, value, attention_mask, scaling, dropout, lighthouse, kwargs)
-    own = layer is None or lighthouse in (None, "dense")
-    if attention_mask is not None:
-        document_starts = None if own else document_starts  # the mask keeps documents apart
-    if (own and document_starts is None) or not _has_all_keys(module, layer, query, key, value, document_starts):
+    mode = "dense" if layer is None or lighthouse is None else lighthouse
+    if mode == "dense" and attention_mask is not None:
+        document_starts = None  # the mask keeps documents apart
+    own = mode == "dense" and document_starts is None
+    if own or not _has_all_keys(module, layer, query, key, value, document_starts):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_options(module, attention_mask, dropout, kwargs)
-    if layer is None or own:
+    if layer is None or mode == "dense":
         out = torch.ops.lighthouse.dense_attention(query, key, value, scaling, document_starts=document_starts)
         return out.transpose(1, 2), None
     settings = {**layer.config.settings(), "scale": scaling, DOCUMENTS: document_starts}
-    if lighthouse == "local":
+    if mode == "local":
         out = torch.ops.lighthouse.local_attention(query, key, value, **settings)
     else:
         scores_q, scores_k = scores.take(module, layer, query, key, value) or (None, None)
@@ -126,8 +127,8 @@ def mask(
 
     Tracing, transformers cannot see that, and would form all N x N of it: of the causal mask and, since it cannot see
     that the positions are of one document either, of an "and" of it with one of documents. So it would of zigzag shards,
-    whose positions it takes for two documents, and of documents, which attention itself keeps apart. All other masks
-    keep them apart too: transformers sees them in position_ids alone, and only where there is no cache.
+    whose positions it takes for two documents, and of documents, which attention itself keeps apart. Into other masks
+    we put the documents here: transformers sees them in position_ids alone, and only without a cache or a padding mask.
     """
     plain = mask_function.__name__ in ("causal_mask_function", "and_mask") and not use_vmap and local_size is None
     if q_length == kv_length and config is not None and config is under_way.without_mask:

@@ -46,10 +46,10 @@ def wrap(
     and sequences over which it cannot pay run the model's own attention. No parameter, buffer or state-dict key is added.
     `set_mode` switches between the parts of a training run.
 
-    Documents that are packed into a row do not see each other in training: where position_ids of (batch, tokens) restart
-    or jump, and where cu_seq_lens_q, cu_seq_lens_k or cu_seqlens say so, which count before position_ids. Padding before
-    and after the tokens of a row, which an attention_mask tells of, is kept apart alike. The local and lighthouse modes
-    need config.local > 0 for either, and the lighthouse mode the scorer "norm". `UnsupportedError` where they cannot.
+    In training, documents that are packed into a row do not see each other. They start where cu_seq_lens_q, cu_seq_lens_k
+    or cu_seqlens say, or else where position_ids of (batch, tokens) restart or jump. Padding before and after the tokens
+    of a row is kept apart by its attention_mask. Both need config.local > 0 and the scorer "norm", but in the dense mode;
+    elsewhere they raise `UnsupportedError`.
 
     With a `context_group`, its processes share each sequence, and attend to all of it in every layer, every mode and in
     evaluation. Each calls the model with its own part of the tokens, which `lighthouse_attention.context.shard` cuts:

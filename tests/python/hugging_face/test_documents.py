@@ -12,12 +12,14 @@ from torch import Tensor
 from conftest import PIECES, SMALL
 from families import (
     DEVICE,
+    MIXTURE,
     TOKENS,
     assert_same_gradients,
     by_hand,
     every_version,
     loss_and_gradients,
     make_model,
+    make_other,
     make_tokens,
 )
 from lighthouse_attention import UnsupportedError, set_mode, wrap
@@ -120,6 +122,7 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="as equal as float32 is")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", ["Llama", pytest.param("Gemma3", marks=every_version)])
 def test_equal_to_the_models_own_attention(family: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,14 +223,14 @@ def test_bounds_do_not_wait() -> None:
 
 def test_many_documents_may_not_pay() -> None:
     """Each may begin in the middle of a root: so many roots that as many rows are gathered as there are tokens."""
-    model, stock, tokens = make_model("Llama"), make_model("Llama"), make_tokens()
+    model, tokens = make_model("Llama"), make_tokens()
     wrap(model, PIECES)
     with pytest.warns(
         UserWarning, match="dense attention over 256 tokens of up to 128 documents: the gathered sequence"
     ):
         found = model(input_ids=tokens, position_ids=positions()).logits
-    expected = stock(input_ids=tokens, position_ids=positions(), use_cache=False).logits
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    set_mode(model, "dense")
+    assert torch.equal(model(input_ids=tokens, position_ids=positions()).logits, found)
     with pytest.raises(ValueError, match="max_documents is 0; it must be at least 1"):
         wrap(make_model("Llama"), PIECES, max_documents=0)
 
@@ -247,3 +250,13 @@ def test_what_keeps_no_documents_apart_is_refused() -> None:
     with wrap(model, dataclasses.replace(PIECES, scorer="dilated"), max_documents=6) as wrapping:
         wrapping.set_mode("local")
         model(**packed)
+    linear = {
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    hybrid = make_other("Qwen3Next", **MIXTURE, **linear, num_experts=2, shared_expert_intermediate_size=16)
+    wrap(hybrid, PIECES)
+    with pytest.raises(UnsupportedError, match="4 documents by position_ids, and layer 0 has no causal attention"):
+        hybrid(**packed)
