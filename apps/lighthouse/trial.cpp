@@ -1,5 +1,6 @@
 #include "apps/lighthouse/trial.h"
 
+#include <ATen/ops/full.h>
 #include <ATen/ops/randint.h>
 
 #include <optional>
@@ -13,6 +14,14 @@
 
 namespace lighthouse::app {
 
+at::Tensor long_documents(const run::StageRecipe& stage, int64_t sequences, at::Device device) {
+  if (stage.documents_per_row == 0) return {};
+  at::Tensor starts = at::full({sequences, stage.documents_per_row}, stage.context,
+                               at::TensorOptions(at::kInt).device(device));
+  starts.select(1, 0).zero_();
+  return starts;
+}
+
 Trial run_trial(const run::Recipe& recipe, const run::StageRecipe& stage, const Rank& rank,
                 int steps) {
   Trial trial;
@@ -22,10 +31,14 @@ Trial run_trial(const run::Recipe& recipe, const run::StageRecipe& stage, const 
                          recipe.parallel.shard_optimizer);
   model->set_attention(run::attention_plan(recipe, stage, rank.mesh.context));
   const run::StepPlan plan{run::computed_attention(stage), stage.batch, stage.context,
-                           stage.sequences_at_once()};
+                           stage.sequences_at_once(), stage.documents_per_row};
   const at::Tensor tokens = at::randint(recipe.model.vocab_size, {stage.batch, stage.context + 1},
                                         at::TensorOptions(at::kLong).device(rank.device));
-  const data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};
+  data::Batch batch{tokens.narrow(1, 0, stage.context), tokens.narrow(1, 1, stage.context)};
+  batch.document_starts = long_documents(stage, stage.batch, rank.device);
+  if (recipe.data.positions == data::Positions::kDocument) {
+    batch.positions = batch.places_in_documents().contiguous();
+  }
   train::StepGraphs graphs(*model);
   std::optional<ExchangeClock> exchanges;
   for (int i = -2; i < steps; ++i) {

@@ -9,6 +9,7 @@
 #include <span>
 #include <stdexcept>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "lighthouse/core/check.h"
@@ -39,6 +40,21 @@ double place(const std::string& name) {
 uint64_t held_out_tokens(uint64_t size, double share) {
   const int64_t last = std::llround(static_cast<double>(size) * share);
   return static_cast<uint64_t>(std::clamp<int64_t>(last, 1, static_cast<int64_t>(size) - 1));
+}
+
+/// Of the first `cut` tokens, and of the others.
+std::pair<std::vector<uint64_t>, std::vector<uint64_t>> ends_of_parts(
+    const std::vector<uint64_t>& ends, uint64_t cut) {
+  const auto border = std::ranges::upper_bound(ends, cut);
+  std::vector<uint64_t> others(border, ends.end());
+  for (uint64_t& end : others) end -= cut;
+  return {{ends.begin(), border}, others};
+}
+
+std::vector<uint64_t> ends_of_files(const std::vector<Tokens>& files) {
+  std::vector<uint64_t> ends;
+  for (const Tokens& file : files) ends.push_back((ends.empty() ? 0 : ends.back()) + file.size());
+  return ends;
 }
 
 /// "'a'", "'a' and 2 more"
@@ -281,7 +297,11 @@ void Corpus::read_text(std::vector<File> files, const Source& source, const OnPr
   documents_ = static_cast<int64_t>(train.ends().size() + held_out.ends().size());
   check_argument(documents_ > 0, "the data ", in_words(source.path), " (data.path) holds no text",
                  inventory_.left_out() == 0 ? "" : ": ", inventory_.left_out_in_words());
-  document_ends_ = (train.size() > 0 ? train : held_out).ends();
+  check_argument(source.end_token < 0, "data.end_token is ", source.end_token, ", and the data ",
+                 in_words(source.path),
+                 " is text, whose documents end with byte 0; it must be left out");
+  train_ends_.places = train.ends();
+  held_out_ends_.places = held_out.ends();
   train_ = train.finish();
   held_out_ = held_out.finish();
   if (!train_.empty() && !held_out_.empty()) return;
@@ -289,16 +309,23 @@ void Corpus::read_text(std::vector<File> files, const Source& source, const OnPr
   const Tokens all = train_.empty() ? held_out_ : train_;
   const uint64_t last = held_out_tokens(all.size(), source.held_out_share);
   const uint64_t cut = all.size() - last;
+  std::tie(train_ends_.places, held_out_ends_.places) =
+      ends_of_parts(train_.empty() ? held_out_ends_.places : train_ends_.places, cut);
   train_ = Tokens::join({all.slice(0, cut), Tokens(std::vector<uint8_t>{0})});
   held_out_ = all.slice(cut, last);
-  std::erase_if(document_ends_, [cut](uint64_t end) { return end > cut; });
-  document_ends_.push_back(train_.size());
+  train_ends_.places.push_back(train_.size());
 }
 
 void Corpus::read_token_files(const std::vector<File>& files, const Source& source) {
   check_argument(source.documents == Documents::kFiles,
                  "data.documents is 'folders', and the data ", in_words(source.path),
                  " is token files; folders are documents of text alone");
+  check_argument(
+      !source.needs_documents() || source.end_token >= 0, "data.",
+      source.attention == Attention::kWithin ? "attention is 'within'" : "positions is 'document'",
+      ", and the data ", in_words(source.path),
+      " is token files; data.end_token must be the id that ends each of their "
+      "documents");
   std::vector<Tokens> train, held_out;
   for (const File& file : files) {
     if (file.kind != Kind::kTokens) inventory_.leave_out(kBesideTokens, file.name);
@@ -328,12 +355,16 @@ void Corpus::read_token_files(const std::vector<File>& files, const Source& sour
   }
   train_ = Tokens::join(train);
   held_out_ = Tokens::join(held_out);
+  train_ends_ = {ends_of_files(train), source.end_token};
+  held_out_ends_ = {ends_of_files(held_out), source.end_token};
   if (!held_out_.empty()) return;
   const uint64_t size = train_.size();
   check_argument(size >= 2, "the token files hold ", size, " token; 2 or more are needed");
   const uint64_t last = held_out_tokens(size, source.held_out_share);
   held_out_ = train_.slice(size - last, last);
   train_ = train_.slice(0, size - last);
+  std::tie(train_ends_.places, held_out_ends_.places) =
+      ends_of_parts(train_ends_.places, size - last);
 }
 
 void Corpus::check_unchanged(const FileList& list, const Source& source) const {
@@ -377,12 +408,23 @@ void Corpus::check_vocabulary(int64_t vocabulary, const OnProgress& progress) co
   });
 }
 
+/// Of token files, whether their end token may be another one.
+std::string Corpus::ends_in_words() const {
+  constexpr uint64_t kLooked = uint64_t{1} << 20;
+  if (train_ends_.token < 0) return "";
+  const std::vector<int64_t> ids = train_.first(kLooked);
+  const auto ends = std::ranges::count(ids, train_ends_.token);
+  return message("; of the first ", ids.size(), " tokens ", ends == 0 ? "none" : message(ends),
+                 ends == 1 ? " ends" : " end", " a document (data.end_token = ", train_ends_.token,
+                 ')');
+}
+
 std::string Corpus::describe() const {
   const bool text = train_.is_text();
   const char* unit = text ? "bytes" : "tokens";
   return message(inventory_.table(unit), text ? "text: " : "tokens: ", documents_,
                  text ? " documents, " : " files, ", train_.size(), ' ', unit, " to train on, ",
-                 held_out_.size(), " held out");
+                 held_out_.size(), " held out", ends_in_words());
 }
 
 }  // namespace lighthouse::data

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "lighthouse/data/document_ends.h"
 #include "lighthouse/data/file_list.h"
 #include "lighthouse/data/files.h"
 #include "lighthouse/data/inventory.h"
@@ -42,7 +43,8 @@ class Corpus {
   /// @param list what is to be read instead of all that `source.path` leads to now: what was read
   ///        before, which must not have changed; empty: all
   /// @throws std::invalid_argument where a path does not exist or leads to nothing to train on, a
-  ///         file of the list has changed or is gone, or a share is out of range
+  ///         file of the list has changed or is gone, a share is out of range, or the end token is
+  ///         missing that token files need, or given for text
   /// @throws std::runtime_error naming the file or folder that cannot be read, or is of a kind that
   ///         cannot be
   static Corpus read(const Source& source, const FileList& list = {},
@@ -50,8 +52,8 @@ class Corpus {
 
   const Tokens& train() const { return train_; }
   const Tokens& held_out() const { return held_out_; }
-  /// Where each document to train on ends, in tokens from the start; empty for token files.
-  const std::vector<uint64_t>& document_ends() const { return document_ends_; }
+  const DocumentEnds& train_ends() const { return train_ends_; }
+  const DocumentEnds& held_out_ends() const { return held_out_ends_; }
   int64_t documents() const { return documents_; }  ///< or token files
   /// All that was read, in its order.
   const FileList& files() const { return files_; }
@@ -69,6 +71,8 @@ class Corpus {
  private:
   class Text;
 
+  std::string ends_in_words() const;
+
   void read_token_files(const std::vector<File>& files, const Source& source);
   void read_text(std::vector<File> files, const Source& source, const OnProgress& progress);
   void check_unchanged(const FileList& list, const Source& source) const;
@@ -77,7 +81,7 @@ class Corpus {
   void with_hint(const Act& act) const;
 
   Tokens train_, held_out_;
-  std::vector<uint64_t> document_ends_;
+  DocumentEnds train_ends_, held_out_ends_;
   int64_t documents_ = 0;
   FileList files_;
   Inventory inventory_;

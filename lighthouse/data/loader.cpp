@@ -1,6 +1,8 @@
 #include "lighthouse/data/loader.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 
 #include <algorithm>
 #include <numeric>
@@ -12,22 +14,84 @@
 namespace lighthouse::data {
 namespace {
 
-/// The batch of all tokens but the last, and the one that follows them.
-Batch batch_of(const at::Tensor& stream, int64_t batch) {
-  const int64_t count = stream.numel() - 1;
-  return {stream.narrow(0, 0, count).view({batch, -1}),
-          stream.narrow(0, 1, count).clone().view({batch, -1})};
-}
+/// Tokens that follow one another, of which batches are cut.
+class Stream {
+ public:
+  explicit Stream(uint64_t count)
+      : tokens_(at::empty({static_cast<int64_t>(count)}, at::kLong)), begins_(count + 1) {}
 
-at::Tensor empty_stream(uint64_t count) {
-  return at::empty({static_cast<int64_t>(count)}, at::kLong);
-}
+  uint64_t left() const { return begins_.size() - 1 - done_; }
+
+  /// Adds `count` of the corpus' tokens, from `first` on.
+  void add(const Tokens& corpus, const DocumentEnds& ends, int64_t vocabulary, uint64_t first,
+           uint64_t count) {
+    int64_t* const ids = tokens_.data_ptr<int64_t>() + done_;
+    corpus.copy(first, count, vocabulary, ids);
+    if (first != next_) begins_[done_] = true;
+    next_ = first + count;
+    for (auto end = std::ranges::upper_bound(ends.places, first);
+         end != ends.places.end() && *end <= next_; ++end) {
+      begins_[done_ + (*end - first)] = true;
+    }
+    for (uint64_t i = 0; ends.token >= 0 && i < count; ++i) {
+      if (ids[i] == ends.token) begins_[done_ + i + 1] = true;
+    }
+    done_ += count;
+  }
+
+  /// The batch of all tokens but the last, and the one that follows them.
+  Batch cut(int64_t batch, const RowDocuments& documents) const {
+    const int64_t count = tokens_.numel() - 1, context = count / batch;
+    Batch all{tokens_.narrow(0, 0, count).view({batch, context}),
+              tokens_.narrow(0, 1, count).clone().view({batch, context})};
+    if (documents.positions == Positions::kDocument) all.positions = at::empty_like(all.tokens);
+    if (documents.most > 0) {
+      all.document_starts = at::full({batch, documents.most}, context, at::kInt);
+    }
+    for (int64_t row = 0; row < batch; ++row) tell_documents(row, documents, all);
+    return all;
+  }
+
+ private:
+  void tell_documents(int64_t row, const RowDocuments& documents, const Batch& all) const {
+    if (!all.positions.defined() && !all.document_starts.defined()) return;
+    const int64_t context = all.tokens.size(1);
+    const auto begins = begins_.begin() + row * context;
+    std::vector<int64_t> starts{0};
+    for (int64_t i = 1; i < context; ++i) {
+      if (begins[i]) starts.push_back(i);
+    }
+    if (all.positions.defined()) {
+      int64_t* const positions = all.positions[row].data_ptr<int64_t>();
+      for (size_t i = 0; i < starts.size(); ++i) {
+        const int64_t end = i + 1 < starts.size() ? starts[i + 1] : context;
+        std::iota(positions + starts[i], positions + end, int64_t{0});
+      }
+    }
+    if (!all.document_starts.defined()) return;
+    const auto found = static_cast<int64_t>(starts.size());
+    check_argument(found <= documents.most, "documents_per_row is ", documents.most,
+                   ", and a row of ", context, " tokens has ", found,
+                   " documents; it must be that many or more");
+    std::ranges::copy(starts, all.document_starts[row].data_ptr<int32_t>());
+    int64_t* const targets = all.targets[row].data_ptr<int64_t>();
+    for (int64_t i = 0; i < context; ++i) {
+      if (begins[i + 1]) targets[i] = kNoTarget;
+    }
+  }
+
+  at::Tensor tokens_;
+  std::vector<bool> begins_;  ///< whether a document begins at each token, and after the last
+  uint64_t done_ = 0;
+  uint64_t next_ = 0;  ///< the token of the corpus after those that were added last
+};
 
 }  // namespace
 
-Loader::Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64_t seed,
-               int64_t vocabulary, uint64_t block)
+Loader::Loader(Tokens tokens, DocumentEnds document_ends, uint64_t seed, int64_t vocabulary,
+               uint64_t block)
     : tokens_(std::move(tokens)),
+      document_ends_(std::move(document_ends)),
       seed_(seed),
       vocabulary_(vocabulary),
       block_(block > 0 ? block : tokens_.size()),
@@ -37,7 +101,9 @@ Loader::Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64
   const auto add_pieces = [&](uint64_t end) {
     while (pieces_.back() < end) pieces_.push_back(std::min(pieces_.back() + longest, end));
   };
-  for (const uint64_t end : document_ends) add_pieces(end);
+  if (tokens_.is_text()) {
+    for (const uint64_t end : document_ends_.places) add_pieces(end);
+  }
   add_pieces(tokens_.size());
   shuffle(0);
 }
@@ -76,23 +142,24 @@ Loader::Piece Loader::rest_of_piece(uint64_t position) {
   return {begin, std::min(last, begin + (block_ - inside))};
 }
 
-Batch Loader::next(int64_t batch, int64_t context) {
+Batch Loader::next(int64_t batch, int64_t context, const RowDocuments& documents) {
   check_argument(batch >= 1, "the batch is ", batch, "; it must be 1 or more");
   check_argument(context >= 1, "the context is ", context, "; it must be 1 or more");
   const uint64_t count = static_cast<uint64_t>(batch) * static_cast<uint64_t>(context);
-  const at::Tensor stream = empty_stream(count + 1);
-  for (uint64_t done = 0; done < count + 1;) {
-    const Piece rest = rest_of_piece(position_ + done);
-    const uint64_t taken = std::min(rest.end - rest.begin, count + 1 - done);
-    tokens_.copy(rest.begin, taken, vocabulary_, stream.data_ptr<int64_t>() + done);
-    done += taken;
+  Stream stream(count + 1);
+  while (stream.left() > 0) {
+    const Piece rest = rest_of_piece(position_ + count + 1 - stream.left());
+    const uint64_t taken = std::min(rest.end - rest.begin, stream.left());
+    stream.add(tokens_, document_ends_, vocabulary_, rest.begin, taken);
   }
+  const Batch next = stream.cut(batch, documents);
   position_ += count;
-  return batch_of(stream, batch);
+  return next;
 }
 
 std::vector<Batch> held_out_batches(const Tokens& tokens, int64_t sequences, int64_t context,
-                                    int64_t vocabulary) {
+                                    int64_t vocabulary, const DocumentEnds& ends,
+                                    const RowDocuments& documents) {
   check_argument(sequences >= 1, "the number of held-out sequences is ", sequences,
                  "; it must be 1 or more");
   check_argument(context >= 1, "the held-out context is ", context, "; it must be 1 or more");
@@ -102,11 +169,9 @@ std::vector<Batch> held_out_batches(const Tokens& tokens, int64_t sequences, int
   const int64_t count = std::min(sequences, last / context);
   std::vector<Batch> batches;
   for (int64_t i = 0; i < count; ++i) {
-    const auto length = static_cast<uint64_t>(context) + 1;
-    const at::Tensor stream = empty_stream(length);
-    tokens.copy(static_cast<uint64_t>(last * i / count), length, vocabulary,
-                stream.data_ptr<int64_t>());
-    batches.push_back(batch_of(stream, 1));
+    Stream stream(static_cast<uint64_t>(context) + 1);
+    stream.add(tokens, ends, vocabulary, static_cast<uint64_t>(last * i / count), stream.left());
+    batches.push_back(stream.cut(1, documents));
   }
   return batches;
 }

@@ -4,14 +4,24 @@
 #include <vector>
 
 #include "lighthouse/data/batch.h"
+#include "lighthouse/data/document_ends.h"
+#include "lighthouse/data/source.h"
 #include "lighthouse/data/tokens.h"
 
 namespace lighthouse::data {
 
+/// What rows know of the documents that they hold.
+struct RowDocuments {
+  /// M: attention stays inside documents, of which a row has at most so many; so the last token of
+  /// a document has no target. 0: attention crosses.
+  int64_t most = 0;
+  Positions positions = Positions::kRow;
+};
+
 /// Streams training tokens without end, epoch after epoch. An epoch is all pieces, one after the
 /// other, in an order that is a fixed function of (seed, epoch). A piece is a document; those of
 /// more than kPiece tokens count as several, so that one large file is shuffled too. Where it is
-/// not known where documents end, a piece is kPiece tokens.
+/// not known where documents end, which is so of token files, a piece is kPiece tokens.
 ///
 /// With a block of tokens documents stay whole, and their stream is cut into such blocks, which are
 /// shuffled in turn; what is left at the end of an epoch stays there. Without, as many sequences of
@@ -24,16 +34,16 @@ class Loader {
  public:
   static constexpr uint64_t kPiece = uint64_t{1} << 20;
 
-  /// @param document_ends where each document ends, rising; may be empty
   /// @param block tokens of a block; 0: none
   /// @throws std::invalid_argument where there are no tokens
-  Loader(Tokens tokens, const std::vector<uint64_t>& document_ends, uint64_t seed,
-         int64_t vocabulary = 256, uint64_t block = 0);
+  Loader(Tokens tokens, DocumentEnds document_ends, uint64_t seed, int64_t vocabulary = 256,
+         uint64_t block = 0);
 
-  /// Tokens and targets, on the CPU.
-  /// Throws std::invalid_argument unless both are 1 or more, std::runtime_error where a token is
-  /// not of the vocabulary.
-  Batch next(int64_t batch, int64_t context);
+  /// Tokens, targets, and what `documents` asks for, on the CPU. A document ends too where the
+  /// stream goes on with another piece or block than that which follows.
+  /// Throws std::invalid_argument unless `batch` and `context` are 1 or more, or where a row has
+  /// too many documents; std::runtime_error where a token is not of the vocabulary.
+  Batch next(int64_t batch, int64_t context, const RowDocuments& documents = {});
 
   /// Tokens handed out so far; seeking restores the stream from there, bit for bit.
   uint64_t position() const { return position_; }
@@ -52,6 +62,7 @@ class Loader {
   Piece rest_of_piece(uint64_t position);
 
   Tokens tokens_;
+  DocumentEnds document_ends_;
   uint64_t seed_;
   int64_t vocabulary_;
   uint64_t block_;  ///< tokens; all of them where there are no blocks
@@ -65,9 +76,10 @@ class Loader {
 
 /// Held-out batches, on the CPU, of one sequence of `context` tokens each: at most `sequences`,
 /// evenly spread over the tokens and without overlap, the same in every call. Throws
-/// std::invalid_argument where the tokens are too few for one, or a count is below 1;
-/// std::runtime_error where a token is not of the vocabulary.
+/// std::invalid_argument where the tokens are too few for one, a count is below 1, or a row has too
+/// many documents; std::runtime_error where a token is not of the vocabulary.
 std::vector<Batch> held_out_batches(const Tokens& tokens, int64_t sequences, int64_t context,
-                                    int64_t vocabulary = 256);
+                                    int64_t vocabulary = 256, const DocumentEnds& ends = {},
+                                    const RowDocuments& documents = {});
 
 }  // namespace lighthouse::data

@@ -8,7 +8,8 @@ ChosenExchange choose_exchange(ExchangeChoice asked, const Sharing& sharing) {
   if (asked != ExchangeChoice::kAuto) {
     return {parse_word<Exchange>(to_string(asked), "exchange"), "it was asked for"};
   }
-  const auto& [ranks, heads, groups, rows, has_pieces, by_chunks] = sharing;
+  const auto& [ranks, heads, groups, rows, has_pieces, by_chunks, has_documents] = sharing;
+  if (has_documents) return {Exchange::kHeads, "it alone keeps documents apart"};
   const bool for_pieces = has_pieces && by_chunks;
   if (heads % ranks == 0 && !for_pieces) {
     return {Exchange::kHeads, message(ranks, " ranks divide the ", heads,

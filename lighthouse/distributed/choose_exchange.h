@@ -35,13 +35,15 @@ struct Sharing {
   int64_t rows;             ///< of the whole sequence that attention attends to; 0 for pieces alone
   bool has_pieces = false;  ///< attention inside local pieces, alone or beside Lighthouse
   bool by_chunks = true;    ///< 2 W chunks can select, and attend inside pieces, by themselves
+  bool has_documents = false;  ///< that attention keeps apart
 };
 
-/// By auto: heads where the ranks divide the query heads, unless there are pieces. Those need no
-/// exchange by ring or gather, which exchange the gathered rows alone, and heads exchange all tokens
+/// By auto: heads where there are documents to keep apart, which no other exchange can; else heads
+/// where the ranks divide the query heads, unless there are pieces. Those need no exchange by ring
+/// or gather, which exchange the gathered rows alone, and heads exchange all tokens
 /// (docs/results-h200.md has the speed of each). Else the ring, where attention takes longer than
-/// its transfers, which is from 2750 W G/H rows on; else gather. (That bound is computed for keys of
-/// 128 dimensions in bfloat16 and links of 400 GB/s.)
+/// its transfers, which is from 2750 W G/H rows on; else gather. (That bound is computed for keys
+/// of 128 dimensions in bfloat16 and links of 400 GB/s.)
 ChosenExchange choose_exchange(ExchangeChoice asked, const Sharing& sharing);
 
 }  // namespace lighthouse::distributed

@@ -29,9 +29,8 @@ class Sample {
     squares_ += deviation * (value - mean_);
   }
   double count() const { return count_; }
-  double mean() const { return mean_; }
   double standard_error() const { return std::sqrt(squares_ / (count_ - 1) / count_); }
-  Estimate estimate() const { return {mean(), standard_error()}; }
+  Estimate estimate() const { return {mean_, standard_error()}; }
 
  private:
   double count_ = 0, mean_ = 0, squares_ = 0;
@@ -53,34 +52,49 @@ HeldOutLoss held_out_loss(model::LanguageModel& model, const std::vector<data::B
   for (int64_t first = 0, end = 64; first < context; first = end, end *= 2) {
     bins.push_back({first, std::min(end, context) - 1, {}});
   }
-  std::vector<double> means;  // of each sequence, as a whole and of each bin
+  std::vector<double> sums;  // and counts, of each sequence, as a whole and of each bin
   for (size_t i = 0; i < batches.size(); ++i) {
     const auto number = static_cast<int64_t>(i);
     if (before_batch && number % mesh.data.size() == 0) before_batch();
     const int64_t sequences = batches[i].tokens.size(0);
     if (!measures(mesh.data, number)) {
-      means.resize(means.size() + static_cast<size_t>(sequences) * (1 + bins.size()));
+      sums.resize(sums.size() + 2 * static_cast<size_t>(sequences) * (1 + bins.size()));
       continue;
     }
     const data::Batch batch = batches[i].to(model.device());
     const at::Tensor losses = model.whole_token_losses(batch).to(at::kCPU, at::kDouble);
+    const at::Tensor places = batches[i].places_in_documents().cpu();
+    const at::Tensor counted = batches[i].targets.ne(data::kNoTarget).cpu();
     for (int64_t b = 0; b < sequences; ++b) {
-      means.push_back(losses[b].mean().item<double>());
-      for (const Bin& bin : bins) {
-        means.push_back(losses[b].slice(0, bin.first, bin.last + 1).mean().item<double>());
-      }
+      const auto add = [&](const Bin& bin) {
+        const at::Tensor in_bin = places[b].ge(bin.first).logical_and_(places[b].le(bin.last));
+        const at::Tensor found = losses[b].masked_select(in_bin.logical_and_(counted[b]));
+        sums.push_back(found.sum().item<double>());
+        sums.push_back(static_cast<double>(found.numel()));
+      };
+      add({0, context - 1, {}});
+      for (const Bin& bin : bins) add(bin);
     }
   }
-  share(means, mesh.data);
+  share(sums, mesh.data);
   Sample all;
   std::vector<Sample> of_bins(bins.size());
   std::vector<double> of_sequences;
-  for (auto mean = means.begin(); mean != means.end();) {
-    all.add(of_sequences.emplace_back(*mean++));
-    for (Sample& bin : of_bins) bin.add(*mean++);
+  for (auto sum = sums.begin(); sum != sums.end(); sum += 2) {
+    const auto place = static_cast<size_t>(sum - sums.begin()) / 2 % (1 + bins.size());
+    if (sum[1] == 0) continue;
+    const double mean = sum[0] / sum[1];
+    if (place == 0) of_sequences.push_back(mean);
+    (place == 0 ? all : of_bins[place - 1]).add(mean);
   }
-  for (size_t i = 0; i < bins.size(); ++i) bins[i].estimate = of_bins[i].estimate();
-  return {all.estimate(), bins, of_sequences};
+  check_argument(all.count() > 0, "the held-out sequences have 0 tokens with a target; at least 1 ",
+                 "is needed");
+  std::vector<Bin> by_position;
+  for (size_t i = 0; i < bins.size(); ++i) {
+    if (of_bins[i].count() == 0) continue;
+    by_position.push_back({bins[i].first, bins[i].last, of_bins[i].estimate()});
+  }
+  return {all.estimate(), by_position, of_sequences};
 }
 
 double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_out,
@@ -126,6 +140,7 @@ std::vector<Bin> selection_leak(model::LanguageModel& model,
     const int64_t sequences = batch.tokens.size(0), length = batch.tokens.size(1);
     const at::Tensor before =
         is_own ? model.whole_token_losses(batch).to(at::kDouble) : at::Tensor();
+    const at::Tensor counted = batch.targets.ne(data::kNoTarget).cpu();
     // Early cuts are left out where the sequence is long enough to fill every bin without them.
     const int64_t earliest = std::min(kBins.back().last, length / 2);
     for (int64_t i = 0; i < cuts; ++i) {
@@ -150,10 +165,14 @@ std::vector<Bin> selection_leak(model::LanguageModel& model,
         const int64_t begin = std::max<int64_t>(0, cut - kBins[bin].last);
         const int64_t end = cut - kBins[bin].first + 1;
         if (begin >= end) continue;
-        const at::Tensor means =
-            is_own ? rise.slice(1, begin, end).mean(1) : at::zeros({sequences}, at::kDouble);
-        for (int64_t b = 0; b < sequences; ++b) rises.push_back(means[b].item<double>());
-        bins.insert(bins.end(), static_cast<size_t>(sequences), bin);
+        for (int64_t b = 0; b < sequences; ++b) {
+          const at::Tensor in_bin = counted[b].slice(0, begin, end);
+          if (!in_bin.any().item<bool>()) continue;
+          rises.push_back(
+              is_own ? rise[b].slice(0, begin, end).masked_select(in_bin).mean().item<double>()
+                     : 0);
+          bins.push_back(bin);
+        }
       }
     }
   }

@@ -23,10 +23,12 @@ struct Bin {
   Estimate estimate;
 };
 
-/// Losses per token, nats.
+/// Losses per token that has a target, nats. Sequences without one are left out.
 struct HeldOutLoss {
   Estimate all;
-  /// Positions 0 to 63, then each time as many again: whether the far context is used.
+  /// Positions 0 to 63, then each time as many again: whether the far context is used. Where
+  /// attention stays inside documents, positions count from the start of each; those that no
+  /// sequence has are left out.
   std::vector<Bin> by_position;
   std::vector<double> of_sequences;  ///< the mean of each: what pairs two models' losses
 };
@@ -53,7 +55,8 @@ double token_frequency_loss(const data::Tokens& train, const data::Tokens& held_
 /// What attention tells a position about its future (method, section 9): from a cut on, all inputs
 /// are replaced with random other tokens, and the rise of the losses of positions before the cut is
 /// measured, in eval mode. All targets are kept, also that of the position just before the cut.
-/// Exactly zero where attention is dense.
+/// Exactly zero where attention is dense. Documents begin where they did; positions without a
+/// target are left out.
 ///
 /// @param batches of 2 tokens or more, on any device
 /// @param cuts of each sequence; where they fall and what replaces the inputs are a fixed function

@@ -28,17 +28,18 @@ struct AttentionPlan {
 /// parameters, which `to` changes; losses and rotation angles are float32 whatever that type is.
 ///
 /// Both `logits` and `token_losses` throw std::invalid_argument where a tensor of the batch has
-/// another type or shape than data::Batch says, and where a row has several documents, which no
-/// attention keeps apart yet: to find out they wait for the device that `document_starts` is on.
+/// another type or shape than data::Batch says. Where it has document_starts, attention keeps the
+/// documents of a row apart, in every mode; what these may be, and what is checked where, is said
+/// at lighthouse::attention.
 class LanguageModel : public torch::nn::Module {
  public:
   /// Those of each token's successor: (B, N, vocabulary). Needs no targets.
   at::Tensor logits(const data::Batch& batch);
 
-  /// The cross entropy of each target, float32 nats (B, N). Logits are formed a chunk of positions
-  /// at a time, in the backward pass too, so that (tokens x vocabulary) never exists as a whole.
-  /// Differentiable once; with a z_loss the gradient is that of more than is returned
-  /// (token_loss.h).
+  /// The cross entropy of each target, float32 nats (B, N); 0 where there is none
+  /// (data::kNoTarget), without a gradient. Logits are formed a chunk of positions at a time, in
+  /// the backward pass too, so that (tokens x vocabulary) never exists as a whole. Differentiable
+  /// once; with a z_loss the gradient is that of more than is returned (token_loss.h).
   at::Tensor token_losses(const data::Batch& batch, double z_loss = 0);
 
   /// What this rank has of whole sequences, as the plan's context says, for `logits` and

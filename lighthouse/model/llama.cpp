@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 
 #include "lighthouse/model/layers.h"
 #include "lighthouse/model/recompute.h"
+#include "lighthouse/ops/documents.h"
 
 namespace lighthouse::model {
 namespace {
@@ -52,10 +54,12 @@ struct SelfAttentionImpl : torch::nn::Module {
         head_dim(c.head_dim) {}
 
   /// x + attention over x normalized. Heads are (B, N, heads, D), seen as (B, heads, N, D).
-  Tensor add_to(const Tensor& x, const Norm& norm, const Rotation& rotation) {
+  Tensor add_to(const Tensor& x, const Norm& norm, const Rotation& rotation,
+                const std::optional<Tensor>& document_starts) {
     const auto [q, k, v] =
         project_heads(x, norm, of(q_proj), of(k_proj), of(v_proj), rotation, head_dim);
-    const Tensor out = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
+    const Tensor out =
+        attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), document_starts);
     return add_projected(x, out.transpose(1, 2), of(o_proj));
   }
 
@@ -91,8 +95,9 @@ struct DecoderLayerImpl : torch::nn::Module {
         post_attention_layernorm(
             register_module("post_attention_layernorm", RmsNorm(c.hidden_size, c.rms_norm_eps))) {}
 
-  Tensor forward(const Tensor& x, const Rotation& rotation) {
-    const Tensor attended = self_attn->add_to(x, input_layernorm->get(), rotation);
+  Tensor forward(const Tensor& x, const Rotation& rotation,
+                 const std::optional<Tensor>& document_starts) {
+    const Tensor attended = self_attn->add_to(x, input_layernorm->get(), rotation, document_starts);
     return mlp->add_to(attended, post_attention_layernorm->get());
   }
 
@@ -124,9 +129,10 @@ struct DecoderImpl : torch::nn::Module {
     const Rotation here = batch.positions.defined()
                               ? Rotation(head_dim, rope_theta, x, rope_scaling, batch.positions)
                               : rotation(x).first(x.size(1));
+    const auto starts = ops::given(batch.document_starts);
     for (const DecoderLayer& layer : layers) {
-      const auto forward = [own = layer.ptr(), here](const Tensor& of) {
-        return own->forward(of, here);
+      const auto forward = [own = layer.ptr(), here, starts](const Tensor& of) {
+        return own->forward(of, here, starts);
       };
       x = recompute ? recomputed(forward, x) : forward(x);
     }

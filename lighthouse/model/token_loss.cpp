@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "lighthouse/data/batch.h"
 #include "lighthouse/ops/no_double_backward.h"
 
 namespace lighthouse::model {
@@ -22,16 +23,17 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
     const int64_t positions = hidden.size(0);
     const int64_t chunk = positions_at_once(weight.size(0), weight.device());
     Tensor losses = at::empty({positions}, hidden.options().dtype(type));
+    const Tensor has_none = targets.eq(data::kNoTarget), any = targets.masked_fill(has_none, 0);
     for (int64_t begin = 0; begin < positions; begin += chunk) {
       const int64_t count = std::min(chunk, positions - begin);
       const Tensor logits = at::mm(hidden.narrow(0, begin, count), weight.t());
       const Tensor log_likelihood = at::log_softmax(logits, -1, type);
-      const Tensor target = targets.narrow(0, begin, count).unsqueeze(1);
+      const Tensor target = any.narrow(0, begin, count).unsqueeze(1);
       losses.narrow(0, begin, count).copy_(log_likelihood.gather(1, target).squeeze(1)).neg_();
     }
     ctx->save_for_backward({hidden, weight, targets});
     ctx->saved_data["z_loss"] = z_loss;
-    return losses;
+    return losses.masked_fill_(has_none, 0);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
@@ -46,8 +48,10 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
 
  private:
   /// Those of hidden and weight.
-  static variable_list gradients(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
+  static variable_list gradients(const Tensor& grad_any, const Tensor& hidden, const Tensor& weight,
                                  const Tensor& targets, double z_loss) {
+    const Tensor has_none = targets.eq(data::kNoTarget), any = targets.masked_fill(has_none, 0);
+    const Tensor grad = grad_any.masked_fill(has_none.unsqueeze(1), 0);
     const int64_t positions = hidden.size(0);
     const int64_t chunk = positions_at_once(weight.size(0), weight.device());
     Tensor grad_hidden = at::empty_like(hidden);
@@ -58,7 +62,7 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
       // d loss / d logits = (1 + 2 z_loss log Z) softmax(logits) - one_hot(target)
       const Tensor logits = at::mm(rows, weight.t());
       Tensor grad_logits = at::softmax(logits, -1, grad.scalar_type());
-      const Tensor target = targets.narrow(0, begin, count).unsqueeze(1);
+      const Tensor target = any.narrow(0, begin, count).unsqueeze(1);
       if (z_loss != 0) {
         const Tensor log_z = at::logsumexp(logits.to(grad.scalar_type()), 1, /*keepdim=*/true);
         grad_logits.mul_(log_z.mul_(2 * z_loss).add_(1));

@@ -10,7 +10,8 @@ namespace lighthouse::model {
 ///
 /// @param hidden (positions, width)
 /// @param weight (vocabulary, width), the output projection
-/// @param targets (positions) int64, in [0, vocabulary)
+/// @param targets (positions) int64, in [0, vocabulary), or data::kNoTarget: no loss, 0, and no
+///        gradient
 /// @param z_loss adds z_loss (log Z)^2, Z being the sum of exp(logits), to what is differentiated,
 ///        not to what is returned: it keeps log Z near 0
 /// @return (positions), nats

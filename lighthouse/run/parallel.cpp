@@ -34,7 +34,8 @@ distributed::ChosenExchange exchange_of(const Recipe& recipe, const StageRecipe&
        .groups = recipe.model.num_key_value_heads,
        .rows = attention == nn::Mode::kDense ? stage.context : rows_of(stage),
        .has_pieces = attention != nn::Mode::kDense && stage.config.local > 0,
-       .by_chunks = why_not_by_chunks(recipe, stage).empty()});
+       .by_chunks = why_not_by_chunks(recipe, stage).empty(),
+       .has_documents = recipe.data.attention == data::Attention::kWithin});
 }
 
 distributed::Context context_of(const Recipe& recipe, const StageRecipe& stage,
@@ -64,6 +65,14 @@ void validate_parallel(const Recipe& recipe, const StageRecipe& stage) {
 
   const Exchange exchange = exchange_of(recipe, stage).exchange;
   const int64_t heads = recipe.model.num_attention_heads;
+  if (recipe.data.attention == data::Attention::kWithin) {
+    check_argument(exchange == Exchange::kHeads, "parallel.exchange is '", to_string(exchange),
+                   "' and data.attention is 'within'; it must be 'heads' or 'auto': by chunks of "
+                   "sequences documents are not kept apart");
+    check_argument(heads % ranks == 0, "parallel.context is ", ranks,
+                   " and data.attention is 'within'; it must divide the ", heads,
+                   " of model.num_attention_heads, since ranks then exchange heads");
+  }
   check_argument(exchange != Exchange::kHeads || heads % ranks == 0,
                  "parallel.exchange is 'heads' and parallel.context is ", ranks,
                  ", which must divide the ", heads,

@@ -54,6 +54,28 @@ void validate_stage(const StageRecipe& stage, int64_t layers) {
                  " attention; it must name fewer, or attention must be 'dense'");
 }
 
+/// Throws unless attention can stay within documents, or crosses them, as the recipe says.
+void validate_documents(const Recipe& recipe, const StageRecipe& stage) {
+  const int64_t documents = stage.documents_per_row;
+  if (recipe.data.attention == data::Attention::kAcross) {
+    check_argument(documents == 0, "documents_per_row is ", documents,
+                   " and data.attention is 'across'; it must be left out, unless attention stays "
+                   "'within' documents");
+    return;
+  }
+  check_argument(documents >= 1 && documents <= stage.context, "documents_per_row is ", documents,
+                 " and data.attention is 'within'; it must be from 1 to context, which is ",
+                 stage.context);
+  if (computed_attention(stage) != nn::Mode::kLighthouse) return;
+  check_argument(stage.config.local > 0,
+                 "attention is 'lighthouse', local is 0 and data.attention is 'within'; then local "
+                 "must be the tokens of a piece, such as 2048: the first tokens of a document hear "
+                 "no row of it");
+  check_argument(stage.config.scorer == Scorer::kNorm, "scorer is '",
+                 to_string(stage.config.scorer), "' and data.attention is 'within'; it must be '",
+                 to_string(Scorer::kNorm), "', the one whose scores see no other document");
+}
+
 /// What will run otherwise than the recipe seems to say, a sentence each.
 std::vector<std::string> notes_of(const Recipe& recipe) {
   std::vector<std::string> notes;
@@ -80,6 +102,12 @@ std::vector<std::string> notes_of(const Recipe& recipe) {
   if (recipe.parallel.context == 1 &&
       recipe.parallel.exchange != distributed::ExchangeChoice::kAuto) {
     notes.emplace_back("parallel.exchange has no effect: parallel.context is 1");
+  }
+  if (recipe.data.attention == data::Attention::kWithin && recipe.run.device.starts_with("cuda") &&
+      recipe.run.dtype == Dtype::kFloat32) {
+    notes.emplace_back(
+        "attention within documents takes memory of N^2 in float32 on a GPU; run.dtype = "
+        "'bfloat16' takes PyTorch's flash kernel");
   }
   if (recipe.data.documents == data::Documents::kFolders && recipe.data.shuffle_block == 0) {
     notes.emplace_back(
@@ -130,6 +158,13 @@ void Recipe::validate() const {
                  "model.rope_type is 'dynamic' and parallel.context is ", parallel.context,
                  "; its angles go by the length of a whole sequence, which no rank has: "
                  "parallel.context must be 1");
+  check_argument(
+      model.rope_scaling.type != model::RopeType::kDynamic ||
+          data.positions == data::Positions::kRow,
+      "model.rope_type is 'dynamic' and data.positions is 'document'; its angles go by the "
+      "length of a whole row: data.positions must be 'row'");
+  check_argument(data.end_token < model.vocab_size, "data.end_token is ", data.end_token,
+                 "; it must be below model.vocab_size, which is ", model.vocab_size);
   check_argument(!run.cuda_graphs || !run.recompute_layers,
                  "run.cuda_graphs and run.recompute_layers are both true; a graph cannot hold "
                  "layers that are recomputed: one of the two must be false");
@@ -138,6 +173,7 @@ void Recipe::validate() const {
   for (const StageRecipe& stage : stages) {
     check_part("stage '" + stage.name + "'", [&] {
       validate_stage(stage, model.num_hidden_layers);
+      validate_documents(*this, stage);
       validate_parallel(*this, stage);
     });
     check_argument(stage.by_seconds() == by_seconds(), "stage '", stages.front().name, "' has ",

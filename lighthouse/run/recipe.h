@@ -99,6 +99,9 @@ struct StageRecipe {
   std::vector<int64_t> dense_layers{0, 1, -2, -1};
   double dense_share = 0;     ///< of the steps: dense, on pieces of dense_context tokens
   int64_t dense_context = 0;  ///< the step's tokens stay the same: it must divide context
+  /// The most that a row may have where attention stays within documents: shapes follow from it,
+  /// and not from what a row has. 0 where attention crosses.
+  int64_t documents_per_row = 0;
 
   int64_t sequences_at_once() const { return micro_batch == 0 ? batch : micro_batch; }
   int64_t tokens_per_step() const { return batch * context; }

@@ -74,6 +74,12 @@ std::vector<Field> fields(data::Source& d) {
       {"folder_depth", &d.folder_depth, at_least(1), "levels of such a folder below the path"},
       {"shuffle_block", &d.shuffle_block, at_least(0),
        "tokens of a block of the stream; blocks are shuffled too; 0: none"},
+      {"attention", word_of("attention", d.attention), kAny,
+       "across documents that share a row, or within each alone"},
+      {"positions", word_of("positions", d.positions), kAny,
+       "rotary positions count from the start of it; default: document where within"},
+      {"end_token", &d.end_token, at_least(-1),
+       "id that ends each document of token files; -1: unknown; text: always byte 0"},
   };
 }
 
@@ -192,6 +198,8 @@ std::vector<Field> fields(StageRecipe& s) {
        {0, 1},
        "share of the steps that are dense, on shorter pieces"},
       {"dense_context", &s.dense_context, at_least(0), "tokens per such piece; divides context"},
+      {"documents_per_row", &s.documents_per_row, at_least(0),
+       "most documents of a sequence; default within them: 1 for 256 tokens, at least 16"},
   };
   all.insert(all.end(), std::begin(others), std::end(others));
   return all;

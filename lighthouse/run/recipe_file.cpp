@@ -265,6 +265,18 @@ void set_defaults(StageRecipe& stage, bool dense_layers, bool selection, int64_t
   std::erase_if(stage.dense_layers, [&](int64_t i) { return i < -layers || i >= layers; });
 }
 
+/// Where attention stays within documents.
+void set_document_defaults(Recipe& recipe, const Given& given) {
+  if (recipe.data.attention != data::Attention::kWithin) return;
+  const bool whole_rows = recipe.model.rope_scaling.type == model::RopeType::kDynamic;
+  if (!given.contains({"data", "positions"}) && !whole_rows) {
+    recipe.data.positions = data::Positions::kDocument;
+  }
+  for (StageRecipe& stage : recipe.stages) {
+    if (stage.documents_per_row == 0) stage.documents_per_row = default_documents(stage.context);
+  }
+}
+
 }  // namespace
 
 Recipe Recipe::parse(const std::string& toml, const std::string& name) {
@@ -303,6 +315,7 @@ Recipe Recipe::read(const std::filesystem::path& file, const std::vector<std::st
     set_defaults(recipe.stages[i], is_default(i, "dense_layers"), is_default(i, "selection"),
                  recipe.model.num_hidden_layers);
   }
+  if (!is_of_run) set_document_defaults(recipe, keys);
   check_part(file.string(), [&] { recipe.validate(); });
   for (size_t i = 1; i < recipe.stages.size(); ++i) {
     StageRecipe& stage = recipe.stages[i];

@@ -9,11 +9,25 @@
 
 namespace lighthouse::run {
 
+namespace {
+
+/// As the geometry of attention has them.
+int64_t documents_of(const StageRecipe& stage) {
+  return std::max<int64_t>(1, stage.documents_per_row);
+}
+
+}  // namespace
+
+int64_t default_documents(int64_t context) {
+  constexpr int64_t kTokens = 256, kLeast = 16;
+  return std::min(context, std::max(kLeast, context / kTokens));
+}
+
 std::string dense_because(const StageRecipe& stage) {
   if (stage.attention == nn::Mode::kDense) return "";
   if (stage.dense_share == 1) return "its dense_share is 1";
   if (stage.attention == nn::Mode::kLocal) return "";
-  return lighthouse::dense_because(stage.context, stage.config);
+  return lighthouse::dense_because(stage.context, stage.config, documents_of(stage));
 }
 
 nn::Mode computed_attention(const StageRecipe& stage) {
@@ -29,7 +43,7 @@ int64_t count_dense_layers(const StageRecipe& stage, int64_t layers) {
 
 int64_t rows_of(const StageRecipe& stage) {
   if (computed_attention(stage) != nn::Mode::kLighthouse) return 0;
-  return Geometry(stage.context, stage.config).rows;
+  return Geometry(stage.context, stage.config, documents_of(stage)).rows;
 }
 
 int64_t pieces_of(const StageRecipe& stage) {
@@ -69,10 +83,12 @@ StepPlan step_plan(const StageRecipe& stage, int64_t step) {
   };
   const int64_t micro_batch = stage.sequences_at_once();
   if (dense_steps(step + 1) == dense_steps(step)) {
-    return {computed_attention(stage), stage.batch, stage.context, micro_batch};
+    return {computed_attention(stage), stage.batch, stage.context, micro_batch,
+            stage.documents_per_row};
   }
   const int64_t pieces = stage.context / stage.dense_context;
-  return {nn::Mode::kDense, stage.batch * pieces, stage.dense_context, micro_batch * pieces};
+  return {nn::Mode::kDense, stage.batch * pieces, stage.dense_context, micro_batch * pieces,
+          std::min(stage.documents_per_row, stage.dense_context)};
 }
 
 model::AttentionPlan attention_plan(const StageRecipe& stage) {

@@ -12,13 +12,18 @@ namespace lighthouse::run {
 /// What one step of a stage computes. The tokens of a step are the same throughout the stage.
 struct StepPlan {
   nn::Mode attention;
-  int64_t sequences;    ///< of the step
-  int64_t context;      ///< tokens of each
-  int64_t micro_batch;  ///< sequences at a time
+  int64_t sequences;      ///< of the step
+  int64_t context;        ///< tokens of each
+  int64_t micro_batch;    ///< sequences at a time
+  int64_t documents = 0;  ///< that a sequence may have, where attention stays within them; else 0
 
   // NOLINTNEXTLINE(modernize-use-nullptr): takes the 0 that it is compared with for a pointer
   auto operator<=>(const StepPlan&) const = default;
 };
+
+/// The documents that a sequence of so many tokens may have where its recipe does not say: one for
+/// 256 tokens, but at least 16.
+int64_t default_documents(int64_t context);
 
 /// Why no step of a stage that asks for Lighthouse computes it; empty where some do, or where it
 /// asks for none.
@@ -39,7 +44,7 @@ int64_t pieces_of(const StageRecipe& stage);
 
 /// The pairs of positions that attention compares in a step of the stage, as a share of those of
 /// dense attention, over all layers of a model of that many: 1 of a dense one, (S/N)^2 of one with
-/// Lighthouse, W/N of one with pieces, or both.
+/// Lighthouse, W/N of one with pieces, or both. Of sequences of one document each: more have fewer.
 double attention_area(const StageRecipe& stage, int64_t layers);
 
 /// "dense", "lighthouse", "lighthouse, local 2048" or "local 2048"

@@ -145,11 +145,18 @@ void AdamW::add_up(const Tensors& gradients) const {
   }
 }
 
-double AdamW::clip_gradients() {
+AdamW::Tensors AdamW::gradients() const {
   Tensors all;
   for (const Group& group : groups_) {
     all.insert(all.end(), group.gradients.begin(), group.gradients.end());
   }
+  return all;
+}
+
+void AdamW::scale_gradients(double factor) { at::_foreach_mul_(gradients(), factor); }
+
+double AdamW::clip_gradients() {
+  const Tensors all = gradients();
   double norm = 0;
   if (is_sharded_) {
     // PyTorch's float32 norm of a tensor as long as these loses digits on the CPU. In pieces, as

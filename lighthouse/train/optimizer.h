@@ -36,6 +36,9 @@ class AdamW {
   /// not during the backward pass.
   void reduce_gradients();
 
+  /// Multiplies what `reduce_gradients` has left.
+  void scale_gradients(double factor);
+
   /// The 2-norm of all collected gradients together, which are scaled down to max_grad_norm where
   /// it is above that. NaN or infinite where a gradient is. The same on each rank.
   double clip_gradients();
@@ -85,6 +88,7 @@ class AdamW {
   /// Gives a group's parameters and its weights one tensor each, and the rank its part.
   void shard(Group& group, at::ScalarType compute) const;
   void add_up(const Tensors& gradients) const;
+  Tensors gradients() const;  ///< of all groups
   at::Tensor part_of(const at::Tensor& flat) const;
   void publish_weights();
   /// Adds one kind of the groups' tensors, by prefixed names.

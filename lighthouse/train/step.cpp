@@ -10,7 +10,9 @@ namespace lighthouse::train {
 StepResult train_step(model::LanguageModel& model, AdamW& optimizer, const distributed::World& data,
                       const data::Batch& batch, const run::StepPlan& plan,
                       const run::OptimizerRecipe& recipe, double lr, StepGraphs* graphs) {
+  // A graph holds the divisor of its pass: what does not count is made up for at the end.
   const auto tokens = static_cast<double>(batch.tokens.numel());
+  const double of_counted = tokens / static_cast<double>(batch.count_targets());
   const auto pass = [&](const data::Batch& part) {
     const at::Tensor loss = model.token_losses(part, recipe.z_loss).sum().div(tokens);
     loss.backward();
@@ -29,8 +31,9 @@ StepResult train_step(model::LanguageModel& model, AdamW& optimizer, const distr
   }
   StepResult result{};
   optimizer.reduce_gradients();
+  if (of_counted != 1) optimizer.scale_gradients(of_counted);
   result.grad_norm = optimizer.clip_gradients();
-  result.loss = optimizer.world().sum(loss.item<double>());
+  result.loss = optimizer.world().sum(loss.item<double>()) * of_counted;
   const bool spike = recipe.skip_grad_norm > 0 && result.grad_norm > recipe.skip_grad_norm;
   result.skipped = spike || !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
   if (result.skipped) {

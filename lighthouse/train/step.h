@@ -9,7 +9,7 @@
 namespace lighthouse::train {
 
 struct StepResult {
-  double loss;       ///< mean per token, nats
+  double loss;       ///< mean per token that has a target, of all ranks together; nats
   double grad_norm;  ///< before clipping
   bool skipped;      ///< the weights are as they were
 };

@@ -33,7 +33,7 @@ class StepGraphs {
   /// Does what `pass` does. The first pass of a kind sets libraries up and runs as it is; the
   /// second is captured, and it and all that follow are replayed.
   /// @param micro_batch on the model's device, which is a GPU; of one shape throughout a kind, and
-  ///        with positions in every one or in none
+  ///        with positions in every one or in none, and so with documents
   at::Tensor run(const run::StepPlan& kind, const data::Batch& micro_batch, const Pass& pass);
 
  private:

@@ -18,6 +18,7 @@
 #include "lighthouse/run/new_model.h"
 #include "lighthouse/run/parallel.h"
 #include "lighthouse/run/recipe_changes.h"
+#include "lighthouse/run/recipe_fields.h"
 #include "lighthouse/run/stage.h"
 #include "lighthouse/run/summary.h"
 #include "lighthouse/train/device.h"
@@ -104,7 +105,7 @@ Trainer::Trainer(const run::Recipe& recipe, const run::RunFolder& folder,
       corpus_(read_data(recipe, list, progress_)),
       token_frequency_loss_(
           eval::token_frequency_loss(corpus_.train(), corpus_.held_out(), recipe.model.vocab_size)),
-      loader_(corpus_.train(), corpus_.document_ends(), recipe.run.seed, recipe.model.vocab_size,
+      loader_(corpus_.train(), corpus_.train_ends(), recipe.run.seed, recipe.model.vocab_size,
               static_cast<uint64_t>(recipe.data.shuffle_block)),
       device_(device_of(recipe, world)),
       model_(first_model(recipe, device_, is_new)),
@@ -114,8 +115,11 @@ Trainer::Trainer(const run::Recipe& recipe, const run::RunFolder& folder,
       writer_(checkpoints_, recipe.run.keep_checkpoints, recipe.run.keep_every_steps) {
   use_deterministic_algorithms(recipe.run.deterministic);
   for (const run::StageRecipe& stage : recipe.stages) {
-    held_out_[stage.context] = data::held_out_batches(corpus_.held_out(), recipe.run.eval_sequences,
-                                                      stage.context, recipe.model.vocab_size);
+    run::check_part("stage '" + stage.name + "'", [&] {
+      held_out_[{stage.context, stage.documents_per_row}] = data::held_out_batches(
+          corpus_.held_out(), recipe.run.eval_sequences, stage.context, recipe.model.vocab_size,
+          corpus_.held_out_ends(), {stage.documents_per_row, recipe.data.positions});
+    });
   }
 }
 
@@ -320,7 +324,7 @@ void Trainer::use_attention(const run::StageRecipe& stage, nn::Mode attention) {
 run::EvalMetrics Trainer::evaluate(const Stage& stage, const char* when) {
   const nn::Mode attention = run::computed_attention(stage.recipe);
   use_attention(stage.recipe, attention);
-  const auto& batches = held_out_.at(stage.recipe.context);
+  const auto& batches = held_out_.at({stage.recipe.context, stage.recipe.documents_per_row});
   const auto stop = [this] { stop_if_asked(); };
   const auto loss = [&](bool as_trained) {
     return eval::held_out_loss(*model_, batches, as_trained, stop, mesh_).all.mean;
@@ -341,7 +345,10 @@ std::variant<run::StepMetrics, run::SkipMetrics> Trainer::next_step(const Stage&
   const double start = clock_();
   const run::StepPlan plan = run::step_plan(stage.recipe, step_ - stage.first);
   const double lr = learning_rate(stage);
-  const data::Batch batch = loader_.next(plan.sequences, plan.context);
+  data::Batch batch;
+  run::check_part(message("stage '", stage.recipe.name, "', step ", step_ + 1), [&] {
+    batch = loader_.next(plan.sequences, plan.context, {plan.documents, recipe_.data.positions});
+  });
   use_attention(stage.recipe, plan.attention);
   const StepResult done =
       train_step(*model_, optimizer_, mesh_.data, batch, plan, recipe_.optimizer, lr, graphs);

@@ -133,7 +133,8 @@ class Trainer {
   run::Checkpoints checkpoints_;
   CheckpointWriter writer_;
   StopSignals signals_;
-  std::map<int64_t, std::vector<data::Batch>> held_out_;  ///< batches by their context
+  /// Batches, by context and documents_per_row.
+  std::map<std::pair<int64_t, int64_t>, std::vector<data::Batch>> held_out_;
   /// The stage, and the mode, that the model's attention is of.
   std::optional<std::pair<const run::StageRecipe*, nn::Mode>> attention_is_of_;
   std::optional<Metrics> metrics_;     ///< on the first rank

@@ -393,7 +393,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"left out: {inventory}", file=sys.stderr)
     print(
         f"{options.out}: {count} tokens of a vocabulary of {vocabulary_of(tokenizer)}, of {inventory.documents} documents "
-        f"in {inventory.files} files"
+        f"in {inventory.files} files; each ends with the id {end} (data.end_token)"
     )
 
 

@@ -211,6 +211,47 @@ TEST_F(VerbsTest, KnowsPieces) {
           "| alone | local 32 | 2 | 256 |", "| both | lighthouse, local 32 | 2 | 256 |"});
 }
 
+/// Attention within documents, by every verb that computes it.
+TEST_F(VerbsTest, KnowsDocuments) {
+  std::ofstream lines(folder / "lines.jsonl");
+  for (int i = 0; i < 400; ++i) {
+    lines << R"({"text": ")" << std::string(20 + i % 60, 'a') << " line " << i << "\"}\n";
+  }
+  lines.close();
+  std::string head = recipe_head(folder / "lines.jsonl");
+  head.insert(head.find("[optimizer]"), "attention = 'within'\nheld_out_share = 0.3\n");
+  std::ofstream(folder / "recipe.toml")
+      << head << "[[stage]]\nname = 'both'\nsteps = 2\ncontext = 256\nattention = 'lighthouse'\n"
+      << "budget = 8\ntile_budget = 4\nlocal = 32\n";
+  const auto said_by = [&](const std::vector<std::string>& words, int expected = 0) {
+    const int status = Program(words, folder / "output").wait();
+    std::string said = io::read_file(folder / "output");
+    EXPECT_EQ(status, expected) << said;
+    return said;
+  };
+  const auto expect = [](const std::string& said, std::initializer_list<const char*> words) {
+    for (const char* word : words) EXPECT_NE(said.find(word), std::string::npos) << word << said;
+  };
+  const std::string run = folder / "run", recipe = folder / "recipe.toml";
+  const std::string figures = folder / "figures.json";
+  expect(said_by({"plan", recipe, "--threads", "2"}), {"Every sequence is one document"});
+  expect(said_by({"bench", "train", recipe, "--threads", "2", "--steps", "1", "--json", figures}),
+         {"Every sequence is one document"});
+  // Each of 16 documents may leave all but one of a root's 16 tokens free: 15 roots more.
+  EXPECT_EQ(nlohmann::json::parse(io::read_file(figures)).at("rows")[0].at("rows"), 80 + 15);
+  std::vector<std::string> train = arguments("run", false);
+  expect(said_by(train), {"documents_per_row", "\"within\"", "\"document\""});
+  expect(said_by({"eval", run, "--sequences", "2", "--json", figures}),
+         {"loss by position in the document", "0 to 63"});
+  const auto eval = nlohmann::json::parse(io::read_file(figures));
+  // No line has more than 128 tokens.
+  EXPECT_LE(eval.at("by_position_dense").size(), 2u);
+  EXPECT_EQ(eval.at("by_position_as_trained").size(), eval.at("by_position_dense").size());
+  said_by({"passkey", run, "--contexts", "128", "--trials", "1", "--depths", "50"});
+  train.insert(train.end(), {"--resume", "--force", "--set", "stage.both.documents_per_row=1"});
+  expect(said_by(train, 2), {"stage 'both': documents_per_row is 1, and a row of 256 tokens has"});
+}
+
 TEST_F(VerbsTest, PasskeyMakesATableAndAHeatMap) {
   finish("run", false);
   stub_python();

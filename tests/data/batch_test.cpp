@@ -33,6 +33,28 @@ TEST(Batch, GivesChunksOfRowsWithTheirPositions) {
       {"has 12 tokens", "5 equal chunks", "a multiple of 5"}));
 }
 
+/// Every rank that shares a row attends to some heads of all of it.
+TEST(Batch, GivesChunksTheDocumentsOfTheirWholeRows) {
+  const at::Tensor tokens = at::arange(24, at::kLong).view({2, 12});
+  const at::Tensor starts = at::tensor({0, 5, 12, 0, 12, 12}, at::kInt).view({2, 3});
+  const Batch part = Batch{.tokens = tokens, .document_starts = starts}.chunks({0, 3}, 4);
+  EXPECT_EQ(part.tokens.size(1), 6);
+  EXPECT_TRUE(part.document_starts.equal(starts));
+}
+
+TEST(Batch, CountsPlacesAndTargets) {
+  const at::Tensor tokens = at::zeros({2, 7}, at::kLong);
+  Batch batch{.tokens = tokens, .targets = tokens.clone()};
+  const at::Tensor counted = at::arange(7, at::kLong);
+  EXPECT_TRUE(batch.places_in_documents().equal(counted.expand({2, 7})));
+  EXPECT_EQ(batch.count_targets(), 14);
+  batch.document_starts = at::tensor({0, 7, 7, 0, 3, 4}, at::kInt).view({2, 3});
+  const at::Tensor places = at::tensor({0, 1, 2, 0, 0, 1, 2}, at::kLong);
+  EXPECT_TRUE(batch.places_in_documents().equal(at::stack({counted, places})));
+  batch.targets[1][2] = kNoTarget;
+  EXPECT_EQ(batch.count_targets(), 13);
+}
+
 TEST(Batch, MovesAllThatItHas) {
   const at::Tensor tokens = at::zeros({1, 2}, at::kLong);
   const Batch batch{tokens, tokens, tokens, tokens.to(at::kInt)};

@@ -82,6 +82,8 @@ TEST_F(CorpusTest, SplitsAFileByPosition) {
   EXPECT_EQ(text_of(corpus.train()), text.substr(0, 15) + '\0');
   EXPECT_EQ(text_of(corpus.held_out()), text.substr(15) + '\0');
   EXPECT_EQ(corpus.documents(), 1);
+  EXPECT_EQ(corpus.train_ends().places, (std::vector<uint64_t>{16}));
+  EXPECT_EQ(corpus.held_out_ends().places, (std::vector<uint64_t>{5}));
 }
 
 TEST_F(CorpusTest, KeepsBothPartsOfTheSmallestFile) {
@@ -269,7 +271,8 @@ TEST_F(CorpusTest, ReadsALargeFileWhereItLies) {
   EXPECT_EQ(corpus.documents(), 3);
   const std::string all = "first" + std::string(1, '\0') + text.substr(3) + '\0' + "last";
   EXPECT_TRUE(text_of(corpus.train()) == all + '\0');
-  EXPECT_EQ(corpus.document_ends(), (std::vector<uint64_t>{6, text.size() + 4, text.size() + 9}));
+  EXPECT_EQ(corpus.train_ends().places,
+            (std::vector<uint64_t>{6, text.size() + 4, text.size() + 9}));
   write("b.txt", text + "\xff");
   const Corpus without = read(root_, 1e-9);
   EXPECT_EQ(without.documents(), 2);
@@ -292,7 +295,7 @@ int64_t memory_to_read(const Source& source) {
     };
     const int64_t before = peak();
     const Corpus corpus = Corpus::read(source);
-    const Loader loader(corpus.train(), corpus.document_ends(), 1);
+    const Loader loader(corpus.train(), corpus.train_ends(), 1);
     const int64_t more = loader.epoch() == 0 ? peak() - before : -1;
     const bool told = ::write(ends[1], &more, sizeof(more)) == sizeof(more);
     ::_exit(told ? 0 : 1);
@@ -424,7 +427,7 @@ TEST_F(CorpusTest, MakesADocumentOfAFolder) {
     const std::string text = text_of(corpus.train());
     std::vector<std::string> all;
     uint64_t begin = 0;
-    for (const uint64_t end : corpus.document_ends()) {
+    for (const uint64_t end : corpus.train_ends().places) {
       all.push_back(text.substr(begin, end - begin));
       std::ranges::replace(all.back(), '\0', ';');
       begin = end;
@@ -577,6 +580,78 @@ TEST_F(CorpusTest, HoldsTheDataAgainstTheVocabulary) {
   read(root_ / "a.txt").check_vocabulary(256);
   write_tokens(root_ / "characters.bin", std::vector<int64_t>{0, 64, 1}, 65);
   read(root_ / "characters.bin").check_vocabulary(65);
+}
+
+/// Of both parts, whether they are chosen by name or cut off the end.
+TEST_F(CorpusTest, KnowsWhereDocumentsOfTextEnd) {
+  for (int i = 0; i < 40; ++i) write(message("d", i), std::string(1 + i % 7, 'x'));
+  for (const double share : {0.3, 1e-9}) {
+    const Corpus corpus = read(root_, share);
+    for (const auto& [tokens, ends] : {std::pair(&corpus.train(), &corpus.train_ends()),
+                                       std::pair(&corpus.held_out(), &corpus.held_out_ends())}) {
+      const std::string text = text_of(*tokens);
+      std::vector<uint64_t> expected;
+      for (size_t i = 0; i < text.size(); ++i) {
+        if (text[i] == '\0') expected.push_back(i + 1);
+      }
+      EXPECT_EQ(ends->places, expected);
+      EXPECT_EQ(ends->token, -1);
+    }
+  }
+}
+
+TEST_F(CorpusTest, ByteZeroEndsNoDocumentInAFolderThatIsOne) {
+  for (const char* name : {"a/1", "a/2", "b/1", "b/2"}) write(name, "xyz");
+  Source source{{root_.string()}, "text", 1e-9, Documents::kFolders};
+  source.attention = Attention::kWithin;
+  const Corpus corpus = Corpus::read(source);
+  Loader loader(corpus.train(), corpus.train_ends(), 1);
+  const at::Tensor starts = loader.next(1, 16, {4, Positions::kRow}).document_starts[0];
+  EXPECT_TRUE(starts.equal(at::tensor({0, 8, 16, 16}, at::kInt))) << starts;
+}
+
+TEST_F(CorpusTest, DocumentsOfTokenFilesEndWithTheEndToken) {
+  const std::vector<int64_t> first{5, 6, 9, 7, 9, 8}, second{4, 3, 9, 2, 1, 2, 9, 3};
+  write_tokens(root_ / "a.bin", first, 10);
+  write_tokens(root_ / "b.bin", second, 10);
+  write_tokens(root_ / "c_val.bin", second, 10);
+  Source source{{root_.string()}};
+  const auto refused = [&](std::initializer_list<std::string> parts) {
+    return testing::throws<std::invalid_argument>([&] { Corpus::read(source); }, parts);
+  };
+  source.positions = Positions::kDocument;
+  EXPECT_TRUE(refused({"data.positions is 'document'", "data.end_token must be the id"}));
+  source.attention = Attention::kWithin;
+  EXPECT_TRUE(refused({"data.attention is 'within'", root_.string(), "data.end_token must be"}));
+  source.end_token = 9;
+  const Corpus corpus = Corpus::read(source);
+  EXPECT_NE(corpus.describe().find("of the first 14 tokens 4 end a document (data.end_token = 9)"),
+            std::string::npos)
+      << corpus.describe();
+  // The first file ends without one.
+  const auto starts = [](const Batch& batch) {
+    const at::Tensor found = batch.document_starts[0];
+    return std::vector<int64_t>(found.const_data_ptr<int>(),
+                                found.const_data_ptr<int>() + found.numel());
+  };
+  Loader loader(corpus.train(), corpus.train_ends(), 1, 10);
+  const Batch batch = loader.next(1, 14, {6, Positions::kRow});
+  EXPECT_EQ(starts(batch), (std::vector<int64_t>{0, 3, 5, 6, 9, 13}));
+  EXPECT_EQ(batch.count_targets(), 14 - 6);  // the epoch ends, too
+  const auto held_out =
+      held_out_batches(corpus.held_out(), 1, 7, 10, corpus.held_out_ends(), {3, Positions::kRow});
+  EXPECT_EQ(starts(held_out.at(0)), (std::vector<int64_t>{0, 3, 7}));
+
+  fs::remove(root_ / "c_val.bin");
+  source.held_out_share = 0.5;
+  const Corpus cut = Corpus::read(source);
+  EXPECT_EQ(cut.train_ends().places, (std::vector<uint64_t>{6}));
+  EXPECT_EQ(cut.held_out_ends().places, (std::vector<uint64_t>{7}));
+  source.end_token = 0;
+  EXPECT_NE(Corpus::read(source).describe().find("of the first 7 tokens none end a document"),
+            std::string::npos);
+  source.path = {write("text", "abc").string()};
+  EXPECT_TRUE(refused({"data.end_token is 0", "documents end with byte 0", "left out"}));
 }
 
 }  // namespace

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/throws.h"
+
 namespace lighthouse::data {
 namespace {
 
@@ -24,10 +26,10 @@ Bytes some_documents(int count) {
 }
 
 /// Each document ends with byte 0.
-std::vector<uint64_t> ends_of(const Bytes& text) {
-  std::vector<uint64_t> ends;
+DocumentEnds ends_of(const Bytes& text) {
+  DocumentEnds ends;
   for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == 0) ends.push_back(i + 1);
+    if (text[i] == 0) ends.places.push_back(i + 1);
   }
   return ends;
 }
@@ -74,9 +76,9 @@ TEST(Loader, KeepsDocumentsWhole) {
 
 TEST(Loader, KeepsDocumentsOfManyFilesWhole) {
   const Bytes text = some_documents(30);
-  std::vector<uint64_t> ends, all = ends_of(text);
+  std::vector<uint64_t> ends, all = ends_of(text).places;
   for (size_t i = 4; i < all.size(); i += 5) ends.push_back(all[i]);
-  Loader loader(text, ends, 1);
+  Loader loader(text, {ends}, 1);
   const Bytes epoch = stream(loader, static_cast<int64_t>(text.size()));
   EXPECT_NE(epoch, text);
   uint64_t begin = 0;
@@ -107,7 +109,7 @@ TEST(Loader, ShufflesBlocksOfALongDocument) {
   for (uint8_t i = 0; i < kBlocks; ++i) text.insert(text.end(), kBlock, i);
   text.insert(text.end(), {200, 201, 202});
   const auto size = static_cast<int64_t>(text.size());
-  Loader loader(text, {text.size()}, 1, 256, kBlock);
+  Loader loader(text, {{text.size()}}, 1, 256, kBlock);
   Bytes last;
   for (int epoch = 0; epoch < 2; ++epoch) {
     const Bytes order = stream(loader, size);
@@ -192,6 +194,112 @@ TEST(Loader, RepeatsATextThatIsShorterThanABatch) {
   EXPECT_EQ(stream(loader, 2), (Bytes{0, 'a'}));
 }
 
+using Numbers = std::vector<int64_t>;
+
+Numbers numbers_of(const at::Tensor& row) {
+  const at::Tensor numbers = row.to(at::kLong).contiguous();
+  return {numbers.const_data_ptr<int64_t>(), numbers.const_data_ptr<int64_t>() + numbers.numel()};
+}
+
+/// Holds a batch of documents against where they begin among its tokens, the one after its last
+/// included, besides at the start of each row.
+void expect_documents(const Batch& batch, const std::vector<bool>& begins, int64_t most) {
+  const int64_t rows = batch.tokens.size(0), context = batch.tokens.size(1);
+  ASSERT_EQ(batch.document_starts.sizes(), (Numbers{rows, most}));
+  ASSERT_EQ(batch.document_starts.scalar_type(), at::kInt);
+  for (int64_t row = 0; row < rows; ++row) {
+    Numbers starts, positions, has_target;
+    for (int64_t i = 0; i < context; ++i) {
+      if (i == 0 || begins[row * context + i]) starts.push_back(i);
+      positions.push_back(i - starts.back());
+      has_target.push_back(begins[row * context + i + 1] ? 0 : 1);
+    }
+    starts.resize(most, context);
+    EXPECT_EQ(numbers_of(batch.document_starts[row]), starts);
+    EXPECT_EQ(numbers_of(batch.positions[row]), positions);
+    EXPECT_EQ(numbers_of(batch.targets[row].ne(kNoTarget)), has_target);
+  }
+}
+
+constexpr int64_t kMost = 12;
+constexpr RowDocuments kWithin{kMost, Positions::kDocument};
+
+/// Its rows begin and end in the midst of documents, and one is longer than a row.
+TEST(Loader, TellsWhereTheDocumentsOfARowBegin) {
+  const Bytes text = some_documents(30);
+  Loader loader(text, ends_of(text), 1), plain(text, ends_of(text), 1);
+  int several = 0;
+  for (int step = 0; step < 20; ++step) {  // more than an epoch
+    const Batch batch = loader.next(3, 25, kWithin), expected = plain.next(3, 25);
+    EXPECT_TRUE(batch.tokens.equal(expected.tokens));
+    EXPECT_TRUE(batch.targets.eq(expected.targets)
+                    .logical_or(batch.targets.eq(kNoTarget))
+                    .all()
+                    .item<bool>());
+    EXPECT_FALSE(expected.document_starts.defined() || expected.positions.defined());
+    EXPECT_EQ(expected.count_targets(), 75);
+    std::vector<bool> begins{true};
+    for (const int64_t token : numbers_of(batch.tokens.flatten())) begins.push_back(token == 0);
+    expect_documents(batch, begins, kMost);
+    several += batch.document_starts.slice(1, 2).lt(25).any().item<bool>();
+  }
+  EXPECT_GT(several, 5);
+}
+
+/// Text that goes on with another piece of a document, or the same one anew.
+TEST(Loader, EndsADocumentWhereTheStreamDoesNotGoOn) {
+  Bytes text(200);
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<uint8_t>(i);
+  Loader loader(text, {{text.size()}}, 1, 256, 5);
+  int64_t documents = 0;
+  for (int step = 0; step < 12; ++step) {
+    const Numbers ahead = numbers_of(Loader(loader).next(1, 43).tokens[0]);
+    const Batch batch = loader.next(2, 21, kWithin);
+    std::vector<bool> begins{true};
+    for (size_t i = 1; i < ahead.size(); ++i) begins.push_back(ahead[i] != ahead[i - 1] + 1);
+    expect_documents(batch, begins, kMost);
+    documents += batch.document_starts.lt(21).sum().item<int64_t>();
+  }
+  EXPECT_GT(documents, 48);
+}
+
+TEST(Loader, CountsPositionsFromADocumentsStartWhereAttentionCrossesToo) {
+  const Bytes text = some_documents(20);
+  Loader loader(text, ends_of(text), 1), within(text, ends_of(text), 1);
+  const Batch batch = loader.next(2, 30, {0, Positions::kDocument});
+  EXPECT_TRUE(batch.positions.equal(within.next(2, 30, kWithin).positions));
+  EXPECT_GT(batch.positions.eq(0).sum().item<int64_t>(), 2);
+  EXPECT_FALSE(batch.document_starts.defined());
+  EXPECT_EQ(batch.count_targets(), 60);
+  Loader rows(text, ends_of(text), 1);
+  const Batch of_rows = rows.next(2, 30, {kMost, Positions::kRow});
+  EXPECT_FALSE(of_rows.positions.defined());
+  EXPECT_TRUE(of_rows.document_starts.defined());
+}
+
+TEST(Loader, SeeksToTheSameDocuments) {
+  const Bytes text = some_documents(20);
+  Loader loader(text, ends_of(text), 3);
+  for (int step = 0; step < 9; ++step) loader.next(2, 30, kWithin);
+  Loader other(text, ends_of(text), 3);
+  other.seek(loader.position());
+  const Batch a = loader.next(2, 30, kWithin), b = other.next(2, 30, kWithin);
+  EXPECT_TRUE(a.document_starts.equal(b.document_starts));
+  EXPECT_TRUE(a.targets.equal(b.targets));
+}
+
+TEST(Loader, RefusesARowOfTooManyDocuments) {
+  const Bytes text{'a', 0, 'b', 0, 'c', 0, 'd', 0};
+  Loader loader(text, ends_of(text), 1);
+  EXPECT_TRUE(testing::throws<std::invalid_argument>(
+      [&] {
+        loader.next(1, 8, {3, Positions::kRow});
+      },
+      {"documents_per_row is 3", "a row of 8 tokens has 4 documents", "that many or more"}));
+  EXPECT_EQ(loader.position(), 0u);
+  EXPECT_EQ(loader.next(1, 8, {4, Positions::kRow}).count_targets(), 4);
+}
+
 TEST(Loader, RefusesWhatIsEmpty) {
   const Bytes text{'a'}, none;
   EXPECT_THROW(Loader(none, {}, 1), std::invalid_argument);
@@ -210,6 +318,16 @@ TEST(HeldOutBatches, AreSpreadEvenlyWithoutOverlap) {
     const at::Tensor expected = at::arange(begins[i], begins[i] + 11, at::kLong).view({1, 11});
     EXPECT_TRUE(at::equal(batches[i].tokens, expected.slice(1, 0, 10)));
     EXPECT_TRUE(at::equal(batches[i].targets, expected.slice(1, 1)));
+  }
+}
+
+TEST(HeldOutBatches, TellWhereDocumentsBegin) {
+  const Bytes text = some_documents(10);
+  for (const Batch& batch : held_out_batches(text, 3, 20, 256, ends_of(text), kWithin)) {
+    std::vector<bool> begins{true};
+    for (const int64_t token : numbers_of(batch.tokens.flatten())) begins.push_back(token == 0);
+    expect_documents(batch, begins, kMost);
+    EXPECT_LT(batch.count_targets(), 20);
   }
 }
 

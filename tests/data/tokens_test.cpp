@@ -9,6 +9,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "lighthouse/core/check.h"
 #include "lighthouse/data/loader.h"
 #include "tests/support/folder.h"
 #include "tests/support/throws.h"
@@ -103,10 +104,10 @@ TEST_F(TokensTest, RefuseHeadersThatAreNotKnown) {
     header[0] = date;
     header[1] = version;
     header[2] = 1;
-    EXPECT_TRUE(fails(
-        bytes_of(header) + "xx",
-        {"a.bin' begins like one of llm.c", std::to_string(date),
-         "version " + std::to_string(version), "20240520, version 1, and 20240801, version 7"}));
+    EXPECT_TRUE(
+        fails(message(bytes_of(header), "xx"),
+              {"a.bin' begins like one of llm.c", std::to_string(date),
+               message("version ", version), "20240520, version 1, and 20240801, version 7"}));
   }
   header[0] = 20240520;
   header[1] = 1;

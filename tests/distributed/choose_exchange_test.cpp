@@ -60,5 +60,16 @@ TEST(ChooseExchange, TakesWhatIsAskedFor) {
   EXPECT_EQ(chosen.because, "it was asked for");
 }
 
+TEST(ChooseExchange, TakesHeadsForDocuments) {
+  EXPECT_EQ(choose_exchange(ExchangeChoice::kAuto, {.ranks = 2,
+                                                    .heads = 8,
+                                                    .groups = 8,
+                                                    .rows = 100000,
+                                                    .has_pieces = true,
+                                                    .has_documents = true})
+                .because,
+            "it alone keeps documents apart");
+}
+
 }  // namespace
 }  // namespace lighthouse::distributed

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "lighthouse/data/batch.h"
 #include "tests/model/support.h"
 #include "tests/support/throws.h"
 
@@ -51,6 +52,30 @@ TEST(TokenLoss, IsPlainCrossEntropyOverSeveralChunks) {
 TEST(TokenLoss, IsPlainCrossEntropyOverOneChunk) {
   expect_plain_cross_entropy(at::kDouble, 1e-12, 1, 2);
   expect_plain_cross_entropy(at::kDouble, 1e-12, 256, 5000);
+}
+
+/// As if their positions were not there.
+TEST(TokenLoss, LeavesOutPositionsWithoutATarget) {
+  at::manual_seed(5);
+  Problem problem(at::kDouble);
+  const Tensor kept = at::rand({600}).gt(0.4);
+  problem.targets.masked_fill_(kept.logical_not(), data::kNoTarget);
+  const auto results = [&](const Tensor& mask) {
+    const Tensor hidden =
+        problem.hidden.detach().masked_select(mask.unsqueeze(1)).view({-1, 12}).requires_grad_();
+    const Tensor losses =
+        token_loss(hidden, problem.weight, problem.targets.masked_select(mask), /*z_loss=*/0.3);
+    const auto grads = torch::autograd::grad({losses}, {hidden, problem.weight},
+                                             {problem.grad.masked_select(mask)});
+    return std::vector<Tensor>{losses.detach(), grads[0], grads[1]};
+  };
+  const auto all = results(at::ones_like(kept)), of_kept = results(kept);
+  for (const int i : {0, 1}) {
+    EXPECT_LE(relative_error(all[i].index_select(0, kept.nonzero().squeeze(1)), of_kept[i]), 1e-12);
+    const Tensor others = all[i].index_select(0, kept.logical_not().nonzero().squeeze(1));
+    EXPECT_EQ(others.abs().max().item<double>(), 0);
+  }
+  EXPECT_LE(relative_error(all[2], of_kept[2]), 1e-12);
 }
 
 TEST(TokenLoss, DifferentiatesTheZLossToo) {

@@ -67,6 +67,23 @@ TEST(Parallel, AutoSharesPiecesByChunksWhereTheseCanSelect) {
   EXPECT_NO_THROW(r.validate());
 }
 
+/// Pieces would be shared by chunks.
+TEST(Parallel, DocumentsAreKeptApartByHeadsAlone) {
+  Recipe r = recipe(2);
+  r.data.attention = data::Attention::kWithin;
+  r.stages[0].documents_per_row = 16;
+  r.stages[0].config.local = 64;
+  EXPECT_EQ(exchange_of(r, r.stages[0]).exchange, Exchange::kHeads);
+  EXPECT_NO_THROW(r.validate());
+  r.parallel.exchange = ExchangeChoice::kRing;
+  EXPECT_TRUE(refused(r, {"stage 'long'", "parallel.exchange is 'ring'",
+                          "data.attention is 'within'", "must be 'heads' or 'auto'"}));
+  r.parallel = {.context = 3};
+  r.stages[0].context = 1026;
+  EXPECT_TRUE(refused(r, {"parallel.context is 3", "data.attention is 'within'",
+                          "must divide the 8 of model.num_attention_heads"}));
+}
+
 TEST(Parallel, ALengthThatRanksCannotDivideIsRefused) {
   Recipe r = recipe(4);
   EXPECT_NO_THROW(r.validate());

@@ -5,6 +5,7 @@
 
 #include <fstream>
 #include <sstream>
+#include <tuple>
 
 #include "lighthouse/model/language_model.h"
 #include "tests/support/small_model.h"
@@ -119,6 +120,8 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
       "data.documents=folders",
       "data.folder_depth=3",
       "data.shuffle_block=98304",
+      "data.attention=within",
+      "data.end_token=3",
       "model.tie_word_embeddings=true",
       "model.rope_theta=500000",
       "model.model_type=qwen2",
@@ -131,7 +134,8 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
       "parallel.exchange=heads",
       "parallel.shard_optimizer=false",
       "parallel.timeout=2.5",
-      "stage.long.scorer=dilated",
+      "stage.long.local=64",
+      "stage.long.documents_per_row=77",
       "stage.long.selection=causal",
       "stage.long.dense_layers=[0, -1]",
       "stage.long.dense_share=0.3333333333333333",
@@ -153,7 +157,12 @@ TEST_F(RecipeTest, RoundTripsThroughToml) {
   EXPECT_FALSE(after.parallel.shard_optimizer);
   EXPECT_EQ(after.parallel.timeout, 2.5);
   EXPECT_EQ(after.stages[1].config, before.stages[1].config);
-  EXPECT_EQ(after.stages[1].config.scorer, Scorer::kDilated);
+  EXPECT_EQ(after.data.attention, data::Attention::kWithin);
+  EXPECT_EQ(after.data.positions, data::Positions::kDocument);
+  EXPECT_EQ(after.data.end_token, 3);
+  EXPECT_EQ(after.stages[0].documents_per_row, 16);
+  EXPECT_EQ(after.stages[1].documents_per_row, 77);
+  EXPECT_EQ(read(kRecipe, {"stage.long.scorer=dilated"}).stages[1].config.scorer, Scorer::kDilated);
   EXPECT_EQ(after.stages[1].config.selection, SelectionRule::kCausal);
   EXPECT_EQ(after.stages[1].dense_layers, (std::vector<int64_t>{0, -1}));
   EXPECT_EQ(after.stages[1].dense_share, 0.3333333333333333);
@@ -514,6 +523,59 @@ TEST_F(RecipeTest, PrintsOnlyWhatHasAnEffect) {
             std::string::npos);
 }
 
+TEST_F(RecipeTest, HasOtherDefaultsWithinDocuments) {
+  const std::string within = "data.attention=within", pieces = "stage.long.local=64";
+  const auto documents = [&](const std::vector<std::string>& overrides) {
+    const Recipe recipe = read(kRecipe, overrides);
+    EXPECT_EQ(read(recipe.to_toml()).to_toml(), recipe.to_toml());
+    return std::tuple(recipe.data.positions, recipe.stages[0].documents_per_row,
+                      recipe.stages[1].documents_per_row);
+  };
+  using enum data::Positions;
+  EXPECT_EQ(documents({}), std::tuple(kRow, 0, 0));
+  EXPECT_EQ(documents({within, pieces}), std::tuple(kDocument, 16, 16));
+  EXPECT_EQ(documents({within, pieces, "stage.long.context=98304", "stage.short.context=8"}),
+            std::tuple(kDocument, 8, 384));
+  EXPECT_EQ(documents({within, pieces, "data.positions=row", "stage.0.documents_per_row=5"}),
+            std::tuple(kRow, 5, 16));
+  EXPECT_EQ(documents({within, pieces, "model.rope_type=dynamic"}), std::tuple(kRow, 16, 16));
+  EXPECT_EQ(documents({"data.positions=document"}), std::tuple(kDocument, 0, 0));
+}
+
+TEST_F(RecipeTest, RefusesDocumentsThatCannotBeKeptApart) {
+  const std::string within = "data.attention=within";
+  const auto refused = [&](std::vector<std::string> overrides,
+                           std::initializer_list<std::string> parts) {
+    return throws<invalid_argument>([&] { read(kRecipe, overrides); }, parts);
+  };
+  EXPECT_TRUE(refused({"data.attention=inside"},
+                      {"attention is 'inside'; it must be 'across' or 'within'"}));
+  EXPECT_TRUE(refused({within}, {"stage 'long'", "attention is 'lighthouse', local is 0",
+                                 "data.attention is 'within'", "tokens of a piece, such as 2048"}));
+  read(kRecipe, {within, "stage.long.context=1024"});  // too short for Lighthouse: it is dense
+  EXPECT_TRUE(refused({within, "stage.long.local=64", "stage.long.scorer=dilated"},
+                      {"stage 'long'", "scorer is 'dilated'", "it must be 'norm'"}));
+  EXPECT_TRUE(refused({"stage.short.documents_per_row=4"},
+                      {"stage 'short'", "documents_per_row is 4", "data.attention is 'across'"}));
+  EXPECT_TRUE(
+      refused({within, "stage.long.local=64", "stage.short.documents_per_row=1025"},
+              {"stage 'short'", "documents_per_row is 1025", "1 to context, which is 1024"}));
+  EXPECT_TRUE(refused({"data.positions=document", "model.rope_type=dynamic"},
+                      {"model.rope_type is 'dynamic'", "data.positions must be 'row'"}));
+  EXPECT_TRUE(refused({"data.end_token=256"},
+                      {"data.end_token is 256", "below model.vocab_size, which is 256"}));
+}
+
+TEST_F(RecipeTest, NotesDocumentsInFloat32OnAGpu) {
+  const auto notes = [&](std::vector<std::string> overrides) {
+    overrides.insert(overrides.end(), {"run.device=cuda", "stage.long.local=64"});
+    return printed(read(kRecipe, overrides)).find("memory of N^2") != std::string::npos;
+  };
+  EXPECT_TRUE(notes({"data.attention=within"}));
+  EXPECT_FALSE(notes({"data.attention=within", "run.dtype=bfloat16"}));
+  EXPECT_FALSE(notes({}));
+}
+
 TEST_F(RecipeTest, NotesWhereStepsInARowMayLearnFromOneFolder) {
   const auto notes = [&](const std::vector<std::string>& overrides) {
     return printed(read(kRecipe, overrides)).find("steps in a row may learn from one of them") !=
@@ -579,7 +641,8 @@ TEST_F(RecipeTest, ReadsAllRecipesThatAreThere) {
   int count = 0;
   for (const auto& entry : fs::directory_iterator(LIGHTHOUSE_RECIPES)) {
     if (entry.path().extension() != ".toml") continue;
-    const Recipe recipe = Recipe::read(entry.path());
+    // A folder that a user is to name is not there.
+    const Recipe recipe = Recipe::read(entry.path(), {"model.init_from="});
     EXPECT_EQ(printed(recipe).find("note:"), std::string::npos) << entry.path();
     ++count;
   }

@@ -37,6 +37,30 @@ TEST(StepPlan, TakesTheWholeBatchAtOnceUnlessTold) {
   EXPECT_EQ(step_plan(stage, 7).attention, nn::Mode::kLighthouse);
 }
 
+TEST(StepPlan, HasTheDocumentsOfARow) {
+  StageRecipe stage = lighthouse_stage();
+  EXPECT_EQ(step_plan(stage, 0).documents, 0);
+  stage.documents_per_row = 100;
+  stage.dense_share = 0.5;
+  stage.dense_context = 64;
+  EXPECT_EQ(step_plan(stage, 0).documents, 100);
+  EXPECT_EQ(step_plan(stage, 1).documents, 64);
+}
+
+/// Each document begins at a root.
+TEST(RowsOf, GrowWithTheDocumentsThatARowMayHave) {
+  StageRecipe stage = lighthouse_stage();
+  const int64_t rows = rows_of(stage);
+  stage.documents_per_row = 1;
+  EXPECT_EQ(rows_of(stage), rows);
+  // Each of 16 more may leave 15 of 16 tokens of a root free: 15 more, with the children that all
+  // roots have in a budget as large.
+  stage.documents_per_row = 17;
+  EXPECT_EQ(rows_of(stage), rows + 15 * 5);
+  stage.documents_per_row = 4096;
+  EXPECT_EQ(computed_attention(stage), nn::Mode::kDense);
+}
+
 TEST(ComputedAttention, IsLighthouseWhereItPaysInSomeStep) {
   StageRecipe stage = lighthouse_stage();
   EXPECT_EQ(computed_attention(stage), nn::Mode::kLighthouse);

@@ -108,9 +108,10 @@ struct Way {
 class SharedRun : public RanksTest {
  protected:
   /// Trains 50 steps in every way and in one process.
-  void expect_losses_of_one_process(const std::string& stages, const std::vector<Way>& ways) {
+  void expect_losses_of_one_process(const std::string& stages, const std::vector<Way>& ways,
+                                    bool within = false) {
     const auto run_of = [&](const std::string& name) {
-      Recipe r = recipe(stages, name);
+      Recipe r = within ? within_documents(stages, name) : recipe(stages, name);
       r.run.checkpoint_every_steps = 100;
       r.run.eval_every_steps = 10;
       return r;
@@ -146,6 +147,13 @@ TEST_F(SharedRun, HasTheLossesOfOneProcessInEveryAttention) {
   expect_losses_of_one_process(kStages, {{2, 1, ExchangeChoice::kAuto, true},
                                          {2, 2, ExchangeChoice::kHeads, true},
                                          {4, 2, ExchangeChoice::kHeads, false}});
+}
+
+/// The ranks' rows have different numbers of tokens that count; auto is by heads.
+TEST_F(SharedRun, HasTheLossesOfOneProcessWithinDocuments) {
+  expect_losses_of_one_process(
+      kStages, {{2, 1, ExchangeChoice::kAuto, true}, {4, 2, ExchangeChoice::kAuto, false}},
+      /*within=*/true);
 }
 
 /// Four ranks do not divide the two heads: auto is a gather.

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "lighthouse/run/checkpoint.h"
 #include "lighthouse/run/metrics.h"
@@ -29,11 +30,19 @@ class TrainerTest : public ::testing::Test {
 
   run::Recipe recipe(const std::string& stages, const std::string& out = "run") {
     std::ofstream(folder / "recipe.toml") << run::recipe_head(folder / "text") << stages;
-    run::Recipe read = run::Recipe::read(folder / "recipe.toml");
-    read.run.out = (folder / out).string();
-    read.run.device = testing::device().str();
-    read.run.deterministic = testing::device().is_cuda();
-    return read;
+    return read_recipe(out);
+  }
+
+  /// The recipe within documents: files of 1 to 60 words.
+  run::Recipe within_documents(const std::string& stages, const std::string& out = "run") {
+    std::filesystem::create_directory(folder / "documents");
+    for (int i = 0; i < 200; ++i) {
+      std::ofstream file(folder / ("documents/" + std::to_string(i)));
+      for (int word = 0; word < 1 + i * 7 % 60; ++word) file << "word " << i * word % 97 << ' ';
+    }
+    recipe(stages, out);
+    return read_recipe(out, {"data.path=" + (folder / "documents").string(),
+                             "data.attention=within", "data.held_out_share=0.2"});
   }
 
   /// Trains, and returns what was said.
@@ -57,6 +66,15 @@ class TrainerTest : public ::testing::Test {
   }
 
   const testing::Folder folder;
+
+ private:
+  run::Recipe read_recipe(const std::string& out, const std::vector<std::string>& set = {}) {
+    run::Recipe read = run::Recipe::read(folder / "recipe.toml", set);
+    read.run.out = (folder / out).string();
+    read.run.device = testing::device().str();
+    read.run.deterministic = testing::device().is_cuda();
+    return read;
+  }
 };
 
 inline bool same_tensors(const std::filesystem::path& a, const std::filesystem::path& b) {

@@ -1,6 +1,7 @@
 #include "lighthouse/train/train.h"
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -639,6 +640,71 @@ TEST_F(TrainerTest, ReplaysStepsToTheSameBits) {
   }
 }
 
+/// Of every attention, the dense share of a Lighthouse stage too.
+constexpr const char* kStagesWithPieces =
+    "[[stage]]\nname = 'short'\nsteps = 3\ncontext = 64\nbatch = 8\nmicro_batch = 4\n"
+    "[[stage]]\nname = 'lighthouse'\nsteps = 5\ncontext = 512\nbatch = 2\nlocal = 32\n"
+    "attention = 'lighthouse'\nlevels = 3\npooling_factor = 4\nbudget = 8\ntile_budget = 4\n"
+    "dense_layers = [0]\ndense_share = 0.25\ndense_context = 128\n"
+    "[[stage]]\nname = 'local'\nsteps = 2\ncontext = 512\nlocal = 32\nattention = 'local'\n"
+    "[[stage]]\nname = 'dense'\nsteps = 2\ncontext = 512\n";
+
+TEST_F(TrainerTest, GoesOnWithinDocumentsToTheSameBits) {
+  Recipe r = within_documents(kStagesWithPieces);
+  r.run.keep_checkpoints = 20;
+  train(r);
+  const run::MetricsHistory before = metrics();
+  ASSERT_EQ(before.steps.size(), 12u);
+  EXPECT_EQ(before.steps[4].attention, "lighthouse");
+  EXPECT_EQ(before.steps[6].attention, "dense");
+  EXPECT_LT(before.steps.back().loss, before.steps.front().loss);
+  EXPECT_NE(before.evals[1].dense_loss, before.evals.front().dense_loss);
+  const Recipe recorded = read_checkpoint(checkpoint(12)).recipe;
+  EXPECT_EQ(recorded.data.attention, data::Attention::kWithin);
+  EXPECT_EQ(recorded.data.positions, data::Positions::kDocument);
+  EXPECT_EQ(recorded.stages[1].documents_per_row, 16);
+  const fs::path last = folder / "last";
+  fs::copy(checkpoint(12), last, fs::copy_options::recursive);
+  for (const int64_t step : {9, 5, 2}) {
+    train(r, {false, checkpoint(step)});
+    EXPECT_TRUE(same_tensors(checkpoint(12), last)) << step;
+    EXPECT_EQ(metrics().evals.back().dense_loss, before.evals.back().dense_loss);
+  }
+  Recipe across = within_documents(kStagesWithPieces, "across");
+  across.data.attention = data::Attention::kAcross;
+  for (run::StageRecipe& stage : across.stages) stage.documents_per_row = 0;
+  train(across);
+  EXPECT_NE(metrics("across").steps[0].loss, before.steps[0].loss);
+}
+
+/// Relative positions are the same either way, and so are losses but for rounding.
+TEST_F(TrainerTest, RotatesByThePositionsThatTheRecipeAsksFor) {
+  Recipe documents = within_documents(dense_stage("s", 2), "documents-run");
+  Recipe rows = within_documents(dense_stage("s", 2), "rows");
+  rows.data.positions = data::Positions::kRow;
+  Recipe across = within_documents(dense_stage("s", 2), "across");
+  across.data.attention = data::Attention::kAcross;
+  across.stages[0].documents_per_row = 0;
+  Recipe across_rows = across;
+  across_rows.run.out = (folder / "across-rows").string();
+  across_rows.data.positions = data::Positions::kRow;
+  for (Recipe* r : {&documents, &rows, &across, &across_rows}) {
+    r->model.initializer_range = 0.5;  // of the usual one attention hardly depends on positions
+    train(*r);
+  }
+  const auto loss = [&](const std::string& out) { return metrics(out).steps[0].loss; };
+  EXPECT_NEAR(loss("documents-run"), loss("rows"), 1e-5);
+  EXPECT_GT(std::abs(loss("across") - loss("across-rows")), 1e-5);
+}
+
+TEST_F(TrainerTest, NamesTheStageWhoseRowsHaveTooManyDocuments) {
+  Recipe r = within_documents(dense_stage("a", 1) + dense_stage("b", 50));
+  r.stages[1].documents_per_row = 1;
+  EXPECT_TRUE(throws<std::invalid_argument>(
+      [&] { train(r); }, {"stage 'b'", "documents_per_row is 1", "a row of 128 tokens has"}));
+  EXPECT_FALSE(fs::exists(folder / "run")) << "the held-out rows tell before it begins";
+}
+
 TEST_F(TrainerTest, RunsAPassTwiceAndThenReplaysIt) {
   if (testing::device().is_cpu()) GTEST_SKIP() << "CUDA graphs are of a GPU";
   use_deterministic_algorithms(true);
@@ -651,7 +717,11 @@ TEST_F(TrainerTest, RunsAPassTwiceAndThenReplaysIt) {
           at::arange(length, at::TensorOptions(at::kLong).device(testing::device())).unsqueeze(0);
       const at::Tensor tokens = counted.remainder(7) + i;
       data::Batch given{tokens, tokens};
-      if (length == 64) given.positions = counted * (i + 1);
+      if (length == 64) {
+        given.positions = counted * (i + 1);
+        given.document_starts =
+            at::tensor({0, 10 + i, 40, 64}, at::kInt).unsqueeze(0).to(testing::device());
+      }
       const auto pass = [&](const data::Batch& batch) {
         ++passes;
         at::Tensor sum = model->token_losses(batch).sum();

@@ -21,6 +21,7 @@
 #include "lighthouse/io/table.h"
 #include "lighthouse/model/token_loss.h"
 #include "lighthouse/nn/attention.h"
+#include "lighthouse/ops/documents.h"
 #include "lighthouse/run/parallel.h"
 #include "lighthouse/run/stage.h"
 #include "lighthouse/train/device.h"
@@ -102,8 +103,9 @@ double time_attention(const run::Recipe& recipe, const run::StageRecipe& stage, 
       nn::AttentionOptions{.config = stage.config.of_layer(layer),
                            .mode = mode,
                            .context = run::context_of(recipe, stage, rank.mesh.context)});
+  const auto starts = ops::given(long_documents(stage, share.sequences, rank.device));
   const double once = time_alone(rank.device, [&] {
-    const Tensor out = attention->forward(qkv[0], qkv[1], qkv[2]);
+    const Tensor out = attention->forward(qkv[0], qkv[1], qkv[2], starts);
     return torch::autograd::grad({out}, qkv, {grad});
   });
   return once * share.times;
@@ -210,6 +212,10 @@ void print(std::ostream& out, const std::vector<StageCost>& rows, const Rank& ra
          "model: 6 per weight of a matrix and token, and 12 H D per\npair of positions that causal "
          "attention compares: N^2/2 in a dense layer, else S^2/2, N W/2 in pieces, or both. Area: "
          "these\npairs, as a share of those of dense attention.\n";
+  if (std::ranges::any_of(rows,
+                          [](const StageCost& row) { return row.stage->documents_per_row > 0; })) {
+    out << kLongDocuments;
+  }
   if (has_others) {
     out << "ktok/s and TFLOP/s are those of all ranks together; ms a step and peak GiB those of "
            "the rank that has the most. Waiting:\nhow long a rank's GPU (or CPU) does nothing but "

@@ -83,7 +83,8 @@ void eval_run(const EvalOptions& options, distributed::Rendezvous& rendezvous) {
   const auto model = load_model(run, rank);
   const run::StageRecipe& stage = stage_as_trained(recipe);
   const auto batches = data::held_out_batches(corpus.held_out(), options.sequences, stage.context,
-                                              recipe.model.vocab_size);
+                                              recipe.model.vocab_size, corpus.held_out_ends(),
+                                              {stage.documents_per_row, recipe.data.positions});
 
   const auto loss = [&](bool as_trained) {
     return eval::held_out_loss(*model, batches, as_trained, {}, rank.mesh);
@@ -104,7 +105,9 @@ void eval_run(const EvalOptions& options, distributed::Rendezvous& rendezvous) {
                {"token frequencies alone", fixed(bytes, 4)}},
               1);
   out << '\n';
-  print_bins(out, "loss by position", dense.by_position, trained.by_position, 4);
+  const bool within = recipe.data.attention == data::Attention::kWithin;
+  print_bins(out, within ? "loss by position in the document" : "loss by position",
+             dense.by_position, trained.by_position, 4);
   std::vector<eval::Bin> leak_dense, leak_trained;
   if (options.cuts > 0) {
     out << "\nleak: rise of the loss before a cut after which all inputs are replaced, nats:\n"

@@ -64,6 +64,7 @@ run::StageRecipe share_of(const run::Recipe& recipe, run::StageRecipe stage, int
   if (stage.micro_batch > stage.batch) stage.micro_batch = stage.batch;
   if (sharing == 1) return stage;
   stage.context /= sharing;
+  stage.documents_per_row = (stage.documents_per_row + sharing - 1) / sharing;
   Config& config = stage.config;
   config.budget = (config.budget + sharing - 1) / sharing;
   config.tile_budget = std::min(config.tile_budget, config.budget);
@@ -207,6 +208,7 @@ void plan(const PlanOptions& options, distributed::Rendezvous& rendezvous) {
          "Activations: all that a step\nallocates at once besides weights, copies and moments. "
          "Evaluations and checkpoints are not included. Local:\ntokens of pieces; area: pairs of "
          "positions that attention compares in a step, as a share of dense attention's.\n";
+  if (recipe.data.attention == data::Attention::kWithin) out << kLongDocuments;
   if (!are_there) {
     out << "Memory is that of one rank, without what it holds of others during an exchange; "
         << (has_times ? "times are without exchanges" : "times are not estimated")
