@@ -5,8 +5,9 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(CMAKE_CUDA_COMPILER nvcc HINTS ${TorchWheel_CUDA_ROOT}/bin)
   if(NOT CMAKE_CUDA_COMPILER)
     message(FATAL_ERROR "LIGHTHOUSE_CUDA is ON, and there is no nvcc. Install it beside PyTorch, "
-                        "pip install -c constraints.txt 'cuda-toolkit[nvcc,nvvm,cccl,crt,cudart]', "
-                        "or pass -DCMAKE_CUDA_COMPILER=... or -DLIGHTHOUSE_CUDA=OFF")
+                        "pip install 'cuda-toolkit[nvcc,nvvm,cccl,crt,cudart]', "
+                        "or pass -DCMAKE_CUDA_COMPILER=... or, for the CPU alone, -DLIGHTHOUSE_CUDA=OFF "
+                        "(pip install -C cmake.define.LIGHTHOUSE_CUDA=OFF)")
   endif()
 endif()
 # Hopper first. The first of them also as PTX, from which a driver makes code for a card that is not listed.

@@ -4,9 +4,10 @@
 # built, and sets architectures and standards of its own.
 #
 # Input:  Torch_ROOT, the folder of the torch package, or Python3_EXECUTABLE, whose torch is taken.
-# Output: TorchWheel::torch, TorchWheel_VERSION, Torch_ROOT, TorchWheel_CUDA (whether it is a CUDA wheel); of one also
-#         TorchWheel::torch_cuda, TorchWheel::cudart, TorchWheel_CUDA_ROOT, the folder of the CUDA packages of PyPI,
-#         which has a whole nvcc in bin where "cuda-toolkit[nvcc,nvvm,cccl,crt,cudart]" is installed.
+# Output: TorchWheel::torch, TorchWheel_VERSION, TorchWheel_MINOR_VERSION (such as 2.11: the binary interface changes
+#         with each), Torch_ROOT, TorchWheel_CUDA (whether it is a CUDA wheel); of one also TorchWheel::torch_cuda,
+#         TorchWheel::cudart, TorchWheel_CUDA_ROOT, the folder of the CUDA packages of PyPI, which has a whole nvcc in
+#         bin where "cuda-toolkit[nvcc,nvvm,cccl,crt,cudart]" is installed.
 
 if(NOT Torch_ROOT)
   if(NOT Python3_EXECUTABLE)
@@ -26,6 +27,7 @@ if(EXISTS ${_header})
     string(REGEX MATCH "[0-9]+$" _${_part} "${_line}")
   endforeach()
   set(TorchWheel_VERSION ${_MAJOR}.${_MINOR}.${_PATCH})
+  set(TorchWheel_MINOR_VERSION ${_MAJOR}.${_MINOR})
 endif()
 
 foreach(_name IN ITEMS torch_cpu c10 torch_cuda c10_cuda)
@@ -38,7 +40,7 @@ find_package_handle_standard_args(
   REQUIRED_VARS TorchWheel_torch_cpu_LIBRARY TorchWheel_c10_LIBRARY
   VERSION_VAR TorchWheel_VERSION
   HANDLE_VERSION_RANGE
-  REASON_FAILURE_MESSAGE "looked in '${Torch_ROOT}': pass -DPython3_EXECUTABLE=... of an environment with torch==2.11.*, or -DTorch_ROOT=...")
+  REASON_FAILURE_MESSAGE "looked in '${Torch_ROOT}': pass -DPython3_EXECUTABLE=... of an environment with PyTorch, or -DTorch_ROOT=...")
 
 if(TorchWheel_FOUND AND NOT TARGET TorchWheel::torch)
   add_library(TorchWheel::c10 SHARED IMPORTED)

@@ -8,11 +8,10 @@ endif()
 set_target_properties(lighthouse PROPERTIES INSTALL_RPATH "${_rpath}")
 install(TARGETS lighthouse LIBRARY DESTINATION lighthouse_attention)
 
-string(REGEX MATCH "^[0-9]+\\.[0-9]+" LIGHTHOUSE_BUILT_FOR_TORCH ${TorchWheel_VERSION})
 file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/_build.py CONTENT
 "\"\"\"Written by the build.\"\"\"
 
 VERSION = \"@PROJECT_VERSION@\"
-TORCH = \"@LIGHTHOUSE_BUILT_FOR_TORCH@\"
+TORCH = \"@TorchWheel_MINOR_VERSION@\"
 " @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/_build.py DESTINATION lighthouse_attention)

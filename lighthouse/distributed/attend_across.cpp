@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "lighthouse/distributed/chunks.h"
+#include "lighthouse/distributed/collectives.h"
 #include "lighthouse/distributed/group.h"
 #include "lighthouse/distributed/messages.h"
 #include "lighthouse/ops/dispatcher.h"
@@ -60,15 +61,15 @@ class Ranks {
     Coming coming{own, at::empty(shape, own.options()), {}};
     Tensor from = own.view({-1}), to = coming.result.view({-1});
     coming.work =
-        with_peers(*processes_, kWhat, [&] { return processes_->_allgather_base(to, from); });
+        with_peers(*processes_, kWhat, [&] { return all_gather_single(*processes_, to, from); });
     return coming;
   }
   /// The sum over ranks of this one's part of (W, ...).
   Coming start_sum_scatter(const Tensor& parts) const {
     Coming coming{parts, at::empty(parts.sizes().slice(1), parts.options()), {}};
     Tensor from = parts.view({-1}), to = coming.result.view({-1});
-    coming.work =
-        with_peers(*processes_, kWhat, [&] { return processes_->_reduce_scatter_base(to, from); });
+    coming.work = with_peers(*processes_, kWhat,
+                             [&] { return reduce_scatter_single(*processes_, to, from); });
     return coming;
   }
 

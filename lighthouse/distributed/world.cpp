@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "lighthouse/core/check.h"
+#include "lighthouse/distributed/collectives.h"
 #include "lighthouse/distributed/group.h"
 
 namespace lighthouse::distributed {
@@ -140,8 +141,9 @@ void World::sum_scatter(const Tensor& whole, const Tensor& part) const {
     to.copy_(from.view_as(to));
     return;
   }
-  exchange(*group_, "take a sum",
-           [&](c10d::ProcessGroup& processes) { return processes._reduce_scatter_base(to, from); });
+  exchange(*group_, "take a sum", [&](c10d::ProcessGroup& processes) {
+    return reduce_scatter_single(processes, to, from);
+  });
 }
 
 void World::gather_parts(const Tensor& part, const Tensor& whole) const {
@@ -153,7 +155,7 @@ void World::gather_parts(const Tensor& part, const Tensor& whole) const {
     return;
   }
   exchange(*group_, "gather",
-           [&](c10d::ProcessGroup& processes) { return processes._allgather_base(to, from); });
+           [&](c10d::ProcessGroup& processes) { return all_gather_single(processes, to, from); });
 }
 
 // A sum, and not the group's own barrier, which fills a static variable: ranks may be threads.
