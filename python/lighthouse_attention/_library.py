@@ -17,7 +17,8 @@ def load() -> str:
     if found != _build.TORCH:
         raise ImportError(
             f"lighthouse-attn {_build.VERSION} was built for PyTorch {_build.TORCH}, and PyTorch here is "
-            f"{torch.__version__}: install torch=={_build.TORCH}.*, or build lighthouse-attn against {found}"
+            f"{torch.__version__}: install torch=={_build.TORCH}.*, or build lighthouse-attn "
+            f"against {found} (pip install --no-build-isolation)"
         )
     torch.ops.load_library(pathlib.Path(__file__).parent / "liblighthouse.so")  # type: ignore[no-untyped-call]
     return _build.VERSION

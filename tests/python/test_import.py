@@ -26,6 +26,10 @@ def test_another_minor_version_of_pytorch_is_refused() -> None:
     assert f"built for PyTorch {_build.TORCH}, and PyTorch here is 2.99.1" in result.stderr
 
 
+def test_it_requires_the_pytorch_that_it_was_built_for() -> None:
+    assert f"torch=={_build.TORCH}.*" in (importlib.metadata.requires("lighthouse-attn") or [])
+
+
 def test_transformers_must_be_there_and_new_enough() -> None:
     code = """
 import sys, lighthouse_attention
