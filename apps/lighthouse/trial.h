@@ -14,7 +14,7 @@ namespace lighthouse::app {
 
 /// What some training steps took.
 struct Trial {
-  Times step;          ///< of the slowest rank
+  Times step;          ///< what each took on the slowest rank
   double waiting = 0;  ///< milliseconds of a step (ExchangeClock); the most of any rank
   std::map<std::string, double> waits;  ///< the same for each kind of exchange
   int64_t peak_bytes = 0;  ///< of the model and its optimizer too; the most of any rank

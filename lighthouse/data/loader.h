@@ -12,7 +12,7 @@ namespace lighthouse::data {
 
 /// What rows know of the documents that they hold.
 struct RowDocuments {
-  /// M: attention stays inside documents, of which a row has at most so many; so the last token of
+  /// M, the most documents of a row, inside which attention stays; so the last token of
   /// a document has no target. 0: attention crosses.
   int64_t most = 0;
   Positions positions = Positions::kRow;

@@ -66,6 +66,19 @@ std::vector<Tensor> places_of(int64_t rank, const Tensor& sequence, int64_t rank
 
 constexpr const char* kWhat = "exchange heads for tokens";
 
+/// What this rank has for another goes there, and what that one has in turn comes `to` its places.
+void pass(Messages& messages, const std::vector<Tensor>& from, const std::vector<Tensor>& to,
+          int64_t other, int64_t rank) {
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (other == rank) {
+      to[i].copy_(from[i]);
+    } else {
+      messages.send(from[i].contiguous(), other);
+      messages.receive(to[i], other);
+    }
+  }
+}
+
 std::vector<Tensor> exchange_heads_kernel(at::TensorList tensors, std::string_view group,
                                           bool zigzag) {
   const Processes processes = c10d::resolve_process_group(std::string(group));
@@ -82,16 +95,8 @@ std::vector<Tensor> exchange_heads_kernel(at::TensorList tensors, std::string_vi
     if (tensor.is_meta() || tensor.numel() == 0) continue;
     for (int64_t other = 0; other < ranks; ++other) {
       const auto places = places_of(other, sequence, ranks, zigzag);
-      const Tensor rows = other == rank ? heads[other] : heads[other].contiguous();
-      const auto parts = rows.chunk(static_cast<int64_t>(places.size()));
-      for (size_t i = 0; i < places.size(); ++i) {
-        if (other == rank) {
-          places[i].copy_(parts[i]);
-        } else {
-          messages.send(parts[i], other);
-          messages.receive(places[i], other);
-        }
-      }
+      const auto parts = heads[other].chunk(static_cast<int64_t>(places.size()));
+      pass(messages, parts, places, other, rank);
     }
   }
   messages.start();
@@ -120,15 +125,7 @@ std::vector<Tensor> exchange_tokens_kernel(at::TensorList tensors, std::string_v
         arrivals.emplace_back(at::empty(heads.sizes(), heads.options()), heads);
         heads = arrivals.back().first;
       }
-      const auto parts = heads.chunk(static_cast<int64_t>(sent.size()));
-      for (size_t i = 0; i < sent.size(); ++i) {
-        if (other == rank) {
-          parts[i].copy_(sent[i]);
-        } else {
-          messages.send(sent[i].contiguous(), other);
-          messages.receive(parts[i], other);
-        }
-      }
+      pass(messages, sent, heads.chunk(static_cast<int64_t>(sent.size())), other, rank);
     }
   }
   messages.start();

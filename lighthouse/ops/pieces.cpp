@@ -91,12 +91,13 @@ int64_t batch_at_once(const Tensor& q, const Pieces& pieces) {
   return 1;
 }
 
-/// Calls `f(of)` for each such part of the batch; `of` takes it of a tensor (B, ...).
+/// Calls `f(i, of)` for each such part i of the batch; `of` takes it of a tensor (B, ...).
 template <class F>
 void for_batches(const Tensor& q, const Pieces& pieces, const F& f) {
   const int64_t count = batch_at_once(q, pieces);
-  for (int64_t begin = 0; begin < q.size(0); begin += count) {
-    f([=](const Tensor& tensor) { return tensor.narrow(0, begin, count); });
+  for (int64_t i = 0; i * count < q.size(0); ++i) {
+    f(static_cast<size_t>(i),
+      [=](const Tensor& tensor) { return tensor.narrow(0, i * count, count); });
   }
 }
 
@@ -121,7 +122,7 @@ Cuts make_cuts(const Tensor& q, int64_t local, int64_t local_shift,
           pieces.length};
 }
 
-Near attend_near(const Tensor& q, const Tensor& k, const Tensor& v, const Cuts& cuts,
+Near attend_part(const Tensor& q, const Tensor& k, const Tensor& v, const Cuts& cuts,
                  std::optional<double> scale) {
   const Pieces& pieces = cuts.pieces;
   if (cuts.borders.defined()) {
@@ -140,7 +141,7 @@ Near attend_near(const Tensor& q, const Tensor& k, const Tensor& v, const Cuts& 
 }
 
 /// Its gradients, given the output and the log-sum-exp that it was merged into.
-NearSegments attend_near_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k,
+NearSegments attend_part_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k,
                                   const Tensor& v, const Tensor& out, const Tensor& logsumexp,
                                   const Cuts& cuts, std::optional<double> scale) {
   const Pieces& pieces = cuts.pieces;
@@ -165,6 +166,34 @@ NearSegments attend_near_backward(const Tensor& grad_out, const Tensor& q, const
   return near;
 }
 
+/// The same for the whole batch, part by part.
+std::vector<Near> attend_near(const Tensor& q, const Tensor& k, const Tensor& v, const Cuts& cuts,
+                              std::optional<double> scale) {
+  std::vector<Near> parts;
+  for_batches(q, cuts.pieces, [&](size_t, const auto& of) {
+    parts.push_back(attend_part(of(q), of(k), of(v), cuts, scale));
+  });
+  return parts;
+}
+std::vector<NearSegments> attend_near_backward(const Tensor& grad_out, const Tensor& q,
+                                               const Tensor& k, const Tensor& v, const Tensor& out,
+                                               const Tensor& logsumexp, const Cuts& cuts,
+                                               std::optional<double> scale) {
+  std::vector<NearSegments> parts;
+  for_batches(q, cuts.pieces, [&](size_t, const auto& of) {
+    parts.push_back(attend_part_backward(of(grad_out), of(q), of(k), of(v), of(out), of(logsumexp),
+                                         cuts, scale));
+  });
+  return parts;
+}
+
+/// The segments of all parts as one tensor with the layout, where they can be it.
+template <class Part>
+Tensor joined_parts(const std::vector<Part>& parts, Segments Part::*segments, const Pieces& pieces,
+                    const Tensor& layout) {
+  return parts.size() == 1 ? joined(parts[0].*segments, pieces, layout) : Tensor();
+}
+
 /// Copies the segments to where they belong in (B, H, N, D).
 void assemble_into(const Tensor& whole, const Segments& segments, const Pieces& pieces) {
   for (const auto segment : {Pieces::kWhole, Pieces::kFirst, Pieces::kLast}) {
@@ -181,13 +210,11 @@ void assemble_into(const Tensor& whole, const Segments& segments, const Pieces& 
 template <class Part>
 Tensor assemble(const std::vector<Part>& parts, Segments Part::*segments, const Pieces& pieces,
                 const Tensor& layout, const Tensor& like) {
-  if (parts.size() == 1) {
-    if (Tensor whole = joined(parts[0].*segments, pieces, layout); whole.defined()) return whole;
-  }
+  if (Tensor whole = joined_parts(parts, segments, pieces, layout); whole.defined()) return whole;
   const Tensor whole = empty_as(layout, like);
-  size_t i = 0;
-  for_batches(like, pieces,
-              [&](const auto& of) { assemble_into(of(whole), parts[i++].*segments, pieces); });
+  for_batches(like, pieces, [&](size_t i, const auto& of) {
+    assemble_into(of(whole), parts[i].*segments, pieces);
+  });
   return whole;
 }
 
@@ -226,10 +253,7 @@ Tensors2 attend_pieces_kernel(const Tensor& q_any, const Tensor& k_any, const Te
   }
   const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
                v = with_contiguous_rows(v_any);
-  std::vector<Near> near;
-  for_batches(q, pieces, [&](const auto& of) {
-    near.push_back(attend_near(of(q), of(k), of(v), {pieces}, scale));
-  });
+  const auto near = attend_near(q, k, v, {pieces}, scale);
   return {assemble(near, &Near::out, pieces, layout, q), assemble_logsumexp(near, q.size(0))};
 }
 
@@ -247,13 +271,9 @@ Tensors3 attend_pieces_backward_kernel(const Tensor& grad_out, const Tensor& q_a
   }
   const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
                v = with_contiguous_rows(v_any);
-  const Tensor grad = with_contiguous_rows(grad_out), rows = with_contiguous_rows(out),
-               numbers = logsumexp.contiguous();
-  std::vector<NearSegments> near;
-  for_batches(q, pieces, [&](const auto& of) {
-    near.push_back(attend_near_backward(of(grad), of(q), of(k), of(v), of(rows), of(numbers),
-                                        {pieces}, scale));
-  });
+  const auto near =
+      attend_near_backward(with_contiguous_rows(grad_out), q, k, v, with_contiguous_rows(out),
+                           logsumexp.contiguous(), {pieces}, scale);
   return {assemble(near, &NearSegments::q, pieces, layout_q, q),
           assemble(near, &NearSegments::k, pieces, layout_kv, q),
           assemble(near, &NearSegments::v, pieces, layout_kv, q)};
@@ -330,23 +350,18 @@ Tensors6 attend_both_by(const RowsAttention& attend_rows, const Tensor& q_any, c
   }
   const Tensor q = with_contiguous_rows(q_any), k = with_contiguous_rows(k_any),
                v = with_contiguous_rows(v_any);
-  std::vector<Near> near;
-  for_batches(q, pieces, [&](const auto& of) {
-    near.push_back(attend_near(of(q), of(k), of(v), cuts, scale));
-  });
-  const auto [far_out, far_logsumexp] = finish_rows();
+  const auto near = attend_near(q, k, v, cuts, scale);
+  const Attended far = finish_rows();
   // In place over near where that is one segment, stored as the output is.
-  Tensor out = near.size() == 1 ? joined(near[0].out, pieces, layout) : Tensor();
+  Tensor out = joined_parts(near, &Near::out, pieces, layout);
   if (!out.defined()) out = empty_as(layout, q);
   const Tensor logsumexp = assemble_logsumexp(near, q.size(0));
   const Documents table = documents_of(documents.roots, g, sizes.batch, q.device());
-  size_t i = 0;
-  for_batches(q, pieces, [&, far = Attended{far_out, far_logsumexp}](const auto& of) {
+  for_batches(q, pieces, [&](size_t i, const auto& of) {
     merge_into(near[i].out, near[i].logsumexp, pieces, {of(far.out), of(far.logsumexp)}, of(slots),
                g, of(out), of(logsumexp), table);
-    ++i;
   });
-  return {out, logsumexp, gathered_q, gathered_k, gathered_v, far_logsumexp};
+  return {out, logsumexp, gathered_q, gathered_k, gathered_v, far.logsumexp};
 }
 
 Tensors3 attend_both_backward_by(const RowsAttention& attend_rows, const Tensor& grad_out_any,
@@ -383,28 +398,23 @@ Tensors3 attend_both_backward_by(const RowsAttention& attend_rows, const Tensor&
   auto finish_rows = attend_rows.backward(merged.grad_out, gathered_q, gathered_k, gathered_v,
                                           {merged.out, gathered_logsumexp});
   merged = {};
-  std::vector<NearSegments> near;
-  for_batches(q, pieces, [&](const auto& of) {
-    near.push_back(attend_near_backward(of(grad_out), of(q), of(k), of(v), of(out), of(logsumexp),
-                                        cuts, scale));
-  });
+  auto near = attend_near_backward(grad_out, q, k, v, out, logsumexp, cuts, scale);
   const AttendGradients far = finish_rows();
   finish_rows = {};  // and what it keeps
   // In place over near's gradients where they are one segment, stored as the results are. Else one
   // of the three is put together first, so that less is there twice.
   const auto joined_grad = [&](Segments NearSegments::*segments, const Tensor& layout) {
-    const Tensor whole = near.size() == 1 ? joined(near[0].*segments, pieces, layout) : Tensor();
+    const Tensor whole = joined_parts(near, segments, pieces, layout);
     return whole.defined() ? whole : empty_as(layout, q);
   };
   const Tensor grad_v = assemble(near, &NearSegments::v, pieces, layout_kv, q);
-  size_t i = 0;
-  for_batches(q, pieces, [&](const auto& of) { near[i++].v = segments_of(of(grad_v), pieces); });
+  for_batches(q, pieces,
+              [&](size_t i, const auto& of) { near[i].v = segments_of(of(grad_v), pieces); });
   const Tensor grad_k = joined_grad(&NearSegments::k, layout_kv);
   const Tensor grad_q = joined_grad(&NearSegments::q, layout_q);
-  i = 0;
-  for_batches(q, pieces, [&](const auto& of) {
+  for_batches(q, pieces, [&](size_t i, const auto& of) {
     gather_backward_into(of(far.q), of(far.k), of(far.v), of(slots), g, of(grad_q), of(grad_k),
-                         of(grad_v), near[i++], table);
+                         of(grad_v), near[i], table);
   });
   return {grad_q, grad_k, grad_v};
 }

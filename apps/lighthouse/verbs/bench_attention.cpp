@@ -665,7 +665,7 @@ void add_bench_attention(CLI::App& bench) {
     add_option(*attention, name, setting, value);
   });
   option("--documents", s.documents,
-         "also time Lighthouse with so many documents packed into each sequence; 0: none")
+         "also time Lighthouse with this many documents packed into each sequence; 0: none")
       ->check(integer(0));
   option("--repeats", s.repeats, "timed runs of Lighthouse")->check(positive);
   option("--dense-repeats", s.dense_repeats, "timed runs of dense attention")->check(positive);

@@ -47,7 +47,7 @@ struct StageCost {
   int64_t dense_layers, other_layers;
   Times step = {};
   double waiting = 0;                        ///< for other ranks
-  std::map<std::string, double> waits = {};  ///< for what of them
+  std::map<std::string, double> waits = {};  ///< the same for each kind of exchange
   double attention = 0;                      ///< of all layers, timed alone
   double products = 0;  ///< matrix products of all layers and the output projection, timed alone
   double flops = 0;     ///< of the model, a step
