@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lighthouse_attention.hugging_face import scores
 from lighthouse_attention.hugging_face.documents import DOCUMENTS, documents_of_tokens
-from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, note_traced, under_way
+from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, note_traced, this_thread
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError, refuse_options
 
 
@@ -110,7 +110,7 @@ def _note_run() -> None:
     if torch.compiler.is_compiling():
         note_traced()
     else:
-        under_way.awaits_lighthouse = False
+        this_thread.under_way.awaits_lighthouse = False
 
 
 def mask(
@@ -131,11 +131,11 @@ def mask(
     we put the documents here: transformers sees them in position_ids alone, and only without a cache or a padding mask.
     """
     plain = mask_function.__name__ in ("causal_mask_function", "and_mask") and not use_vmap and local_size is None
-    if q_length == kv_length and config is not None and config is under_way.without_mask:
+    if q_length == kv_length and config is not None and config is this_thread.under_way.without_mask:
         if plain:
             return None
-        if under_way.document_starts is not None:
-            documents = documents_of_tokens(under_way.document_starts, q_length)
+        if this_thread.under_way.document_starts is not None:
+            documents = documents_of_tokens(this_thread.under_way.document_starts, q_length)
             mask_function = and_masks(mask_function, packed_sequence_mask_function(documents))
             kwargs["allow_is_causal_skip"] = False
     return sdpa_mask(

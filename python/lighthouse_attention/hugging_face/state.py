@@ -57,20 +57,26 @@ class Layer:
         return [attention.get_submodule(name) for name in self.norms]
 
 
-class Pass(threading.local):
-    """The forward pass under way in this thread. The mask function learns of it by this alone."""
+@dataclasses.dataclass
+class Pass:
+    """A forward pass under way. The mask function learns of it by this alone."""
 
-    def __init__(self) -> None:  # defaults of the class would be what torch.compile reads
-        self.without_mask: object = None
-        """The model configuration of a forward pass that needs no mask but the causal one, and in which transformers could
-        not see that: it is traced, of a part of each sequence, or of documents, which attention itself keeps apart."""
-        self.document_starts: Tensor | None = None
-        """Where its documents start; for masks that are not the causal one."""
-        self.awaits_lighthouse = False
-        """Whether a layer should compute Lighthouse, or attend inside pieces, and none has yet."""
+    without_mask: object = None
+    """The model configuration of a forward pass that needs no mask but the causal one, and in which transformers could not
+    see that: it is traced, of a part of each sequence, or of documents, which attention itself keeps apart."""
+    document_starts: Tensor | None = None
+    """Where its documents start; for masks that are not the causal one."""
+    awaits_lighthouse: bool = False
+    """Whether a layer should compute Lighthouse, or attend inside pieces, and none has yet."""
 
 
-under_way = Pass()
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        # An object of its own: PyTorch 2.15 loses what compiled code writes into the thread's attributes themselves.
+        self.under_way = Pass()
+
+
+this_thread = _Thread()
 
 traced: list[bool] = []
 """Not empty once a wrapped layer was compiled: in this process it is not seen any more whether one ran."""

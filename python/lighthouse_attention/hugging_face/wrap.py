@@ -24,7 +24,7 @@ from lighthouse_attention.context import dense_because
 from lighthouse_attention.hugging_face import documents, interface, scores
 from lighthouse_attention.hugging_face.decoder import check_decoder, check_shareable, find_decoder, lighthouse_layers
 from lighthouse_attention.hugging_face.sharing import Sharing
-from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, Notices, traced, under_way
+from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, Notices, this_thread, traced
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError
 
 interface.register()  # at import: a wrapped model that was pickled is one again where it is loaded
@@ -293,12 +293,12 @@ class Wrapping:
             dense = self._stays_dense(inputs, cached, starts.shape[1])
         if torch.is_grad_enabled():
             self._awaits_dense = not dense
-        under_way.awaits_lighthouse = not dense or starts is not None
-        under_way.document_starts = starts
+        this_thread.under_way.awaits_lighthouse = not dense or starts is not None
+        this_thread.under_way.document_starts = starts
         bounds = ("attention_mask", "position_ids", *documents.BOUNDS)
         plain = not dense or (not cached and all(given.get(name) is None for name in bounds))
         if starts is not None or (plain and inputs is not None and is_tracing(inputs)):
-            under_way.without_mask = self.decoder.config
+            this_thread.under_way.without_mask = self.decoder.config
         if dense and starts is None:
             return None
         return args, {**kwargs, LIGHTHOUSE: "dense" if dense else self.mode, documents.DOCUMENTS: starts}
@@ -339,8 +339,8 @@ class Wrapping:
             mode = "dense"
         if self.decoder.training and torch.is_grad_enabled():
             self._awaits_dense = mode != "dense"
-        under_way.awaits_lighthouse = True
-        under_way.without_mask = self.decoder.config
+        this_thread.under_way.awaits_lighthouse = True
+        this_thread.under_way.without_mask = self.decoder.config
         return {LIGHTHOUSE: mode, "use_cache": False}
 
     def _stays_dense(self, inputs: Tensor | None, cached: bool, most_documents: int = 1) -> bool:
@@ -373,8 +373,8 @@ class Wrapping:
 
 
 def _after_forward(decoder: nn.Module, args: object, out: object) -> None:
-    missed, under_way.awaits_lighthouse = under_way.awaits_lighthouse, False
-    under_way.without_mask = under_way.document_starts = None
+    missed, this_thread.under_way.awaits_lighthouse = this_thread.under_way.awaits_lighthouse, False
+    this_thread.under_way.without_mask = this_thread.under_way.document_starts = None
     if missed and out is not None and not traced and not torch.compiler.is_compiling():
         raise UnsupportedError(
             f"no layer of {type(decoder).__name__} computed Lighthouse Attention: its layers do not hand keyword "

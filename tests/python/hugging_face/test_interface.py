@@ -20,10 +20,10 @@ def test_masks_of_more_than_documents_are_formed() -> None:
     wrap_small(model)
     embeds, blocks = torch.zeros(1, TOKENS, 32, device=DEVICE), torch.zeros(1, TOKENS, dtype=torch.int64, device=DEVICE)
     given = dict(config=model.config, inputs_embeds=embeds, attention_mask=None, past_key_values=None)
-    state.under_way.without_mask = model.config
+    state.this_thread.under_way.without_mask = model.config
     try:
         assert create_causal_mask(**given) is None
         assert create_causal_mask(**given, block_sequence_ids=blocks).all()
         assert create_causal_mask(**given, or_mask_function=lambda b, h, q, k: k < 100)[0, 0, 0, 99]
     finally:
-        state.under_way.without_mask = None
+        state.this_thread.under_way.without_mask = None
