@@ -1,6 +1,5 @@
 """The benchmark and the tuning helper run and print what they measured; no test depends on how long anything takes."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +12,15 @@ from lighthouse_attention import LighthouseConfig, benchmark, tune
 from lighthouse_attention.benchmarking import main as benchmark_main
 from lighthouse_attention.tuning import candidates_for
 from lighthouse_attention.tuning import main as tune_main
+from processes import run_program
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run(*arguments: str, folder: Path) -> str:
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    output = done.stdout.decode()
-    assert done.returncode == 0, output
-    return output
+def run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def test_benchmark_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,9 +60,9 @@ def test_a_command_says_what_is_wrong_without_a_traceback(capsys: pytest.Capture
         assert error in capsys.readouterr().err
 
 
-def test_benchmark_as_a_command(tmp_path: Path) -> None:
+def test_benchmark_as_a_command() -> None:
     options = "--tokens 256 --heads 2 --head-dim 8 --budget 16 --tile-budget 8 --repeats 1 --dtype float32 --device cpu"
-    output = run("-W", "error", "-m", "lighthouse_attention.benchmarking", *options.split(), folder=tmp_path)
+    output = run("-W", "error", "-m", "lighthouse_attention.benchmarking", *options.split())
     assert "B=1 N=256 H=2 G=2 D=8; L=3 p=4 k=16 m=8; S=144" in output
     assert output.count("1.00x") >= 2 and "pieces alone" not in output
 
@@ -126,8 +122,8 @@ def test_candidates_pay(tokens: int) -> None:
 
 def test_tune_as_a_command(tmp_path: Path) -> None:
     LlamaConfig(**SHAPE).save_pretrained(tmp_path)
-    options = "--tokens 1024 --dense-layers 2 --inference-tokens 32 --repeats 1 --device cpu"
-    output = run("-m", "lighthouse_attention.tuning", str(tmp_path), *options.split(), folder=tmp_path)
+    options = "--tokens 512 --dense-layers 2 --inference-tokens 32 --repeats 1 --device cpu"
+    output = run_program("lighthouse_attention.tuning", tmp_path, *options.split(), folder=tmp_path)
     assert all(line.split()[-4] == "2" for line in output.splitlines() if line.startswith("L="))
     assert "the same bits" in output
 
@@ -138,14 +134,13 @@ def test_examples_run(tmp_path: Path) -> None:
     text.mkdir()
     for i in range(20):
         (text / f"{i}.py").write_text("def f(x):\n    return x + 1\n" * 200)
-    few = ["--context", "512", "--steps", "4", "--text", str(text)]
-    output = run(str(REPOSITORY / "examples/loop.py"), *few, folder=tmp_path)
+    examples, few = REPOSITORY / "examples", ["--context", "512", "--steps", "4", "--text", text]
+    output = run_program(examples / "loop.py", *few, folder=tmp_path)
     assert all(f"{mode}: {steps} steps" in output for mode, steps in (("local", 2), ("lighthouse", 1), ("dense", 1)))
-    output = run(str(REPOSITORY / "examples/pretrain.py"), *few, "--out", "pretrained", folder=tmp_path)
+    output = run_program(examples / "pretrain.py", *few, "--out", "pretrained", folder=tmp_path)
     assert output.count("eval_loss") == 3
-    few = ["--out", "extended", "--trials", "1", *few]
-    few[5] = "1024"
-    output = run(str(REPOSITORY / "examples/extend.py"), "pretrained", *few, folder=tmp_path)
+    few = ["pretrained", "--out", "extended", "--trials", "1", "--context", "1024", *few[2:]]
+    output = run_program(examples / "extend.py", *few, folder=tmp_path)
     stages = ("before", *(f"after lighthouse, pieces of {local}" for local in (10, 42, 170)), "after dense")
     assert all(f"{when}: dense loss" in output for when in stages)
     assert '"max_position_embeddings": 1024' in (tmp_path / "extended/config.json").read_text()
@@ -156,6 +151,6 @@ def test_the_operators_need_no_transformers() -> None:
         "import sys, lighthouse_attention as l; l.LighthouseConfig; from lighthouse_attention import benchmark; "
         "print('transformers' in sys.modules)"
     )
-    assert run("-c", program, folder=REPOSITORY).strip() == "False"
+    assert run("-c", program).strip() == "False"
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         from lighthouse_attention import nothing  # noqa: F401

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lighthouse_attention import passkey, tokens
+from processes import run_program
 from test_model_folders import ROOT, evals, loss_of, run
 
 SHORT, LONG = 256, 3072
@@ -139,11 +138,9 @@ def test_the_program_extends_a_model(folder: Path, capsys: pytest.CaptureFixture
 
 def test_the_example_extends_a_model(folder: Path) -> None:
     options = ["--text", folder / "text", "--context", LONG, "--steps", 40, "--lr", 3e-3, "--trials", 1]
-    command = [sys.executable, ROOT / "examples/extend.py", folder / "base", "--out", folder / "by_python", *options]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    losses = [float(loss) for loss in re.findall(r": dense loss ([\d.]+), passkeys found \d at 256 ", done.stdout)]
-    assert len(losses) == 5 and losses[-1] < losses[0] - 0.1, done.stdout
+    printed = run_program(ROOT / "examples/extend.py", "base", "--out", "by_python", *options, folder=folder)
+    losses = [float(loss) for loss in re.findall(r": dense loss ([\d.]+), passkeys found \d at 256 ", printed)]
+    assert len(losses) == 5 and losses[-1] < losses[0] - 0.1, printed
     check_handed_on(folder, folder / "by_python")
 
 

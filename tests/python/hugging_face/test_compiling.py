@@ -32,9 +32,6 @@ def without_masks(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> An
     ("family", "config", "checkpointing", "dynamic"),
     [
         pytest.param("Llama", SMALL, False, False, marks=every_version),
-        ("Llama", SMALL, True, False),
-        ("Llama", SMALL, False, True),
-        ("Qwen3", PIECES, False, False),
         ("Qwen3", PIECES, True, False),
         ("Qwen3", SMALL, False, True),
     ],
@@ -68,14 +65,12 @@ def test_compiles_for_several_lengths() -> None:
     torch._dynamo.reset()
     model = make_wrapped("Llama")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for mode in ("lighthouse", "dense"):
-        set_mode(model, mode)
-        for length in (TOKENS, 40, 320, TOKENS):
-            tokens = make_tokens(1, length)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                expected, _ = loss_and_gradients(model, tokens, use_cache=False)
-            torch.testing.assert_close(loss_and_gradients(compiled, tokens, use_cache=False)[0], expected)
+    for length in (TOKENS, 40, 320, TOKENS):  # 40 are dense
+        tokens = make_tokens(1, length)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected, _ = loss_and_gradients(model, tokens, use_cache=False)
+        torch.testing.assert_close(loss_and_gradients(compiled, tokens, use_cache=False)[0], expected)
 
 
 class Breaking(nn.Module):
@@ -90,8 +85,7 @@ class Breaking(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
-@pytest.mark.parametrize("way", ["broken", "by layer"])
+@pytest.mark.parametrize(("family", "way"), [("Qwen3", "broken"), ("Qwen3", "by layer"), ("Llama", "by layer")])
 def test_compiles_in_parts(family: str, way: str) -> None:
     torch._dynamo.reset()
     model, tokens = make_wrapped(family), make_tokens()
