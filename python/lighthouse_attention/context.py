@@ -14,6 +14,8 @@ from lighthouse_attention.operators import TokenScores
 
 EXCHANGES = ("auto", "heads", "gather", "ring")
 MODES = ("lighthouse", "local", "dense")
+BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
+"""(documents + 1,) each: the first token of each document of the only row, and last the number of tokens."""
 
 _IGNORED = -100
 """The label of a token that has none, as PyTorch's cross entropy and transformers have it."""
@@ -91,16 +93,18 @@ def shard(
     as DistributedDataParallel and FSDP average them.
 
     Args:
-        batch: The model's arguments. All tensors are (B, N, ...), and cut; what is no tensor is kept. Or input_ids
-            (B, N), which are then the labels too. Every process has the same batch, on the CPU at best.
+        batch: The model's arguments. All tensors are (B, N, ...), and cut, but cu_seq_lens_q, cu_seq_lens_k and
+            cu_seqlens, which tell where the documents of one row start; they and what is no tensor are kept. Or
+            input_ids (B, N), which are then the labels too. Every process has the same batch, on the CPU at best.
         group: The W processes that share the sequences; all, if not given.
         zigzag: Process r gets chunks r and 2 W - 1 - r of 2 W, so that causal attention is the same work for all; else
             the r-th part.
 
     Returns:
-        The batch cut, with position_ids, those of its tokens in the whole sequence. With labels in it, shift_labels as
-        well, the label of the token after each, across shards; and num_items_in_batch, if it was not given: the tokens
-        with a label, by W, so that losses are sums over them.
+        The batch cut, with position_ids: those given, or else those of its tokens in the whole sequence. Where those given
+        restart or jump in a batch of one row, cu_seq_lens_q and cu_seq_lens_k as well. With labels in it, shift_labels, the label of the token
+        after each, across shards; and num_items_in_batch, if it was not given: the tokens with a label, by W, so that
+        losses are sums over them.
 
     Raises:
         ValueError, TypeError: Naming the argument, its value and what it must be.
@@ -109,7 +113,7 @@ def shard(
         raise TypeError(f"batch is of type {type(batch).__name__}; it must be a mapping, or a tensor of input_ids")
     group = _group(group)
     given: dict[str, Any] = {"input_ids": batch, "labels": batch} if isinstance(batch, Tensor) else dict(batch)
-    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor) and name not in BOUNDS}
     if not tensors:
         raise ValueError("batch holds no tensor; it must hold input_ids or inputs_embeds")
     first = next(iter(tensors.values()))
@@ -125,6 +129,8 @@ def shard(
             f"{next(iter(tensors))} has {first.shape[1]} tokens; {group.size()} processes share them in {parts} equal "
             f"{'chunks' if zigzag else 'parts'}, so they must be a multiple of {parts}: pad or cut them"
         )
+    if "position_ids" in tensors and all(given.get(name) is None for name in BOUNDS):
+        given |= _bounds_of(tensors["position_ids"])
     if "labels" in tensors and "shift_labels" not in tensors:
         tensors["shift_labels"] = F.pad(tensors["labels"][:, 1:], (0, 1), value=_IGNORED)
     if "shift_labels" in tensors and "num_items_in_batch" not in given:
@@ -133,6 +139,16 @@ def shard(
     if "position_ids" not in tensors:
         given["position_ids"] = own[None]
     return given | {name: tensor.index_select(1, own.to(tensor.device)) for name, tensor in tensors.items()}
+
+
+def _bounds_of(positions: Tensor) -> dict[str, Tensor]:
+    """Where the documents of a batch of one row start, by its position_ids; nothing where they are one."""
+    begins = positions.diff(dim=1) != 1
+    if positions.dim() != 2 or positions.shape[0] != 1 or not begins.any():
+        return {}
+    bounds = F.pad(begins[0].nonzero().flatten() + 1, (1, 0))
+    bounds = F.pad(bounds, (0, 1), value=positions.shape[1]).int()
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
 
 
 def positions(tokens: int, rank: int, ranks: int, zigzag: bool) -> Tensor:

@@ -131,6 +131,7 @@ def register_stand_in(model: Any, ranks: int) -> None:
     """What DeepSpeed's does."""
     state = types.ModuleType("parallel_state_sp")
     state.get_sequence_parallel_world_size = lambda: ranks  # type: ignore[attr-defined]
+    state.get_sequence_parallel_group = lambda: torch.distributed.group.WORLD  # type: ignore[attr-defined]
     sys.modules[f"{ULYSSES}.parallel_state_sp"] = state
     assert torch.distributed.group.WORLD is not None
     attend, group = ALL_ATTENTION_FUNCTIONS["lighthouse"], torch.distributed.group.WORLD.group_name
@@ -154,15 +155,30 @@ def losses_and_gradients(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     return torch.cat([torch.stack(losses).detach(), *gradients])
 
 
-def train_with_ulysses(rank: int, real: bool) -> list[float]:
+def batches(real: bool) -> list[dict[str, torch.Tensor]]:
+    """Text; documents by position_ids; and of one row, which shard() gives bounds, documents by these."""
+    tokens = make_tokens()
+    text = {"input_ids": tokens, "labels": tokens}
+    lengths = [[100, 1, 59, 96], [30, 226]]
+    positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in lengths])
+    packed = text | {"position_ids": positions}
+    one_row = {name: value[:1] for name, value in packed.items()}
+    return [text, packed] if real else [text, packed, one_row]  # DeepSpeed's is for batches of one size
+
+
+def train_with_ulysses(rank: int, real: bool) -> list[torch.Tensor]:
     ranks = torch.distributed.get_world_size()
     under_launcher(rank)
     os.environ["DS_ACCELERATOR"] = "cpu"
-    model, part = make_model("Llama"), shard(make_tokens(), zigzag=False)
-    wrap(model, PIECES)
-    (register_ulysses if real else register_stand_in)(model, ranks)
-    found = losses_and_gradients(model, part) / ranks
-    torch.distributed.all_reduce(found)
+    results = []
+    for batch in batches(real):
+        model, part = make_model("Llama"), shard(batch, zigzag=False)
+        wrap(model, PIECES, max_documents=6 if "position_ids" in batch else None)
+        if not results:
+            (register_ulysses if real else register_stand_in)(model, ranks)
+        results.append(losses_and_gradients(model, part) / ranks)
+        torch.distributed.all_reduce(results[-1])
+    part = shard(make_tokens(), zigzag=False)
     # What only one of the two may do is refused where both do, and where hooks see the tokens of one process.
     for family, options, message in (
         ("Qwen3", {}, r"norms of the shape \(2, 128, 4\); .*use the scorer 'dilated'"),
@@ -172,15 +188,25 @@ def train_with_ulysses(rank: int, real: bool) -> list[float]:
         wrap(other, PIECES, **options)  # type: ignore[arg-type]
         with pytest.raises(UnsupportedError, match=message):
             other(**part)
-    return found.tolist()
+    other = make_model("Llama")
+    wrap(other, PIECES)
+    with pytest.raises(
+        UnsupportedError, match=r"Ulysses attention need cu_seq_lens_q of whole rows, or wrap\(..., max_d"
+    ):
+        other(**shard(batches(real)[1], zigzag=False))
+    return results
 
 
 @pytest.mark.parametrize("real", [False, True])
 def test_ulysses_around_the_registered_function(real: bool, tmp_path: Path) -> None:
     if real and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed, which compiles on CPUs and is no part of CI")
-    model, tokens = make_model("Llama"), make_tokens()
-    wrap(model, PIECES)
-    expected = losses_and_gradients(model, {"input_ids": tokens, "labels": tokens})
-    for found in run(train_with_ulysses, 2, tmp_path, real):
-        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-6)
+    expected = []
+    for batch in batches(real):
+        model = make_model("Llama")
+        wrap(model, PIECES, max_documents=6)
+        expected.append(losses_and_gradients(model, batch))
+    assert not torch.allclose(expected[0][:3], expected[1][:3], rtol=1e-3)
+    for results in run(train_with_ulysses, 2, tmp_path, real):
+        for found, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

@@ -88,18 +88,22 @@ def lighthouse_layers(
 
 def check_shareable(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) -> None:
     """Raises ValueError where a layer is not of full causal attention, which would see the tokens of one process alone."""
-    kinds = getattr(decoder.config, "layer_types", None) or []
-    others = {i: kind for i, kind in enumerate(kinds) if kind != "full_attention"}
-    others |= {i: "sliding_attention" for i, module in attentions.items() if _sliding_window(module) is not None}
-    others |= {
-        i: "no causal attention" for i in range(decoder.config.num_hidden_layers) if i not in attentions | others
-    }
+    others = not_full(decoder, attentions)
     if others:
         index = min(others)
         raise ValueError(
             f"layer {index} of {type(decoder).__name__} has {others[index]}; with context_group all layers must have full "
             "causal attention, since others would see the tokens of one process alone"
         )
+
+
+def not_full(decoder: PreTrainedModel, attentions: dict[int, nn.Module]) -> dict[int, str]:
+    """What layers have in place of full causal attention, by their index."""
+    kinds = getattr(decoder.config, "layer_types", None) or []
+    others = {i: kind for i, kind in enumerate(kinds) if kind != "full_attention"}
+    others |= {i: "sliding_attention" for i, module in attentions.items() if _sliding_window(module) is not None}
+    layers = range(decoder.config.num_hidden_layers)
+    return others | {i: "no causal attention" for i in layers if i not in attentions | others}
 
 
 def _sliding_window(attention: nn.Module) -> int | None:

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lighthouse_attention.context import BOUNDS
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError, cannot_wait, require
 
-BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
-"""(documents + 1,) each: the first token of each document of the only row, and last the number of tokens."""
 DOCUMENTS = "document_starts"
 """The keyword argument that tells a layer where documents start."""
 
@@ -20,11 +19,15 @@ _HOLES = (
 )
 
 
+def has_bounds(given: Mapping[str, Any]) -> bool:
+    """Whether the arguments of a forward pass tell where documents start by BOUNDS."""
+    return any(given.get(name) is not None for name in BOUNDS)
+
+
 def may_pack(given: Mapping[str, Any]) -> bool:
     """Whether an argument of a forward pass tells of documents other than padding."""
     positions = given.get("position_ids")
-    in_rows = isinstance(positions, Tensor) and positions.dim() == 2
-    return in_rows or any(given.get(name) is not None for name in BOUNDS)
+    return (isinstance(positions, Tensor) and positions.dim() == 2) or has_bounds(given)
 
 
 class _Packed(NamedTuple):
@@ -37,7 +40,7 @@ class _Packed(NamedTuple):
     """How many a row has at most, where the host knows."""
 
 
-def find_starts(given: Mapping[str, Any], inputs: Tensor, most: int, refusal: str) -> Tensor | None:
+def find_starts(given: Mapping[str, Any], inputs: Tensor, most: int, refusal: str, ranks: int = 1) -> Tensor | None:
     """Where the documents of a decoder's forward pass start, as the operators take it, (B, M) int32.
 
     Padding is a document too, or one before the tokens of a row and one after them. M depends on `most` and on which
@@ -49,6 +52,8 @@ def find_starts(given: Mapping[str, Any], inputs: Tensor, most: int, refusal: st
         inputs: (B, N, ...), the tokens.
         most: Documents that a row may hold, padding aside.
         refusal: Why a row may hold only one, and no padding; empty where it may hold more.
+        ranks: The processes that share each row, N tokens each. Only BOUNDS may be given then, of whole rows, and so are
+            the starts.
 
     Returns:
         None where every row is one document.
@@ -56,7 +61,7 @@ def find_starts(given: Mapping[str, Any], inputs: Tensor, most: int, refusal: st
     Raises:
         UnsupportedError: There are more documents, or the arguments do not say where they are.
     """
-    tokens = len(range(inputs.shape[1]))  # so that the compiler guards it: compiled code is for one length
+    tokens = ranks * len(range(inputs.shape[1]))  # so that the compiler guards it: compiled code is for one length
     mask = given.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 4:
         return None  # of the caller's own making, for layers to take or to refuse
@@ -96,6 +101,12 @@ def find_starts(given: Mapping[str, Any], inputs: Tensor, most: int, refusal: st
     index = torch.arange(1, tokens, dtype=torch.int32, device=begins.device)
     starts = torch.where(begins, index, tokens).sort(dim=1).values[:, : allowed - 1]
     return F.pad(starts, (1, 0)).expand(inputs.shape[0], -1)
+
+
+def one_document(inputs: Tensor, most: int, ranks: int) -> Tensor:
+    """(1, `most`): the starts of a row of one document, of which a process has `inputs`."""
+    first = torch.zeros((1, 1), dtype=torch.int32, device=inputs.device)
+    return F.pad(first, (0, most - 1), value=ranks * inputs.shape[1])
 
 
 def _refused(documents: str, name: str, refusal: str) -> str:

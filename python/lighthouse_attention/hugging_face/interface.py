@@ -12,8 +12,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lighthouse_attention.hugging_face import scores
 from lighthouse_attention.hugging_face.documents import DOCUMENTS, documents_of_tokens
+from lighthouse_attention.hugging_face.sharing import gather_positions
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, note_traced, this_thread
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError, refuse_options
+
+_ULYSSES = "deepspeed.runtime.sequence_parallel.parallel_state_sp"
+"""DeepSpeed's module that knows the processes which share sequences."""
 
 
 def attention(
@@ -31,7 +35,9 @@ def attention(
     """The attention function. q (B, H, N, D), k and v (B, G, N, D) -> (B, N, H, D)"""
     layer: Layer | None = getattr(module, ATTRIBUTE, None)
     if layer is not None and layer.sharing is not None:
-        return _attend_across(module, layer, query, key, value, attention_mask, scaling, dropout, lighthouse, kwargs)
+        return _attend_across(
+            module, layer, query, key, value, attention_mask, scaling, dropout, lighthouse, document_starts, kwargs
+        )
     mode = "dense" if layer is None or lighthouse is None else lighthouse
     if mode == "dense" and attention_mask is not None:
         document_starts = None  # the mask keeps documents apart
@@ -63,6 +69,7 @@ def _attend_across(
     scaling: float | None,
     dropout: float,
     mode: Mode | None,
+    document_starts: Tensor | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, None]:
     """Attention of this process's tokens to those of all. The model's own would be to this process's alone."""
@@ -86,7 +93,7 @@ def _attend_across(
     elif mode == "lighthouse":
         given = scores.take(module, layer, query, key, value)
     settings = {**layer.config.settings(), "scale": scaling}
-    return layer.sharing.attend(query, key, value, settings, mode, given).transpose(1, 2), None
+    return layer.sharing.attend(query, key, value, settings, mode, given, document_starts).transpose(1, 2), None
 
 
 def _has_all_keys(
@@ -153,10 +160,23 @@ def mask(
 def ulysses_ranks() -> int:
     """How many processes share sequences by DeepSpeed's Ulysses, which puts itself around the registered function: that
     attends to whole sequences, of some heads, where the decoder has parts of them."""
-    state = sys.modules.get("deepspeed.runtime.sequence_parallel.parallel_state_sp")
-    if state is None or ALL_ATTENTION_FUNCTIONS[LIGHTHOUSE] is attention:
+    if _ULYSSES not in sys.modules or ALL_ATTENTION_FUNCTIONS[LIGHTHOUSE] is attention:
         return 1
-    return int(state.get_sequence_parallel_world_size())
+    return int(sys.modules[_ULYSSES].get_sequence_parallel_world_size())
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def _ulysses_group() -> str:
+    return str(sys.modules[_ULYSSES].get_sequence_parallel_group().group_name)
+
+
+def ulysses_positions(positions: object) -> Tensor:
+    """position_ids of whole sequences, (B, W n), by the parts (B, n) of the processes that share them by Ulysses."""
+    if not isinstance(positions, Tensor) or positions.dim() != 2:
+        raise UnsupportedError(
+            "position_ids are not given as (batch, tokens), as DeepSpeed's Ulysses attention needs them"
+        )
+    return gather_positions(positions, _ulysses_group(), ulysses_ranks()).flatten(1)
 
 
 def register() -> None:

@@ -7,12 +7,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed._functional_collectives import all_gather_tensor
 
 from lighthouse_attention import context
-from lighthouse_attention.hugging_face.unsupported import UnsupportedError
+from lighthouse_attention.hugging_face.unsupported import UnsupportedError, require
 
 _CONTIGUOUS, _ZIGZAG = "contiguous", "zigzag"
 _REMEDY = "lighthouse_attention.context.shard(batch, group) cuts a batch and makes them"
+_AMBIGUOUS = (
+    "documents start so that position_ids do not tell whether processes have zigzag chunks or contiguous parts; give "
+    "cu_seq_lens_q and position_ids that do not restart, as shard(batch, group) does for a batch without position_ids"
+)
+_BOUNDS_TOO = "; packed documents need cu_seq_lens_q of the whole row as well, or wrap(..., max_documents=...)"
 
 
 @dataclasses.dataclass
@@ -29,9 +35,10 @@ class Sharing:
     """Zigzag or contiguous, by the position_ids of the first forward pass; all others are alike."""
     tokens: int = 0
     """Those of this process in the forward pass under way."""
+    shapes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    """How many sequences and tokens a process has, where all were seen to have as many."""
     agreed: dict[tuple[int, int], tuple[Tensor, str]] = dataclasses.field(default_factory=dict)
-    """By how many sequences and tokens a process has, where all were seen to agree: this one's position_ids, and the error
-    that there are others."""
+    """By these, where all were seen to agree: this process's position_ids, and the error that there are others."""
 
     @staticmethod
     def of(group: dist.ProcessGroup, exchange: str, heads: int, kv_heads: int) -> "Sharing":
@@ -66,15 +73,14 @@ class Sharing:
         settings: Mapping[str, Any],
         mode: str,
         scores: tuple[Tensor, Tensor] | None,
+        document_starts: Tensor | None,
     ) -> Tensor:
         """Attention of this process's tokens, (B, H, n, D)."""
         exchange = self.exchange
         if exchange == "auto":
             exchange = context.choose_exchange(self.heads, self.kv_heads, q.shape[2], self.ranks, mode, settings)
-        zigzag = self.layout == _ZIGZAG
-        return context.attend(
-            q, k, v, settings, mode, scores=scores, group=self.group, exchange=exchange, zigzag=zigzag
-        )
+        across = {"group": self.group, "exchange": exchange, "zigzag": self.layout == _ZIGZAG}
+        return context.attend(q, k, v, settings, mode, scores=scores, document_starts=document_starts, **across)
 
     def shard(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """As `context.shard`, in the layout of earlier forward passes."""
@@ -86,43 +92,83 @@ class Sharing:
         dist.all_reduce(mean, group=self.process_group)
         return mean
 
-    def check_positions(self, positions: Tensor | None, batch: int, tokens: int) -> None:
-        """Holds position_ids to those of this process's tokens in the whole sequence.
+    @property
+    def refuses_documents(self) -> str:
+        """Why rows may hold only one document; empty where they may hold more."""
+        if self.by_heads:
+            return ""
+        if self.exchange == "auto":
+            return f"which need the exchange 'heads', and the model's {self.heads} heads are no multiple of {self.ranks} ranks"
+        return f"which the exchange {self.exchange!r} does not support: use 'heads' or 'auto'"
+
+    def check_documents(self, starts: Tensor) -> None:
+        """Holds where the documents of a row start, (1, M), to be the same in all processes. A GPU is not waited for."""
+        alike = (_gather(starts, self.group) == starts).all()
+        require(
+            alike,
+            "cu_seq_lens_q are not the same in all processes of context_group; they must be those of the whole row",
+            wait=False,
+        )
+
+    def check_positions(self, positions: Tensor | None, batch: int, tokens: int, starts: Tensor | None = None) -> None:
+        """Holds position_ids to those of this process's tokens in the whole sequence, or in their documents.
 
         The processes compare the first forward pass of each shape. Later ones do not wait for a GPU: it asserts them.
+
+        Args:
+            starts: (1, M), where the documents of the whole sequence start; None where they are one.
         """
         self.tokens = tokens
         if (batch, tokens) not in self.agreed:
-            self._agree(positions, batch, tokens)
+            self._agree(positions, batch, tokens, starts)
             return
         expected, message = self.agreed[batch, tokens]
         if not isinstance(positions, Tensor) or positions.shape[-1] != tokens:
-            raise UnsupportedError(self._misfit(positions, tokens))
-        right = (positions == expected.to(positions.device)).all()
+            raise UnsupportedError(self._misfit(positions, tokens, starts))
+        right = _are_of(expected.to(positions.device), positions, starts)
         if positions.is_cuda or torch.compiler.is_compiling():
             torch._assert_async(right, message)
         elif not right:
-            raise UnsupportedError(self._misfit(positions, tokens))
+            raise UnsupportedError(self._misfit(positions, tokens, starts))
+
+    def whole_positions(self, positions: Tensor | None, batch: int, tokens: int) -> Tensor:
+        """position_ids of whole sequences, (B, W n), by those of all processes; they count from 0 in each document.
+
+        The host waits to see that they do, but where it cannot: then the device asserts it.
+        """
+        self.tokens = tokens
+        if (batch, tokens) not in self.shapes:
+            self._compare(self._layouts(tokens) if _are_of_rows(positions, tokens) else [], positions, batch, tokens)
+        if not isinstance(positions, Tensor) or not _are_of_rows(positions, tokens):
+            raise UnsupportedError(self._misfit(positions, tokens, None))
+        parts = gather_positions(positions.expand(batch, -1), self.group, self.ranks)
+        if self.layout is None:
+            self._find_layout(parts)
+        whole = _in_order(parts, self.layout or _ZIGZAG)
+        require(
+            _count(whole),
+            f"position_ids of the {self.ranks} ranks of context_group, put together as {self.layout} parts, must count from 0 in "
+            f"each document: {_REMEDY}",
+        )
+        return whole
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _agree(self, positions: Tensor | None, batch: int, tokens: int) -> None:
+    def _find_layout(self, parts: Tensor) -> None:
+        """All processes find the same."""
+        layouts = [layout for layout in self._layouts(parts.shape[2]) if _count(_in_order(parts, layout))]
+        if len(layouts) > 1:
+            raise UnsupportedError(_AMBIGUOUS)
+        if layouts:
+            self.layout = layouts[0]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _agree(self, positions: Tensor | None, batch: int, tokens: int, starts: Tensor | None) -> None:
         """Has all processes know the layout, or has all of them raise."""
-        own = next((layout for layout in self._layouts(tokens) if self._fits(positions, tokens, layout)), None)
-        found: list[Any] = [None] * self.ranks
-        dist.all_gather_object(found, (own, batch, tokens), group=self.process_group)
-        if own is None:
-            raise UnsupportedError(self._misfit(positions, tokens))
-        for rank, (layout, others_batch, others_tokens) in enumerate(found):
-            if layout is None:
-                raise UnsupportedError(
-                    f"position_ids of rank {rank} of context_group are not those of its tokens in the whole sequence, as "
-                    f"its own error says: {_REMEDY}"
-                )
-            if (layout, others_batch, others_tokens) != (own, batch, tokens):
-                raise UnsupportedError(
-                    f"rank {rank} of context_group has {others_tokens} tokens of {others_batch} sequences, {layout}, and "
-                    f"rank {self.rank} has {tokens} of {batch}, {own}; all must have equal shares: {_REMEDY}"
-                )
+        fitting = [layout for layout in self._layouts(tokens) if self._fits(positions, tokens, layout, starts)]
+        common = self._compare(fitting, positions, batch, tokens, starts)
+        if len(common) > 1:
+            raise UnsupportedError(_AMBIGUOUS)
+        own = common[0]
         expected = self._expected(tokens, own)
         if own == _CONTIGUOUS and not self.by_heads:
             raise UnsupportedError(
@@ -134,15 +180,42 @@ class Sharing:
         message = f"position_ids of rank {self.rank} are not those of its tokens, {self._expectation(tokens)}"
         self.agreed[batch, tokens] = expected.to(positions.device), message
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _compare(
+        self, common: list[str], positions: Tensor | None, batch: int, tokens: int, starts: Tensor | None = None
+    ) -> list[str]:
+        """The layouts that fit every process, `common` being those of this one; or all processes raise."""
+        found: list[Any] = [None] * self.ranks
+        dist.all_gather_object(found, (common, batch, tokens), group=self.process_group)
+        if not common:
+            raise UnsupportedError(self._misfit(positions, tokens, starts))
+        for rank, (layouts, others_batch, others_tokens) in enumerate(found):
+            if not layouts:
+                raise UnsupportedError(
+                    f"position_ids of rank {rank} of context_group are not those of its tokens in the whole sequence, as "
+                    f"its own error says: {_REMEDY}"
+                )
+            both = [layout for layout in common if layout in layouts]
+            if not both or (others_batch, others_tokens) != (batch, tokens):
+                raise UnsupportedError(
+                    f"rank {rank} of context_group has {others_tokens} tokens of {others_batch} sequences, "
+                    f"{' or '.join(layouts)}, and rank {self.rank} has {tokens} of {batch}, {' or '.join(common)}; all must "
+                    f"have equal shares: {_REMEDY}"
+                )
+            common = both
+        self.shapes.add((batch, tokens))
+        return common
+
     def _layouts(self, tokens: int) -> list[str]:
         if self.layout is not None:
             return [self.layout]
-        return [_ZIGZAG, _CONTIGUOUS] if tokens % 2 == 0 else [_CONTIGUOUS]
+        layouts = [_ZIGZAG, _CONTIGUOUS] if tokens % 2 == 0 else [_CONTIGUOUS]
+        return layouts[:1] if self.ranks == 1 else layouts  # of one process they are the same
 
-    def _fits(self, positions: Tensor | None, tokens: int, layout: str) -> bool:
+    def _fits(self, positions: Tensor | None, tokens: int, layout: str, starts: Tensor | None) -> bool:
         if not isinstance(positions, Tensor) or positions.shape[-1] != tokens:
             return False
-        return bool((positions == self._expected(tokens, layout).to(positions.device)).all())
+        return bool(_are_of(self._expected(tokens, layout).to(positions.device), positions, starts))
 
     def _expected(self, tokens: int, layout: str) -> Tensor:
         return context.positions(tokens, self.rank, self.ranks, zigzag=layout == _ZIGZAG)
@@ -151,16 +224,56 @@ class Sharing:
         layouts = self._layouts(tokens)
         return " or ".join(f"{_ranges(self._expected(tokens, layout))} ({layout})" for layout in layouts)
 
-    def _misfit(self, positions: Tensor | None, tokens: int) -> str:
+    def _misfit(self, positions: Tensor | None, tokens: int, starts: Tensor | None) -> str:
         value = "None"
         if isinstance(positions, Tensor):
             rows = positions.reshape(-1, positions.shape[-1])
-            fits = [any(self._fits(row, tokens, layout) for layout in self._layouts(tokens)) for row in rows]
+            fits = [any(self._fits(row, tokens, layout, starts) for layout in self._layouts(tokens)) for row in rows]
             value = _ranges(rows[fits.index(False) if False in fits else -1])
+        in_documents = "" if starts is None else ", or in the documents of cu_seq_lens_q"
         return (
             f"position_ids of rank {self.rank} are {value}; with a context_group of {self.ranks} ranks they must be those of "
-            f"its {tokens} tokens in the whole sequence, {self._expectation(tokens)}: {_REMEDY}"
+            f"its {tokens} tokens in the whole sequence, {self._expectation(tokens)}{in_documents}: {_REMEDY}"
+            f"{_BOUNDS_TOO if starts is None else ''}"
         )
+
+
+def gather_positions(positions: Tensor, group: str, ranks: int) -> Tensor:
+    """(B, n) of each process of a group: (B, W, n)."""
+    return _gather(positions, group).view(ranks, *positions.shape).movedim(0, 1)
+
+
+def _gather(own: Tensor, group: str) -> Tensor:
+    """Those of all processes, one after the other in the first dimension."""
+    every: Tensor = all_gather_tensor(own.contiguous(), 0, group)  # type: ignore[arg-type]
+    return every
+
+
+def _in_order(parts: Tensor, layout: str) -> Tensor:
+    """(B, W, n) of all processes: (B, W n), in the order of the whole sequence."""
+    if layout == _CONTIGUOUS:
+        return parts.flatten(1)
+    first, last = parts.chunk(2, dim=2)
+    return torch.cat([first.flatten(1), last.flip(1).flatten(1)], dim=1)
+
+
+def _count(positions: Tensor) -> Tensor:
+    """Whether each is one more than the one before, or 0 where a document starts."""
+    following = positions[:, 1:]
+    return (positions[:, 0] == 0).all() & ((following == 0) | (following == positions[:, :-1] + 1)).all()
+
+
+def _are_of_rows(positions: Tensor | None, tokens: int) -> bool:
+    return isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] == tokens
+
+
+def _are_of(index: Tensor, positions: Tensor, starts: Tensor | None) -> Tensor:
+    """Whether positions are those of the tokens `index` of the whole sequence, or of them in their documents."""
+    right = (positions == index).all()
+    if starts is None:
+        return right
+    documents = torch.searchsorted(starts[0], index.to(starts.dtype), right=True) - 1
+    return right | (positions == index - starts[0, documents]).all()
 
 
 def _ranges(positions: Tensor) -> str:

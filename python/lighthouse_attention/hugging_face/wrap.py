@@ -20,9 +20,15 @@ from transformers.utils.import_utils import is_tracing
 
 from lighthouse_attention import _check
 from lighthouse_attention.config import LighthouseConfig
-from lighthouse_attention.context import dense_because
+from lighthouse_attention.context import BOUNDS, dense_because
 from lighthouse_attention.hugging_face import documents, interface, scores
-from lighthouse_attention.hugging_face.decoder import check_decoder, check_shareable, find_decoder, lighthouse_layers
+from lighthouse_attention.hugging_face.decoder import (
+    check_decoder,
+    check_shareable,
+    find_decoder,
+    lighthouse_layers,
+    not_full,
+)
 from lighthouse_attention.hugging_face.sharing import Sharing
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, Notices, this_thread, traced
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError
@@ -36,7 +42,7 @@ def wrap(
     dense_layers: Iterable[int] | None = None,
     *,
     crossover: int = 0,
-    max_documents: int = 128,
+    max_documents: int | None = None,
     context_group: dist.ProcessGroup | None = None,
     exchange: str = "auto",
 ) -> "Wrapping":
@@ -54,7 +60,7 @@ def wrap(
     With a `context_group`, its processes share each sequence, and attend to all of it in every layer, every mode and in
     evaluation. Each calls the model with its own part of the tokens, which `lighthouse_attention.context.shard` cuts:
     zigzag or contiguous, by their position_ids, which must be given, and are checked. There are no caches then, nor
-    generation.
+    generation. Documents start where cu_seq_lens_q of the whole row says; or by position_ids, if `max_documents` is given.
 
     Args:
         model: A `PreTrainedModel`, or a module that holds one (DistributedDataParallel, a PEFT model), with the "sdpa"
@@ -65,8 +71,9 @@ def wrap(
         dense_layers: Layers that stay dense, by their index, negative ones counted from the last. If not given, none
             where config.local > 0, and the first and last two, as in the paper, where it is 0.
         crossover: The model stays dense over fewer tokens than this.
-        max_documents: Documents that a row may hold, padding aside; more raise. Shapes depend on it: each takes up to one
-            row of the gathered sequence.
+        max_documents: Documents that a row may hold, padding aside, 128 if not given; more raise. Shapes depend on it: each
+            takes up to one row of the gathered sequence. Where processes share sequences and it is given, they gather
+            position_ids in every forward pass without cu_seq_lens_q, and the host waits for them.
         context_group: The processes that share sequences; none do, if not given.
         exchange: How they exchange tokens, as `lighthouse_attention.context.context_attention` takes it.
 
@@ -87,7 +94,8 @@ def wrap(
             f"config.local_shift is {config.local_shift}; it must be 0: each layer gets a shift of its own"
         )
     _check.integer("crossover", crossover, least=0)
-    _check.integer("max_documents", max_documents, least=1)
+    if max_documents is not None:
+        _check.integer("max_documents", max_documents, least=1)
     if wrapped(model):
         raise ValueError("the model is wrapped already; unwrap it first")
     decoder, attentions = find_decoder(model)
@@ -111,7 +119,8 @@ def wrap(
     if decoder.config._attn_implementation != LIGHTHOUSE:
         raise TypeError(f"{type(decoder).__name__} does not take its attention from transformers' AttentionInterface")
     without = sorted(set(range(decoder.config.num_hidden_layers)) - attentions.keys())
-    wrapping = Wrapping(decoder, layers, places, config, crossover, max_documents, without, sharing)
+    others = not_full(decoder, attentions)
+    wrapping = Wrapping(decoder, layers, places, config, crossover, max_documents, without, others, sharing)
     if sharing is not None:
         wrapping.watch_all(model, attentions, shared_config)
     return wrapping
@@ -164,8 +173,9 @@ class Wrapping:
         places: dict[int, int],
         config: LighthouseConfig,
         crossover: int,
-        max_documents: int,
+        max_documents: int | None,
         without_attention: list[int],
+        not_full: dict[int, str],
         sharing: Sharing | None = None,
     ) -> None:
         self.decoder = decoder
@@ -173,7 +183,9 @@ class Wrapping:
         """The attention modules that train with Lighthouse, by the index of their layer."""
         self.config = config
         self.crossover = crossover
-        self.max_documents = max_documents
+        self.max_documents = 128 if max_documents is None else max_documents
+        self._asks_positions = max_documents is not None
+        """Of all processes that share sequences, to find documents."""
         self.sharing = sharing
         """The processes that share sequences, if any do."""
         self.mode: Mode = "lighthouse"
@@ -181,6 +193,8 @@ class Wrapping:
         self._shared_config: Any = None
         self._without_attention = without_attention
         """Layers whose states documents would share."""
+        self._not_full = not_full
+        """Layers with other than full attention, and what they have."""
         self._parameters = list(inspect.signature(decoder.forward).parameters)
         self._awaits_dense = self._warned = False
         self._notices = Notices()
@@ -295,7 +309,7 @@ class Wrapping:
             self._awaits_dense = not dense
         this_thread.under_way.awaits_lighthouse = not dense or starts is not None
         this_thread.under_way.document_starts = starts
-        bounds = ("attention_mask", "position_ids", *documents.BOUNDS)
+        bounds = ("attention_mask", "position_ids", *BOUNDS)
         plain = not dense or (not cached and all(given.get(name) is None for name in bounds))
         if starts is not None or (plain and inputs is not None and is_tracing(inputs)):
             this_thread.under_way.without_mask = self.decoder.config
@@ -305,23 +319,58 @@ class Wrapping:
 
     def _find_documents(self, given: dict[str, Any], inputs: Tensor, dense: bool) -> Tensor | None:
         """Where documents start; None where every row is one, and where the model's own attention keeps them apart."""
-        ranks: int = interface.ulysses_ranks()
+        ranks = self._ranks()
         refusal = ""
         if self._without_attention:
             refusal = f"and layer {self._without_attention[0]} has no causal attention to keep them apart"
-        elif ranks > 1:
-            refusal = "which are not supported under DeepSpeed's Ulysses attention"
+        elif ranks > 1 and self._not_full:  # with context_group there are none
+            index = min(self._not_full)
+            refusal = f"and layer {index} has {self._not_full[index]}, which sees the tokens of one process alone"
+        elif self.sharing is not None and self.sharing.refuses_documents:
+            refusal = self.sharing.refuses_documents
         elif not dense and self.config.local == 0:
             refusal = "which need pieces: wrap the model with a config such as LighthouseConfig(local=2048)"
         elif self.mode == "lighthouse" and not dense and self.config.scorer != "norm":
             refusal = f"which the scorer {self.config.scorer!r} does not support: use the scorer 'norm'"
+        if self.sharing is not None or ranks > 1:
+            return self._find_shared_documents(given, inputs, dense, ranks, refusal)
         if dense and (refusal or not documents.may_pack(given)):
             return None
         return documents.find_starts(given, inputs, self.max_documents, refusal)
 
+    def _find_shared_documents(
+        self, given: dict[str, Any], inputs: Tensor, dense: bool, ranks: int, refusal: str
+    ) -> Tensor | None:
+        """Where documents of rows start of which this process has a part."""
+        where = "with context_group" if self.sharing is not None else "under DeepSpeed's Ulysses attention"
+        if self.sharing is not None or not dense:
+            padding = {"attention_mask": given.get("attention_mask")}
+            documents.find_starts(padding, inputs, 1, f"which are not supported {where}")
+        positions, batch, tokens = given.get("position_ids"), len(range(inputs.shape[0])), len(range(inputs.shape[1]))
+        rows: dict[str, Any] = {name: given[name] for name in BOUNDS if given.get(name) is not None}
+        if not rows and self._asks_positions and not refusal:
+            if self.sharing is not None:
+                positions = self.sharing.whole_positions(positions, batch, tokens)
+            else:
+                positions = interface.ulysses_positions(positions)
+            return documents.find_starts({"position_ids": positions}, inputs, self.max_documents, "", ranks)
+        starts = documents.find_starts(rows, inputs, self.max_documents, refusal, ranks)
+        if self.sharing is not None:
+            if rows and not refusal:
+                one = documents.one_document(inputs, self.max_documents, ranks)
+                self.sharing.check_documents(one if starts is None else starts)
+            self.sharing.check_positions(positions, batch, tokens, starts)
+        elif not rows:
+            remedy = f"which {where} need cu_seq_lens_q of whole rows, or wrap(..., max_documents=...)"
+            documents.find_starts({"position_ids": positions}, inputs, 1, refusal or remedy)
+        return starts
+
+    def _ranks(self) -> int:
+        """Processes that share each sequence."""
+        return self.sharing.ranks if self.sharing is not None else interface.ulysses_ranks()
+
     def _share(self, given: dict[str, Any], inputs: Tensor | None, cached: bool) -> dict[str, Any]:
         """The keyword arguments of a forward pass over a part of each sequence, in training and in evaluation."""
-        assert self.sharing is not None
         if cached:
             raise UnsupportedError(
                 "a cache of keys and values was passed in; with context_group there is none of all tokens, nor generation: "
@@ -329,19 +378,17 @@ class Wrapping:
             )
         if inputs is None:
             raise UnsupportedError("neither input_ids nor inputs_embeds was passed in; context_group needs one of them")
-        refusal = "which are not supported with context_group"
-        documents.find_starts({**given, "position_ids": None}, inputs, 1, refusal)
-        self.sharing.check_positions(
-            given.get("position_ids"), len(range(inputs.shape[0])), len(range(inputs.shape[1]))
-        )
         mode = self.mode if self.decoder.training else "dense"
         if mode != "dense" and self._stays_dense(inputs, cached):
+            mode = "dense"
+        starts = self._find_documents(given, inputs, mode == "dense")
+        if starts is not None and mode != "dense" and self._stays_dense(inputs, cached, starts.shape[1]):
             mode = "dense"
         if self.decoder.training and torch.is_grad_enabled():
             self._awaits_dense = mode != "dense"
         this_thread.under_way.awaits_lighthouse = True
         this_thread.under_way.without_mask = self.decoder.config
-        return {LIGHTHOUSE: mode, "use_cache": False}
+        return {LIGHTHOUSE: mode, "use_cache": False, documents.DOCUMENTS: starts}
 
     def _stays_dense(self, inputs: Tensor | None, cached: bool, most_documents: int = 1) -> bool:
         """Whether the model's own attention runs though the mode is another; warns once of it in training."""
@@ -351,8 +398,7 @@ class Wrapping:
             reason = ": neither input_ids nor inputs_embeds was passed in"
         else:
             tokens = len(range(inputs.shape[1]))  # so that the compiler guards it: compiled code is for one length
-            ranks: int = interface.ulysses_ranks() if self.sharing is None else self.sharing.ranks
-            tokens *= ranks
+            tokens *= self._ranks()
             because = self._dense_because(tokens, most_documents)
             packed = f" of up to {most_documents} documents" if most_documents > 1 else ""
             reason = f" over {tokens} tokens{packed}: {because}" if because else ""

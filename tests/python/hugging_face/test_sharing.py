@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +36,26 @@ class Case(NamedTuple):
     sequences: int = 1
     zigzag: bool = True
     checkpointing: bool = False
+    packed: dict[str, Any] | None = None
+    """A batch of documents, in place of the sequences."""
 
 
-def train(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+LENGTHS = [[100, 1, 59, 96], [30, 226]]
+
+
+def packed(rows: int, **arguments: Any) -> dict[str, Any]:
+    """A batch of documents, whole."""
+    tokens = make_tokens(rows)
+    positions = [torch.cat([torch.arange(length) for length in row]) for row in LENGTHS[:rows]]
+    return {"input_ids": tokens, "labels": tokens, "position_ids": torch.stack(positions), **arguments}
+
+
+def bounds(*lengths: int) -> dict[str, Tensor]:
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+
+
+def train(model: nn.Module, batch: dict[str, Any], held_out: dict[str, Any]) -> dict[str, Any]:
     """Losses and gradients of a step in each mode, and the weights and the dense loss after them."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses, gradients = [], {}
@@ -54,7 +71,7 @@ def train(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         "losses": torch.stack(losses),
         "gradients": gradients,
         "weights": {name: whole(p) for name, p in model.state_dict().items()},
-        "dense": dense_loss(model, [make_tokens(1)]).mean,
+        "dense": dense_loss(model, [held_out]).mean,
     }
 
 
@@ -71,7 +88,8 @@ def train_case(case: Case) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (case.sequences, world // case.sequences), mesh_dim_names=("data", "context"))
     group = mesh["context"].get_group()
     model = make_model("Qwen3")
-    wrapping = wrap(model, PIECES, DENSE_LAYERS, context_group=group, exchange=case.exchange)
+    most = None if case.packed is None else 6
+    wrapping = wrap(model, PIECES, DENSE_LAYERS, max_documents=most, context_group=group, exchange=case.exchange)
     if case.checkpointing:
         model.gradient_checkpointing_enable()
     for layer in model.model.layers:
@@ -80,18 +98,22 @@ def train_case(case: Case) -> dict[str, Any]:
     own = make_tokens(case.sequences)[mesh["data"].get_local_rank()][None]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "dense attention")
-        found = train(model, shard(own, group, zigzag=case.zigzag))
+        found = train(model, shard(case.packed or own, group, zigzag=case.zigzag), case.packed or text())
     assert wrapping.sharing is not None and wrapping.sharing.layout == ("zigzag" if case.zigzag else "contiguous")
     dist.all_reduce(found["losses"])
     found["losses"] /= world
     return found
 
 
-def train_alone(sequences: int) -> dict[str, Any]:
-    model, tokens = make_model("Qwen3"), make_tokens(sequences)
+def text(sequences: int = 1) -> dict[str, Any]:
+    return {"input_ids": make_tokens(sequences), "labels": make_tokens(sequences)}
+
+
+def train_alone(batch: dict[str, Any], held_out: dict[str, Any]) -> dict[str, Any]:
+    model = make_model("Qwen3")
     keys = list(model.state_dict())
-    wrap(model, PIECES, DENSE_LAYERS)
-    found = train(model, {"input_ids": tokens, "labels": tokens})
+    wrap(model, PIECES, DENSE_LAYERS, max_documents=6)
+    found = train(model, batch, held_out)
     assert list(found["weights"]) == keys
     return found
 
@@ -108,7 +130,7 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_two_processes_are_one(tmp_path: Path) -> None:
     cases = [Case("heads"), Case("auto", zigzag=False, checkpointing=True), Case("gather"), Case("ring")]
     ranks = run(train_shared, 2, tmp_path, cases)
-    expected = train_alone(1)
+    expected = train_alone(text(), text())
     assert len(set(expected["losses"].tolist())) == len(MODES)
     for heads, heads_contiguous, gather, ring in ranks:
         assert_close(heads, expected)
@@ -120,10 +142,27 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 def test_four_processes_are_one(tmp_path: Path) -> None:
     """Two sequences that two share each; and one that four share, of which each has a key/value head of its own copy."""
     ranks = run(train_shared, 4, tmp_path, [Case("auto", sequences=2), Case("auto")])
-    pairs, all_four = train_alone(2), train_alone(1)
+    pairs, all_four = train_alone(text(2), text()), train_alone(text(), text())
     for found in ranks:
         assert_close(found[0], pairs)
         assert_close(found[1], all_four)
+
+
+def test_packed_documents_of_two_processes_are_one(tmp_path: Path) -> None:
+    """By what collators give, zigzag; by the bounds alone, contiguous; and by position_ids alone, of two rows."""
+    by_bounds = {name: value for name, value in packed(1, **bounds(*LENGTHS[0])).items() if name != "position_ids"}
+    cases = [
+        Case("auto", packed=packed(1)),
+        Case("heads", zigzag=False, checkpointing=True, packed=by_bounds),
+        Case("auto", packed=packed(2)),
+    ]
+    ranks = run(train_shared, 2, tmp_path, cases)
+    one, two = (train_alone(packed(rows), packed(rows, use_cache=False)) for rows in (1, 2))
+    assert not torch.allclose(one["losses"], train_alone(text(), text())["losses"], rtol=1e-4)
+    for found in ranks:
+        assert_close(found[0], one)
+        assert_close(found[1], one)
+        assert_close(found[2], two)
 
 
 def dense_by_any_exchange(rank: int, shapes: list[tuple[str, dict[str, Any]]]) -> list[list[float]]:
@@ -184,7 +223,6 @@ def refuse(rank: int) -> None:
     masked[0, 0] = 0
     refuses("2 documents by attention_mask.*with context_group", attention_mask=masked)
     refuses(r"attention_mask of shape \(1, 1", attention_mask=torch.ones(1, 1, 128, 128, dtype=torch.bool).tril())
-    refuses("2 documents by cu_seq_lens_q", cu_seq_lens_q=torch.tensor([0, 64, 128]))
     refuses("is_causal is False", is_causal=False)
     for mode in ("dense", "lighthouse"):
         set_mode(model, mode)  # type: ignore[arg-type]
@@ -211,11 +249,12 @@ def refuse(rank: int) -> None:
     unwrap(model)
     assert model.config is model.model.config and not hasattr(model.model.layers[0].self_attn, "_lighthouse")
 
-    def other_model(exchange: str = "auto") -> nn.Module:
-        model = make_model("Llama")
-        wrap(model, PIECES, context_group=group, exchange=exchange)
+    def other_model(exchange: str = "auto", max_documents: int | None = None, **shape: int) -> nn.Module:
+        model = make_model("Llama", **shape)
+        wrap(model, PIECES, max_documents=max_documents, context_group=group, exchange=exchange)
         return model
 
+    refuse_documents(rank, other_model)
     with pytest.raises(UnsupportedError, match="rank . of context_group has 128 tokens of 2 sequences, .*equal shares"):
         other_model()(**{**part, "position_ids": contiguous if rank == 0 else own})
     with pytest.raises(
@@ -239,6 +278,41 @@ def refuse(rank: int) -> None:
         )
     with pytest.raises(ValueError, match="layer 0 of Gemma3TextModel has sliding_attention; with context_group all"):
         wrap(make_model("Gemma3", layer_types=ALTERNATING), PIECES, context_group=group)
+
+
+def refuse_documents(rank: int, other_model: Callable[..., nn.Module]) -> None:
+    batch, tokens = packed(1), torch.arange(TOKENS // 2)[None]
+    part, alike = shard(batch), shard(packed(1, position_ids=torch.arange(64).repeat(4)[None]))
+    without_bounds = {name: value for name, value in part.items() if name not in bounds(TOKENS)}
+
+    def refuses(message: str, given: dict[str, Any], model: nn.Module, **changes: Any) -> None:
+        with pytest.raises(UnsupportedError, match=message):
+            model(**given | changes)
+
+    for exchange in ("gather", "ring"):
+        refuses(f"4 documents by cu_seq_lens_q, which the exchange '{exchange}' does not", part, other_model(exchange))
+    three = other_model(**THREE_HEADS)
+    refuses("need the exchange 'heads', and the model's 3 heads are no multiple of 2 ranks", part, three)
+    model = other_model(max_documents=3)
+    refuses("4 documents by cu_seq_lens_q; with max_documents=3 it may hold 3", part, model)
+    refuses("must rise from 0 to 256", part, model, **bounds(30, 98))
+    refuses("cu_seq_lens_q has the shape .*with a batch of 2", shard(text(2)), model, **bounds(TOKENS))
+    # Where the chunks of either layout are alike.
+    refuses("position_ids do not tell whether processes have zigzag chunks or contiguous parts", alike, other_model())
+    by_positions = other_model(max_documents=4)
+    refuses("position_ids do not tell whether", {**alike, **dict.fromkeys(bounds(TOKENS))}, by_positions)
+    by_positions(**without_bounds)
+    by_positions(**{**alike, **dict.fromkeys(bounds(TOKENS))})  # since they are zigzag
+    refuses("together as zigzag parts, must count from 0", without_bounds, by_positions, position_ids=tokens + 1)
+    refuses("position_ids of rank . are None", without_bounds, by_positions, position_ids=None)
+    refuses("4 documents by position_ids; with max_documents=3", without_bounds, other_model(max_documents=3))
+
+    model = other_model()
+    model(**part)
+    refuses("packed documents need cu_seq_lens_q of the whole row as well, or wrap", without_bounds, model)
+    refuses("position_ids of rank . are .*or in the documents of cu_seq_lens_q", part, model, position_ids=tokens + 1)
+    lengths = [TOKENS] if rank == 0 else [100, 156]
+    refuses("cu_seq_lens_q are not the same in all processes", shard(text()), model, **bounds(*lengths))
 
 
 def test_refuses(tmp_path: Path) -> None:
@@ -279,9 +353,11 @@ def test_every_family_shares(alone: Any) -> None:
             torch.testing.assert_close(model.eval()(**part).logits, plain.eval()(input_ids=tokens).logits)
 
 
-def test_compiles_once_the_layout_is_known(alone: Any) -> None:
-    model, part = make_model("Qwen3", num_hidden_layers=1), shard(make_tokens())
-    wrap(model, PIECES, context_group=alone)
+@pytest.mark.parametrize("given", ["text", "documents"])
+def test_compiles_once_the_layout_is_known(given: str, alone: Any) -> None:
+    torch._dynamo.reset()
+    model, part = make_model("Qwen3", num_hidden_layers=1), shard(text(2) if given == "text" else packed(1))
+    wrap(model, PIECES, context_group=alone, max_documents=None if given == "text" else 6)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected = model(**part).logits
     assert torch.equal(compiled(**part).logits, expected)
