@@ -14,6 +14,22 @@
 namespace lighthouse::data {
 namespace {
 
+/// Where documents begin by these ends among `count` tokens of the corpus, from `first` on, counted
+/// from there: after each end, so from 1 up to `count`.
+std::vector<uint64_t> begins_of(const Tokens& corpus, const DocumentEnds& ends, uint64_t first,
+                                uint64_t count) {
+  std::vector<uint64_t> begins;
+  for (auto end = std::ranges::upper_bound(ends.places, first);
+       end != ends.places.end() && *end <= first + count; ++end) {
+    begins.push_back(*end - first);
+  }
+  if (ends.token < 0) return begins;
+  for (const uint64_t place : corpus.places_of(ends.token, first, count)) {
+    begins.push_back(place + 1 - first);
+  }
+  return begins;
+}
+
 /// Tokens that follow one another, of which batches are cut.
 class Stream {
  public:
@@ -25,16 +41,11 @@ class Stream {
   /// Adds `count` of the corpus' tokens, from `first` on.
   void add(const Tokens& corpus, const DocumentEnds& ends, int64_t vocabulary, uint64_t first,
            uint64_t count) {
-    int64_t* const ids = tokens_.data_ptr<int64_t>() + done_;
-    corpus.copy(first, count, vocabulary, ids);
+    corpus.copy(first, count, vocabulary, tokens_.data_ptr<int64_t>() + done_);
     if (first != next_) begins_[done_] = true;
     next_ = first + count;
-    for (auto end = std::ranges::upper_bound(ends.places, first);
-         end != ends.places.end() && *end <= next_; ++end) {
-      begins_[done_ + (*end - first)] = true;
-    }
-    for (uint64_t i = 0; ends.token >= 0 && i < count; ++i) {
-      if (ids[i] == ends.token) begins_[done_ + i + 1] = true;
+    for (const uint64_t begin : begins_of(corpus, ends, first, count)) {
+      begins_[done_ + begin] = true;
     }
     done_ += count;
   }
@@ -155,6 +166,29 @@ Batch Loader::next(int64_t batch, int64_t context, const RowDocuments& documents
   const Batch next = stream.cut(batch, documents);
   position_ += count;
   return next;
+}
+
+int64_t Loader::most_documents(uint64_t position, int64_t batch, int64_t context) {
+  const auto row = static_cast<uint64_t>(context), count = static_cast<uint64_t>(batch) * row;
+  std::vector<uint64_t> begins;
+  uint64_t next = tokens_.size();
+  for (uint64_t done = 0; done < count;) {
+    const Piece rest = rest_of_piece(position + done);
+    const uint64_t taken = std::min(rest.end - rest.begin, count - done);
+    if (rest.begin != next) begins.push_back(done);
+    for (const uint64_t begin : begins_of(tokens_, document_ends_, rest.begin, taken)) {
+      begins.push_back(done + begin);
+    }
+    next = rest.begin + taken;
+    done += taken;
+  }
+  std::ranges::sort(begins);
+  begins.erase(std::ranges::unique(begins).begin(), begins.end());
+  std::vector<int64_t> documents(static_cast<size_t>(batch), 1);
+  for (const uint64_t begin : begins) {
+    if (begin < count && begin % row != 0) ++documents[begin / row];
+  }
+  return *std::ranges::max_element(documents);
 }
 
 std::vector<Batch> held_out_batches(const Tokens& tokens, int64_t sequences, int64_t context,

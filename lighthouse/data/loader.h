@@ -45,6 +45,10 @@ class Loader {
   /// too many documents; std::runtime_error where a token is not of the vocabulary.
   Batch next(int64_t batch, int64_t context, const RowDocuments& documents = {});
 
+  /// The most documents of a row of those that `next` would cut there, as RowDocuments counts them.
+  /// Reads nothing of text; of token files all that the rows hold.
+  int64_t most_documents(uint64_t position, int64_t batch, int64_t context);
+
   /// Tokens handed out so far; seeking restores the stream from there, bit for bit.
   uint64_t position() const { return position_; }
   void seek(uint64_t position) { position_ = position; }

@@ -43,6 +43,27 @@ int64_t largest(std::span<const uint8_t> bytes, int width) {
                       : int64_t{largest<uint32_t>(bytes)};
 }
 
+/// Adds where the id is to `places`; the first of the bytes is at `first`. In blocks of a fixed
+/// size, as above: few of them have it.
+template <class Id>
+void add_places(std::span<const uint8_t> bytes, int64_t id, uint64_t first,
+                std::vector<uint64_t>& places) {
+  if (id < 0 || id > int64_t{std::numeric_limits<Id>::max()}) return;
+  constexpr size_t kBlock = 64;
+  const auto wanted = static_cast<Id>(id);
+  const size_t count = bytes.size() / sizeof(Id);
+  for (size_t begin = 0; begin < count; begin += kBlock) {
+    const size_t size = std::min(kBlock, count - begin);
+    Id block[kBlock]{};
+    std::memcpy(block, bytes.data() + begin * sizeof(Id), size * sizeof(Id));
+    int found = 0;
+    for (size_t i = 0; i < kBlock; ++i) found += block[i] == wanted;
+    for (size_t i = 0; found > 0 && i < size; ++i) {
+      if (block[i] == wanted) places.push_back(first + begin + i);
+    }
+  }
+}
+
 }  // namespace
 
 Tokens::Tokens(std::vector<uint8_t> bytes) {
@@ -109,6 +130,18 @@ std::vector<int64_t> Tokens::first(uint64_t count) const {
   std::vector<int64_t> ids(std::min(count, size_));
   copy(0, ids.size(), std::numeric_limits<int64_t>::max(), ids.data());
   return ids;
+}
+
+std::vector<uint64_t> Tokens::places_of(int64_t id, uint64_t first, uint64_t count) const {
+  std::vector<uint64_t> places;
+  for (const Part& part : slice(first, count).parts_) {
+    const std::span<const uint8_t> bytes(part.data, part.size * static_cast<uint64_t>(part.width));
+    const auto add = part.width == 1   ? add_places<uint8_t>
+                     : part.width == 2 ? add_places<uint16_t>
+                                       : add_places<uint32_t>;
+    add(bytes, id, first + part.first, places);
+  }
+  return places;
 }
 
 void Tokens::check_vocabulary(int64_t vocabulary, const OnProgress& progress) const {

@@ -46,6 +46,9 @@ class Tokens {
   /// The first `count` ids, or all.
   std::vector<int64_t> first(uint64_t count) const;
 
+  /// Where that id is among `count` tokens from `first` on.
+  std::vector<uint64_t> places_of(int64_t id, uint64_t first, uint64_t count) const;
+
   /// Throws std::runtime_error unless all ids are below `vocabulary`: of a file whose header says
   /// its vocabulary that is believed, and held against it; of others every id is looked at.
   void check_vocabulary(int64_t vocabulary, const OnProgress& progress = {}) const;

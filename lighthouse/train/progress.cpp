@@ -76,10 +76,11 @@ void Progress::step(const run::StepMetrics& m, bool edge_of_stage) {
   }
 }
 
-void Progress::prepare(const std::string& what, uint64_t done, uint64_t all) {
+void Progress::prepare(const std::string& what, uint64_t done, uint64_t all,
+                       const std::string& unit) {
   std::ostringstream line;
   line << what << ": " << std::fixed << std::setprecision(1) << static_cast<double>(done) / 1e9
-       << " of " << static_cast<double>(all) / 1e9 << " GB";
+       << " of " << static_cast<double>(all) / 1e9 << ' ' << unit;
   if (terminal_) return draw(line.str());
   const std::string tenths = what + std::to_string(10 * done / std::max<uint64_t>(1, all));
   if (tenths != prepared_) say(line.str());

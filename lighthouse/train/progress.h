@@ -21,8 +21,10 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   void step(const run::StepMetrics& metrics, bool edge_of_stage);
-  /// Of what is done before the first step, in bytes.
-  void prepare(const std::string& what, uint64_t done, uint64_t all);
+  /// Of what is done before the first step.
+  /// @param unit of which 10^9 are one
+  void prepare(const std::string& what, uint64_t done, uint64_t all,
+               const std::string& unit = "GB");
   /// A line that stays.
   void say(const std::string& line);
 

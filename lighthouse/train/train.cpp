@@ -127,6 +127,9 @@ int train(const run::Recipe& recipe, const Start& start, std::ostream& out, bool
   // It is a barrier too: every rank has read the folder before the first one changes it.
   check_agreement(world, {{"the fingerprint of the data", message(trainer.fingerprint())}});
 
+  if (from.empty()) {
+    trainer.check_documents(begin ? begin->position : 0, begin ? begin->step : 0);
+  }
   on_first_rank(world, [&] {
     if (resumes) return;
     take_folder();

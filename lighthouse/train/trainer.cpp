@@ -123,6 +123,36 @@ Trainer::Trainer(const run::Recipe& recipe, const run::RunFolder& folder,
   }
 }
 
+void Trainer::check_documents(uint64_t position, int64_t step) {
+  if (recipe_.data.attention != data::Attention::kWithin || recipe_.by_seconds()) return;
+  uint64_t all = 0;
+  for (const run::StageRecipe& stage : recipe_.stages) {
+    all += static_cast<uint64_t>(stage.tokens());
+  }
+  const auto tell = [&](const char* what, uint64_t done, uint64_t of) {
+    progress_.prepare(what, done, of, "billion tokens");
+  };
+  data::Ticker ticker("counting the documents of rows", all, tell);
+  int64_t first = 0;
+  for (const run::StageRecipe& stage : recipe_.stages) {
+    int64_t most = 0, too_many = 0;
+    for (int64_t done = std::max<int64_t>(0, step - first); done < stage.steps; ++done) {
+      const run::StepPlan plan = run::step_plan(stage, done);
+      most = std::max(most, loader_.most_documents(position, plan.sequences, plan.context));
+      if (too_many == 0 && most > stage.documents_per_row) too_many = first + done + 1;
+      position += static_cast<uint64_t>(stage.tokens_per_step());
+      ticker.add(static_cast<uint64_t>(stage.tokens_per_step()));
+    }
+    run::check_part("stage '" + stage.name + "'", [&] {
+      check_argument(too_many == 0, "documents_per_row is ", stage.documents_per_row,
+                     ", and a row of step ", too_many,
+                     " has more documents; the stage's rows have ", "up to ", most,
+                     ", so it must be that many or more");
+    });
+    first += stage.steps;
+  }
+}
+
 void Trainer::resume(const fs::path& path, bool force) {
   const run::Checkpoint checkpoint = run::read_checkpoint(path);
   const std::vector<std::string> changed = run::recipe_changes(recipe_, checkpoint);
@@ -131,6 +161,10 @@ void Trainer::resume(const fs::path& path, bool force) {
                  "; resume with the recipe.toml in the run's folder, or accept the changes "
                  "(--force)");
   check_reaches(recipe_, checkpoint);
+  // Else they were counted when the run began; of text that takes no time.
+  if (!changed.empty() || corpus_.train().is_text()) {
+    check_documents(checkpoint.position, checkpoint.step);
+  }
   restore_from(checkpoint);
   saved_ = step_;
   on_first_rank(world_, [&] {

@@ -68,6 +68,13 @@ class Trainer {
   const data::FileList& files() const { return corpus_.files(); }
   uint64_t fingerprint() const { return corpus_.fingerprint(); }
 
+  /// Holds all rows that the run is to train on from there to documents_per_row, where attention
+  /// stays within documents. Of text it reads nothing, of token files all that they hold. A run by
+  /// seconds is not held: nobody knows which rows it will come to.
+  /// @param position,step of the checkpoint to begin with, or 0
+  /// @throws std::invalid_argument naming the stage, the first such step, and the number needed
+  void check_documents(uint64_t position, int64_t step);
+
   /// Goes to a checkpoint of this run, and removes later ones.
   /// @param force whether the recipe may differ from that of the checkpoint
   void resume(const std::filesystem::path& path, bool force);

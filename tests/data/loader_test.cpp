@@ -288,6 +288,26 @@ TEST(Loader, SeeksToTheSameDocuments) {
   EXPECT_TRUE(a.targets.equal(b.targets));
 }
 
+/// Over epochs, in blocks too, by what ends documents and by the id that does.
+TEST(Loader, FindsTheMostDocumentsOfARow) {
+  const Bytes text = some_documents(30);
+  for (const DocumentEnds& ends :
+       {ends_of(text), DocumentEnds{{}, ':'}, DocumentEnds{ends_of(text).places, 'C'}}) {
+    for (const uint64_t block : {0, 50}) {
+      Loader loader(text, ends, 1, 256, block), counting(text, ends, 1, 256, block);
+      std::vector<int64_t> found;
+      for (int step = 0; step < 20; ++step) {
+        const uint64_t position = loader.position();
+        const Batch batch = loader.next(3, 25, kWithin);
+        found.push_back(batch.document_starts.lt(25).sum(1).max().item<int64_t>());
+        EXPECT_EQ(counting.most_documents(position, 3, 25), found.back());
+      }
+      EXPECT_EQ(counting.most_documents(0, 60, 25), std::ranges::max(found));
+      EXPECT_LT(std::ranges::min(found), std::ranges::max(found));
+    }
+  }
+}
+
 TEST(Loader, RefusesARowOfTooManyDocuments) {
   const Bytes text{'a', 0, 'b', 0, 'c', 0, 'd', 0};
   Loader loader(text, ends_of(text), 1);

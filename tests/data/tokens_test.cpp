@@ -56,6 +56,24 @@ TEST_F(TokensTest, AreWhatWasWritten) {
   EXPECT_FALSE(std::filesystem::exists(folder / "b.bin"));
 }
 
+TEST_F(TokensTest, FindAnId) {
+  Ids ids = counting(0, 300);
+  for (const uint64_t place : {0, 63, 64, 130, 299}) ids[place] = 299;
+  for (const int64_t vocabulary : {300, 70000}) {
+    const auto path = folder / message(vocabulary, ".bin");
+    write_tokens(path, ids, vocabulary);
+    const Tokens tokens = Tokens::join({Tokens::map(path), Tokens::map(path)});
+    using Places = std::vector<uint64_t>;
+    EXPECT_EQ(tokens.places_of(299, 0, 300), (Places{0, 63, 64, 130, 299}));
+    EXPECT_EQ(tokens.places_of(299, 64, 237), (Places{64, 130, 299, 300}));
+    EXPECT_EQ(tokens.places_of(299, 65, 65), Places{});
+    EXPECT_EQ(tokens.places_of(int64_t{1} << 40, 0, 600), Places{});
+  }
+  const Tokens text(std::vector<uint8_t>{'a', 0, 'b', 0});
+  EXPECT_EQ(text.places_of(0, 0, 4), (std::vector<uint64_t>{1, 3}));
+  EXPECT_TRUE(text.places_of(256, 0, 4).empty()) << "which no byte is";
+}
+
 TEST_F(TokensTest, AreReadAsOthersWriteThem) {
   const std::vector<uint16_t> narrow{5, 6, 65535};
   const std::vector<uint32_t> wide{5, 6, 128000};

@@ -705,6 +705,39 @@ TEST_F(TrainerTest, NamesTheStageWhoseRowsHaveTooManyDocuments) {
   EXPECT_FALSE(fs::exists(folder / "run")) << "the held-out rows tell before it begins";
 }
 
+/// What the run begins with tells that, and what a checkpoint begins with again.
+TEST_F(TrainerTest, CountsTheDocumentsOfAllRowsBeforeTheFirstStep) {
+  Recipe r = within_documents(dense_stage("a", 1) + dense_stage("b", 20));
+  r.run.eval_sequences = 1;
+  r.run.keep_checkpoints = 30;
+  train(r);
+  const data::Corpus corpus = data::Corpus::read(r.data);
+  data::Loader loader(corpus.train(), corpus.train_ends(), r.run.seed);
+  const run::StageRecipe& stage = r.stages[1];
+  loader.seek(static_cast<uint64_t>(r.stages[0].tokens()));
+  std::vector<int64_t> found;
+  for (int64_t step = 0; step < stage.steps; ++step) {
+    const data::Batch batch = loader.next(stage.batch, stage.context, {128});
+    found.push_back(batch.document_starts.lt(stage.context).sum(1).max().item<int64_t>());
+  }
+  const auto most = std::ranges::max_element(found);
+  r.stages[1].documents_per_row = *most - 1;
+  const auto is_refused = [&](const Start& start) {
+    return throws<std::invalid_argument>(
+        [&] { train(r, start); },
+        {"stage 'b'", message("documents_per_row is ", *most - 1, ","),
+         message("a row of step ", 2 + (most - found.begin()), " has more documents"),
+         message("up to ", *most, ", so it must be")});
+  };
+  EXPECT_TRUE(is_refused({.from = checkpoint(1), .force = true}));
+  EXPECT_FALSE(checkpoint(21).empty()) << "a run that does not go on leaves them all";
+  r.run.out = (folder / "other").string();
+  EXPECT_TRUE(is_refused({}));
+  EXPECT_FALSE(fs::exists(r.run.out));
+  r.stages[1].documents_per_row = *most;
+  train(r);
+}
+
 TEST_F(TrainerTest, RunsAPassTwiceAndThenReplaysIt) {
   if (testing::device().is_cpu()) GTEST_SKIP() << "CUDA graphs are of a GPU";
   use_deterministic_algorithms(true);
