@@ -11,7 +11,8 @@
     budget = 512
     dense_at = 0.9
 
-Any torchtitan decoder with `attn_type = "sdpa"` trains with it; its code, its checkpoints and their keys stay as they are.
+Any torchtitan decoder with `attn_type = "sdpa"` trains with it, and with "varlen", which keeps documents apart; its code, its
+checkpoints and their keys stay as they are.
 """
 
 import dataclasses
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchtitan.config import JobConfig as TitanConfig
 from torchtitan.distributed import ParallelDims
-from torchtitan.models.attention import ScaledDotProductAttentionWrapper
+from torchtitan.models.attention import ScaledDotProductAttentionWrapper, VarlenAttentionWrapper, VarlenMetadata
 from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import get_train_spec
 from torchtitan.tools.logging import logger
 
 from lighthouse_attention import _check, context
+from lighthouse_attention._documents import starts_of
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.plan import Mode, Stages, default_dense_layers, dense_layers_of
 
@@ -58,6 +60,9 @@ class Lighthouse(_Settings):  # type: ignore[misc]
     and last two."""
     crossover: int = 0
     """Over fewer tokens than this, the Lighthouse stage is dense."""
+    max_documents: int = 128
+    """Documents that a row may hold, of flavors with "varlen" attention; more raise. Shapes depend on it: each takes up to
+    one row of the gathered sequence."""
     exchange: Literal["auto", "heads", "gather", "ring"] = "auto"
     """What the ranks of a context-parallel group exchange. "auto": heads where their number allows it, else what is
     faster of the others."""
@@ -118,6 +123,32 @@ class Switch:
         optimizer.register_step_post_hook(after)
 
 
+class Documents:
+    """Has the layers of a flavor with "varlen" attention find documents where the operators look for them: (B, M), M
+    static. A forward pre-hook of the model, once a pass; torchtitan, too, waits for the device there."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def __call__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        masks = kwargs.get("attention_masks")
+        if not isinstance(masks, VarlenMetadata):
+            return args, kwargs  # for layers to refuse
+        bounds = masks.cu_seq_q  # of all rows, one after the other
+        batch, tokens = args[0].shape[:2]
+        begins = bounds.new_zeros(batch * tokens + 1, dtype=torch.bool)
+        begins = begins.index_fill(0, bounds.long(), True)[:-1].view(batch, tokens)[:, 1:]
+        found = int(begins.sum(1).max()) + 1
+        if found > self._most:
+            raise ValueError(
+                f"a row holds {found} documents, and lighthouse.max_documents is {self._most}; it must be that many or more"
+            )
+        starts = starts_of(begins, self._most)
+        return args, {**kwargs, "attention_masks": VarlenMetadata(starts, starts, tokens, tokens)}
+
+
 class InnerAttention(nn.Module):
     """What a layer calls in place of its own attention, which it keeps for dense steps and for evaluation."""
 
@@ -138,29 +169,37 @@ class InnerAttention(nn.Module):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        attention_masks: VarlenMetadata | None = None,
         *,
         scale: float | None = None,
         enable_gqa: bool = False,
         is_causal: bool = True,
     ) -> Tensor:
-        """q (B, H, N, D), k and v (B, G, N, D) -> (B, H, N, D); N of this rank, where ranks share sequences"""
+        """q (B, H, N, D), k and v (B, G, N, D) -> (B, H, N, D); N of this rank, where ranks share sequences.
+
+        With attention_masks, which hold where documents start (`Documents`): (B, N, H, D).
+        """
         if not is_causal:
             raise ValueError("is_causal is False; Lighthouse Attention is causal")
         mode = self._switch.mode if self.training and not self.dense else "dense"
         # The dense mode reads no settings: compiled code is for those that it reads, and this is one for all layers.
         settings = {"scale": scale} if mode == "dense" else {**self._settings, "scale": scale}
         out: Tensor
+        if attention_masks is not None:
+            settings["document_starts"] = attention_masks.cu_seq_q
         if self._shared is not None:
             # torchtitan's hooks make DTensors of this rank's tokens, and take back what is none.
             q, k, v = (x.to_local() if isinstance(x, DTensor) else x for x in (q, k, v))
             out = context.attend(q, k, v, settings, mode, scores=None, **self._shared)
+        elif mode == "dense" and attention_masks is not None:
+            out = torch.ops.lighthouse.dense_attention(q, k, v, **settings)
         elif mode == "dense":
             out = self.stock(q, k, v, scale=scale, enable_gqa=enable_gqa)
         elif mode == "local":
             out = torch.ops.lighthouse.local_attention(q, k, v, **settings)
         else:
             out = torch.ops.lighthouse.attention(q, k, v, **settings)
-        return out
+        return out if attention_masks is None else out.transpose(1, 2).contiguous()
 
 
 class LighthouseConverter:
@@ -180,6 +219,7 @@ class LighthouseConverter:
         except ValueError as error:
             raise ValueError(f"lighthouse.{error}") from None
         _check.integer("lighthouse.crossover", settings.crossover, least=0)
+        _check.integer("lighthouse.max_documents", settings.max_documents, least=1)
         self._stages = self._checked_stages()
 
     def _checked_stages(self) -> Stages:
@@ -213,7 +253,16 @@ class LighthouseConverter:
                 f"{len(attentions)} layers"
             )
         shared = self._shared_sequences(attentions[0]) if self._dims.cp_enabled else None
-        switch = Switch(self._stages, self._job.training.steps, self._lighthouse_is(shared))
+        most = 1
+        if isinstance(attentions[0].inner_attention, VarlenAttentionWrapper):
+            if self._dims.pp_enabled:
+                raise ValueError(
+                    f"parallelism.pipeline_parallel_degree is {self._dims.pp}, and model.flavor {self._job.model.flavor!r} "
+                    "keeps documents apart; it must be 1: micro-batches would have parts of torchtitan's attention_masks"
+                )
+            most = self.settings.max_documents
+            model.register_forward_pre_hook(Documents(most), with_kwargs=True)
+        switch = Switch(self._stages, self._job.training.steps, self._lighthouse_is(shared, most))
         switch.trainer = _trainer_of(self._job)
         for index, attention in enumerate(attentions):
             stock = attention.inner_attention
@@ -243,10 +292,20 @@ class LighthouseConverter:
             )
         for attention in attentions:
             inner = type(attention.inner_attention)
-            if inner is not ScaledDotProductAttentionWrapper:
+            if inner not in (ScaledDotProductAttentionWrapper, VarlenAttentionWrapper):
                 raise ValueError(
-                    f"model.flavor is {flavor!r}, whose attention is {inner.__name__}; the converter "
-                    "masks no documents: it must be a flavor with attn_type 'sdpa'"
+                    f"model.flavor is {flavor!r}, whose attention is {inner.__name__}; it must be a flavor with attn_type "
+                    "'sdpa', or 'varlen' to keep documents apart"
+                )
+            if inner is VarlenAttentionWrapper and self.config.local == 0:
+                raise ValueError(
+                    f"model.flavor is {flavor!r}, which keeps documents apart, and lighthouse.local is 0; documents need "
+                    "pieces: it must be a length such as 2048"
+                )
+            if inner is VarlenAttentionWrapper and self.config.scorer != "norm":
+                raise ValueError(
+                    f"model.flavor is {flavor!r}, which keeps documents apart, and lighthouse.scorer is "
+                    f"{self.config.scorer!r}; it must be 'norm'"
                 )
             norms = [side for side in ("q_norm", "k_norm") if getattr(attention, side, None) is not None]
             if norms and self.config.scorer == "norm":
@@ -288,7 +347,7 @@ class LighthouseConverter:
         group = self._dims.get_mesh("cp").get_group().group_name
         return {"group": group, "exchange": exchange, "zigzag": balancer is not None}
 
-    def _lighthouse_is(self, shared: dict[str, Any] | None) -> Mode:
+    def _lighthouse_is(self, shared: dict[str, Any] | None, most_documents: int) -> Mode:
         """The mode of the Lighthouse stage: dense where Lighthouse cannot pay over the sequences of the run."""
         tokens = self._job.training.seq_len
         ranks = 1 if shared is None else self._dims.cp
@@ -296,7 +355,8 @@ class LighthouseConverter:
         if tokens < self.settings.crossover:
             reason = f"below lighthouse.crossover, {self.settings.crossover}"
         else:
-            reason = context.dense_because(tokens // ranks, ranks, by_heads, **self.config.settings())
+            settings = {**self.config.settings(), "documents": most_documents}
+            reason = context.dense_because(tokens // ranks, ranks, by_heads, **settings)
         if reason:
             logger.warning(f"Lighthouse: dense attention over {tokens} tokens: {reason}")
         return "dense" if reason else "lighthouse"
@@ -310,7 +370,7 @@ class LighthouseConverter:
 
 
 _SAVED = (
-    *("score", "select", "attend", "attend_pieces", "attend_both"),
+    *("score", "select", "attend", "attend_pieces", "attend_both", "attend_sequences"),
     *("attend_across", "attend_both_across"),
 )
 """Operators whose results are dear to compute again."""

@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import PIECES
 from lighthouse_attention import set_mode, wrap
-from titan import LAYERS, TOKENS, VOCABULARY, config_of, make_files, train
+from titan import END, LAYERS, TOKENS, VOCABULARY, config_of, make_files, train
 
 # isort: split
 # After titan, which tells torchtitan its device.
@@ -45,6 +46,8 @@ warmup_steps = 0
 THREE_STAGES = CONVERTER + "lighthouse_at = 1\ndense_at = 2\n"
 DENSE = CONVERTER + "dense_at = 0\n"
 COMPILED = ("--compile.enable", "--compile.components=model")
+DOCUMENTS = ("--model.flavor=tiny_varlen",)
+PACKED = THREE_STAGES + "max_documents = 4\n"
 SELECTIVE = ("--activation_checkpoint.mode=selective", "--activation_checkpoint.selective_ac_option=op")
 
 
@@ -67,6 +70,11 @@ def in_stages(folder: Path) -> list[float]:
     return train(folder, toml=THREE_STAGES).losses
 
 
+@pytest.fixture(scope="module")
+def packed(folder: Path) -> list[float]:
+    return train(folder, *DOCUMENTS, toml=PACKED).losses
+
+
 def test_the_dense_stage_is_the_stock_run(folder: Path, stock: list[float], in_stages: list[float]) -> None:
     trainer = train(folder, toml=DENSE)
     assert trainer.losses == stock and in_stages[0] != pytest.approx(stock[0], rel=1e-4)
@@ -79,17 +87,24 @@ def test_sequences_below_the_crossover_are_dense(folder: Path, stock: list[float
     assert train(folder, toml=CONVERTER + "dense_at = 1.0\ncrossover = 257\n").losses == stock
 
 
-def test_each_stage_is_that_of_a_wrapped_model(folder: Path) -> None:
-    """The shift of each layer and the dense layers among them."""
-    trainer = train(folder, toml=CONVERTER + "lighthouse_at = 1\ndense_at = 2\ndense_layers = [-1]\n")
-    model = trainer.model_parts[0]
-    inner = [module for module in model.modules() if isinstance(module, InnerAttention)]
-    assert [module.config.local_shift for module in inner] == [0, 32, 0] and [m.dense for m in inner] == [0, 0, 1]
+def pair(folder: Path, flavor: str) -> tuple[Any, Any]:
+    """A Trainer, and a wrapped model of transformers with the same weights."""
+    toml = CONVERTER + "lighthouse_at = 1\ndense_at = 2\ndense_layers = [-1]\nmax_documents = 6\n"
+    trainer = train(folder, f"--model.flavor={flavor}", toml=toml)
     sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5}
     theirs = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
-    theirs.load_state_dict(Llama3StateDictAdapter(llama3_args["tiny"], None).to_hf(model.state_dict()))
-    wrap(theirs, PIECES, dense_layers=(-1,))
+    theirs.load_state_dict(Llama3StateDictAdapter(llama3_args["tiny"], None).to_hf(trainer.model_parts[0].state_dict()))
+    wrap(theirs, PIECES, dense_layers=(-1,), max_documents=6)
+    return trainer, theirs
+
+
+def test_each_stage_is_that_of_a_wrapped_model(folder: Path) -> None:
+    """The shift of each layer and the dense layers among them."""
+    trainer, theirs = pair(folder, "tiny")
+    model = trainer.model_parts[0]
+    inner = [module for module in model.modules() if isinstance(module, InnerAttention)]
+    assert [module.config.local_shift for module in inner] == [0, 32, 0] and [m.dense for m in inner] == [0, 0, 1]
     tokens = torch.stack([torch.randperm(VOCABULARY)[:TOKENS] for _ in range(2)])
     found = []
     for trainer.step, mode in enumerate(("local", "lighthouse", "dense"), 1):
@@ -99,6 +114,32 @@ def test_each_stage_is_that_of_a_wrapped_model(folder: Path) -> None:
     trainer.step = 1
     torch.testing.assert_close(model.eval()(tokens), found[-1])
     assert (found[0] - found[1]).abs().max() > 1e-3 < (found[1] - found[2]).abs().max()
+
+
+def test_documents_of_a_varlen_flavor_do_not_see_one_another(folder: Path) -> None:
+    """In every stage as in a wrapped model, and in evaluation as by transformers' own mask; two of them, and four."""
+    trainer, theirs = pair(folder, "tiny_varlen")
+    model = trainer.model_parts[0]
+    tokens = torch.stack([torch.randperm(VOCABULARY)[:TOKENS] for _ in range(2)])
+    tokens[1, [30, 31, 200]] = END  # one document has one token
+    begins = F.pad(tokens[:, :-1] == END, (1, 0))
+    index = torch.arange(TOKENS).expand(2, -1)
+    positions = index - torch.where(begins, index, 0).cummax(1).values
+    masks = model.get_attention_masks(tokens, trainer.tokenizer)
+    found = []
+    for trainer.step, mode in enumerate(("local", "lighthouse", "dense"), 1):
+        set_mode(theirs, mode)
+        expected = theirs(tokens, position_ids=positions, use_cache=False).logits
+        found.append(model(tokens, attention_masks=masks))
+        torch.testing.assert_close(found[-1], expected, rtol=1e-4, atol=1e-4)
+    assert (found[0] - found[1]).abs().max() > 1e-3 < (found[1] - found[2]).abs().max()
+    expected = theirs.eval()(tokens, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(model.eval()(tokens, attention_masks=masks), expected, rtol=1e-4, atol=1e-4)
+    tokens[0, :5] = END
+    with pytest.raises(
+        ValueError, match=r"a row holds 7 documents, and lighthouse\.max_documents is 6; it must be that"
+    ):
+        model(tokens, attention_masks=model.get_attention_masks(tokens, trainer.tokenizer))
 
 
 def test_a_resumed_run_goes_on_in_its_stage(folder: Path) -> None:
@@ -145,9 +186,12 @@ class Calls(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def test_compiled_blocks_give_the_same_losses(folder: Path, in_stages: list[float]) -> None:
-    compiled = train(folder, *COMPILED, "--compile.backend=aot_eager", toml=THREE_STAGES).losses
+def test_compiled_blocks_give_the_same_losses(folder: Path, in_stages: list[float], packed: list[float]) -> None:
+    eager = ("--compile.backend=aot_eager",)
+    compiled = train(folder, *COMPILED, *eager, toml=THREE_STAGES).losses
     assert compiled == pytest.approx(in_stages, rel=1e-5)
+    torch._dynamo.reset()  # which counts what it compiles of a layer
+    assert train(folder, *DOCUMENTS, *COMPILED, *eager, toml=PACKED).losses == pytest.approx(packed, rel=1e-5)
 
 
 ONE = ParallelDims(dp_replicate=1, dp_shard=1, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=1)
@@ -155,6 +199,8 @@ CONTEXT = ("--parallelism.context_parallel_degree=2",)
 TWO_PROCESSES: dict[str, tuple[tuple[str, ...], str]] = {
     "fsdp": ((), THREE_STAGES),
     "tensor": (("--parallelism.tensor_parallel_degree=2",), THREE_STAGES),
+    "documents": (DOCUMENTS, PACKED),
+    "documents, tensor": ((*DOCUMENTS, *SELECTIVE, "--parallelism.tensor_parallel_degree=2"), PACKED),
     "pipeline": (("--parallelism.pipeline_parallel_degree=2",), THREE_STAGES),
     "heads": ((*CONTEXT, *SELECTIVE), THREE_STAGES),
     "heads, contiguous": ((*CONTEXT, "--parallelism.context_parallel_load_balancer=None"), THREE_STAGES),
@@ -176,13 +222,16 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_are_one(folder: Path, stock: list[float], in_stages: list[float]) -> None:
+def test_two_processes_are_one(folder: Path, stock: list[float], in_stages: list[float], packed: list[float]) -> None:
     mp.spawn(worker, (str(folder),), nprocs=2)
     found = torch.load(folder / "found")
     assert list(found) == list(TWO_PROCESSES)
+    assert packed != pytest.approx(in_stages, rel=1e-3)
     for name, losses in found.items():
         # Chunks select by themselves: another selection, and the same by either way.
-        expected = {"ring": found["gather"], "gather": found["ring"], "ring, dense": stock}.get(name, in_stages)
+        expected = {"ring": found["gather"], "gather": found["ring"], "ring, dense": stock}.get(
+            name, packed if name.startswith("documents") else in_stages
+        )
         assert losses == pytest.approx(expected, rel=1e-4), name
     assert found["ring"] != pytest.approx(in_stages, rel=1e-4)
 
@@ -202,9 +251,9 @@ def test_the_recipe_of_the_documentation(folder: Path) -> None:
     assert {field.name for field in dataclasses.fields(Lighthouse)} == set(re.findall("[a-z_]+", " ".join(keys)))
 
 
-def convert(folder: Path, toml: str, *arguments: str, cp: int = 1, name: str = "llama3") -> None:
+def convert(folder: Path, toml: str, *arguments: str, cp: int = 1, pp: int = 1, name: str = "llama3") -> None:
     job = config_of(folder, f"--model.name={name}", *arguments, toml=toml)
-    dims = dataclasses.replace(ONE, cp=cp, world_size=cp)
+    dims = dataclasses.replace(ONE, cp=cp, pp=pp, world_size=cp * pp)
     spec = get_train_spec(name)
     with torch.device("meta"):
         model = spec.model_cls(spec.model_args[job.model.flavor])
@@ -249,8 +298,15 @@ def convert(folder: Path, toml: str, *arguments: str, cp: int = 1, name: str = "
         (
             DENSE,
             ("--model.flavor=debugmodel_flex_attn",),
-            r"model\.flavor is 'debugmodel_flex_attn', whose attention is Fl",
+            r"model\.flavor is 'debugmodel_flex_attn', whose attention is Fl.*'sdpa', or 'varlen' to keep documents",
         ),
+        (
+            DENSE.replace("local = 64", ""),
+            DOCUMENTS,
+            r"model\.flavor is 'tiny_varlen', which keeps documents apart, and lighthouse\.local is 0; documents need",
+        ),
+        (DENSE + "scorer = 'gla'", DOCUMENTS, r"'tiny_varlen', .*lighthouse\.scorer is 'gla'; it must be 'norm'"),
+        (DENSE + "max_documents = 0", (), r"lighthouse\.max_documents is 0; it must be at least 1"),
     ],
 )
 def test_errors_name_the_key(folder: Path, toml: str, arguments: tuple[str, ...], message: str) -> None:
@@ -263,6 +319,10 @@ def test_errors_of_other_models_and_trainers(folder: Path) -> None:
         ValueError, match=r"lighthouse\.scorer is 'norm', and the attention of .* has q_norm and k_norm"
     ):
         convert(folder, DENSE, "--model.flavor=debugmodel", name="qwen3")
+    with pytest.raises(
+        ValueError, match=r"pipeline_parallel_degree is 2, and .*'tiny_varlen' keeps documents apart; it"
+    ):
+        convert(folder, DENSE, *DOCUMENTS, pp=2)
     with pytest.raises(
         RuntimeError, match=r"does not know the step: convert\(\) was not called by torchtitan's Trainer"
     ):

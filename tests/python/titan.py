@@ -3,6 +3,7 @@
 The wheel has neither its debug data nor its tokenizer, so both are made here.
 """
 
+import dataclasses
 import gc
 import json
 import os
@@ -34,10 +35,13 @@ TOKENS = 256
 VOCABULARY = 257
 """Text holds each token once in a row of that many: equal tokens have equal norms, of which rounding would choose."""
 LAYERS = 3
+END = 100
+"""The token that ends a document of "tiny_varlen": each row has it once."""
 llama3_args["tiny"] = TransformerModelArgs(
     **{"dim": 64, "n_layers": LAYERS, "n_heads": 4, "n_kv_heads": 2, "vocab_size": VOCABULARY, "multiple_of": 32},
     **{"rope_theta": 10000, "rope_scaling_args": RoPEScalingArgs(scaling_factor=1.0)},
 )
+llama3_args["tiny_varlen"] = dataclasses.replace(llama3_args["tiny"], attn_type="varlen", attn_mask_type="block_causal")
 
 
 class NoMemory:
@@ -89,6 +93,7 @@ class Trainer(torchtitan.train.Trainer):
         super().__init__(job_config)
         for model in self.model_parts:
             set_weights(model)
+        self.tokenizer.eos_id = END
 
     def train_step(self, data_iterator: Any) -> None:
         log = self.metrics_processor.log

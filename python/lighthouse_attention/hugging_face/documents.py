@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lighthouse_attention._documents import starts_of
 from lighthouse_attention.context import BOUNDS
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError, cannot_wait, require
 
@@ -98,15 +99,7 @@ def find_starts(given: Mapping[str, Any], inputs: Tensor, most: int, refusal: st
         raise UnsupportedError(too_many(str(count)))
     if count == 1:
         return None
-    index = torch.arange(1, tokens, dtype=torch.int32, device=begins.device)
-    starts = torch.where(begins, index, tokens).sort(dim=1).values[:, : allowed - 1]
-    return F.pad(starts, (1, 0)).expand(inputs.shape[0], -1)
-
-
-def one_document(inputs: Tensor, most: int, ranks: int) -> Tensor:
-    """(1, `most`): the starts of a row of one document, of which a process has `inputs`."""
-    first = torch.zeros((1, 1), dtype=torch.int32, device=inputs.device)
-    return F.pad(first, (0, most - 1), value=ranks * inputs.shape[1])
+    return starts_of(begins, allowed).expand(inputs.shape[0], -1)
 
 
 def _refused(documents: str, name: str, refusal: str) -> str:

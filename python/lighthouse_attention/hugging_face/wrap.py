@@ -19,6 +19,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.utils.import_utils import is_tracing
 
 from lighthouse_attention import _check
+from lighthouse_attention._documents import starts_of
 from lighthouse_attention.config import LighthouseConfig
 from lighthouse_attention.context import BOUNDS, dense_because
 from lighthouse_attention.hugging_face import documents, interface, scores
@@ -357,8 +358,8 @@ class Wrapping:
         starts = documents.find_starts(rows, inputs, self.max_documents, refusal, ranks)
         if self.sharing is not None:
             if rows and not refusal:
-                one = documents.one_document(inputs, self.max_documents, ranks)
-                self.sharing.check_documents(one if starts is None else starts)
+                one = torch.zeros((1, ranks * tokens - 1), dtype=torch.bool, device=inputs.device)
+                self.sharing.check_documents(starts_of(one, self.max_documents) if starts is None else starts)
             self.sharing.check_positions(positions, batch, tokens, starts)
         elif not rows:
             remedy = f"which {where} need cu_seq_lens_q of whole rows, or wrap(..., max_documents=...)"
