@@ -144,6 +144,15 @@ def test_the_example_extends_a_model(folder: Path) -> None:
     check_handed_on(folder, folder / "by_python")
 
 
+def test_ways_to_extend_a_model_are_compared(folder: Path) -> None:
+    options = ["--init-from", "base", "--text", "text.bin", "--out", "compared"]
+    run_program(ROOT / "scripts/comparison", "--quick", "long-ladder", "ladder-of-pieces", *options, folder=folder)
+    results = json.loads((folder / "compared/comparison.json").read_text())
+    assert [len(result["of_sequences"]) for result in results] == [2, 2]
+    written = (folder / "compared/seed-0/ladder-of-pieces@0.5+0.5.toml").read_text()
+    assert f"rope_scaling_factor = {4 * 1536 / SHORT}\n" in written
+
+
 def test_text_is_no_tokens_of_a_tokenizer(folder: Path) -> None:
     refused = run(*recipe(folder), "--set", f"data.path={folder / 'text'}", "--out", folder / "none")
     assert refused.returncode == 2 and "has a tokenizer with a vocabulary of 512" in refused.stderr, refused.stderr
