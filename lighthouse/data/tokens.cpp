@@ -140,6 +140,7 @@ std::vector<uint64_t> Tokens::places_of(int64_t id, uint64_t first, uint64_t cou
                      : part.width == 2 ? add_places<uint16_t>
                                        : add_places<uint32_t>;
     add(bytes, id, first + part.first, places);
+    if (part.mapped) release(bytes.data(), bytes.size());  // all of a file may be looked at
   }
   return places;
 }

@@ -46,7 +46,7 @@ class Tokens {
   /// The first `count` ids, or all.
   std::vector<int64_t> first(uint64_t count) const;
 
-  /// Where that id is among `count` tokens from `first` on.
+  /// Where that id is among `count` tokens from `first` on, of which files keep none in memory.
   std::vector<uint64_t> places_of(int64_t id, uint64_t first, uint64_t count) const;
 
   /// Throws std::runtime_error unless all ids are below `vocabulary`: of a file whose header says
