@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "Granite": ({}, (0, -1)),
 }
 every_version = pytest.mark.every_version
-"""Marks the few tests that scripts/test_python also runs with the oldest transformers that is supported."""
+"""Marks the few tests that scripts/test_python also runs with the oldest supported transformers, and scripts/test_newest."""
 families = pytest.mark.parametrize(
     "family",
     [pytest.param(name, marks=every_version if name in ("Llama", "Qwen3", "Gemma3") else ()) for name in FAMILIES],

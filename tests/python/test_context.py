@@ -25,7 +25,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 on_cpu = pytest.mark.skipif(ON_GPUS, reason="of the CPU alone")
-pytestmark = pytest.mark.skipif(ON_GPUS and torch.cuda.device_count() < WORLD, reason="needs two GPUs")
+pytestmark = [
+    pytest.mark.every_pytorch,
+    pytest.mark.skipif(ON_GPUS and torch.cuda.device_count() < WORLD, reason="needs two GPUs"),
+]
 
 
 def part(whole: Tensor, rank: int, zigzag: bool) -> Tensor:

@@ -3,6 +3,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 import lighthouse_attention
 from lighthouse_attention import _build, hugging_face
 
@@ -18,6 +20,7 @@ def test_no_name_is_that_of_a_module() -> None:
     assert modules.isdisjoint(lighthouse_attention.__all__)
 
 
+@pytest.mark.every_pytorch
 def test_another_minor_version_of_pytorch_is_refused() -> None:
     """An error, not a crash: the library is not loaded."""
     code = "import torch; torch.__version__ = '2.99.1+cpu'; import lighthouse_attention"
@@ -26,6 +29,7 @@ def test_another_minor_version_of_pytorch_is_refused() -> None:
     assert f"built for PyTorch {_build.TORCH}, and PyTorch here is 2.99.1" in result.stderr
 
 
+@pytest.mark.every_pytorch
 def test_it_requires_the_pytorch_that_it_was_built_for() -> None:
     assert f"torch=={_build.TORCH}.*" in (importlib.metadata.requires("lighthouse-attn") or [])
 

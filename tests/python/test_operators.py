@@ -29,6 +29,8 @@ OPS = torch.ops.lighthouse
 GEOMETRY = [256, SMALL.levels, SMALL.pooling_factor, SMALL.budget, SMALL.tile_budget]
 STARTS = torch.tensor([[0, 100, 101, 256], [0, 256, 256, 256]], dtype=torch.int32)
 
+pytestmark = pytest.mark.every_pytorch
+
 
 def test_attention_is_its_stages() -> None:
     q, k, v = make_qkv()

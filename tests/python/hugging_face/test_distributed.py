@@ -22,7 +22,7 @@ from processes import ON_GPUS, run
 MODES = ("local", "local", "lighthouse", "lighthouse", "dense")
 WORLD = 2
 
-pytestmark = pytest.mark.skipif(ON_GPUS, reason="gloo, on the CPU")
+pytestmark = [pytest.mark.every_pytorch, pytest.mark.skipif(ON_GPUS, reason="gloo, on the CPU")]
 
 
 def losses_of(model: torch.nn.Module, batch: torch.Tensor) -> list[float]:

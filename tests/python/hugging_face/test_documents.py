@@ -182,7 +182,7 @@ def test_evaluation_is_the_models_own() -> None:
 @pytest.mark.parametrize(
     ("mode", "given"),
     [
-        ("local", {"cu_seq_lens_q": bounds(LENGTHS[0])}),
+        pytest.param("local", {"cu_seq_lens_q": bounds(LENGTHS[0])}, marks=pytest.mark.every_pytorch),
         ("lighthouse", {"position_ids": positions(), "attention_mask": padding((10, 256), (0, 200))}),
         ("dense", {"position_ids": positions()}),
     ],
