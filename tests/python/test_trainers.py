@@ -194,6 +194,9 @@ def train_with_ulysses(rank: int, real: bool) -> list[torch.Tensor]:
         UnsupportedError, match=r"Ulysses attention need cu_seq_lens_q of whole rows, or wrap\(..., max_d"
     ):
         other(**shard(batches(real)[1], zigzag=False))
+    if rank == 1:  # its part is a document, and so is the other's: neither sees a border
+        with pytest.raises(UnsupportedError, match="rank 1 do not begin with 128, .* wrap"):
+            other(**{**part, "position_ids": torch.arange(128)[None]})
     return results
 
 

@@ -170,6 +170,12 @@ def _ulysses_group() -> str:
     return str(sys.modules[_ULYSSES].get_sequence_parallel_group().group_name)
 
 
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def ulysses_rank() -> int:
+    """Which part of each sequence this process has, where processes share them by Ulysses."""
+    return int(sys.modules[_ULYSSES].get_sequence_parallel_group().rank())
+
+
 def ulysses_positions(positions: object) -> Tensor:
     """position_ids of whole sequences, (B, W n), by the parts (B, n) of the processes that share them by Ulysses."""
     if not isinstance(positions, Tensor) or positions.dim() != 2:

@@ -32,7 +32,7 @@ from lighthouse_attention.hugging_face.decoder import (
 )
 from lighthouse_attention.hugging_face.sharing import Sharing
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, Notices, this_thread, traced
-from lighthouse_attention.hugging_face.unsupported import UnsupportedError
+from lighthouse_attention.hugging_face.unsupported import UnsupportedError, require
 
 interface.register()  # at import: a wrapped model that was pickled is one again where it is loaded
 
@@ -364,6 +364,10 @@ class Wrapping:
         elif not rows:
             remedy = f"which {where} need cu_seq_lens_q of whole rows, or wrap(..., max_documents=...)"
             documents.find_starts({"position_ids": positions}, inputs, 1, refusal or remedy)
+            if isinstance(positions, Tensor) and positions.dim() == 2:  # documents may start where parts do
+                rank, first = interface.ulysses_rank(), interface.ulysses_rank() * tokens
+                found = f"position_ids of rank {rank} do not begin with {first}, so that a row holds documents"
+                require((positions[:, 0] == first).all(), f"{found}, {refusal or remedy}")
         return starts
 
     def _ranks(self) -> int:
