@@ -4,43 +4,70 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
-#include <atomic>
+#include <algorithm>
+#include <mutex>
+#include <unordered_map>
 
 namespace lighthouse::app {
 namespace {
 
-std::atomic<int64_t> live{0};
-std::atomic<int64_t> peak{0};
+/// The blocks that were allocated since the count began.
+class Count {
+ public:
+  void begin() {
+    const std::lock_guard lock(mutex_);
+    bytes_of_.clear();
+    live_ = peak_ = 0;
+  }
+  void add(const void* block, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    bytes_of_[block] = static_cast<int64_t>(bytes);
+    live_ += static_cast<int64_t>(bytes);
+    peak_ = std::max(peak_, live_);
+  }
+  void remove(const void* block) {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = bytes_of_.find(block); found != bytes_of_.end()) {
+      live_ -= found->second;
+      bytes_of_.erase(found);
+    }
+  }
+  int64_t peak() {
+    const std::lock_guard lock(mutex_);
+    return peak_;
+  }
 
-/// A block of PyTorch's allocator, with its size.
-struct Block {
-  c10::DataPtr data;
-  int64_t bytes;
+ private:
+  std::mutex mutex_;
+  std::unordered_map<const void*, int64_t> bytes_of_;
+  int64_t live_ = 0, peak_ = 0;
 };
 
-void free_block(void* context) {
-  auto* block = static_cast<Block*>(context);
-  live -= block->bytes;
-  delete block;
+/// Never destroyed: blocks are freed until the program's very end.
+Count& count() {
+  static auto* instance = new Count;
+  return *instance;
 }
 
+void free_block(void* block) {
+  count().remove(block);
+  c10::GetDefaultCPUAllocator()->raw_deallocate(block);
+}
+
+/// Its blocks are those of PyTorch's allocator, and can be freed by their address alone: oneDNN,
+/// which computes in bfloat16, asks for that.
 class CountingAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    auto* block = new Block{base_->allocate(bytes), static_cast<int64_t>(bytes)};
-    const int64_t now = live += block->bytes;
-    int64_t seen = peak;
-    while (now > seen && !peak.compare_exchange_weak(seen, now)) {
-    }
-    return {block->data.get(), block, free_block, c10::Device(c10::kCPU)};
+    void* block = c10::GetDefaultCPUAllocator()->raw_allocate(bytes);
+    if (block != nullptr) count().add(block, bytes);
+    return {block, block, free_block, c10::Device(c10::kCPU)};
   }
+  c10::DeleterFnPtr raw_deleter() const override { return free_block; }
 
   void copy_data(void* to, const void* from, size_t bytes) const override {
     default_copy_data(to, from, bytes);
   }
-
- private:
-  c10::Allocator* const base_ = c10::GetDefaultCPUAllocator();
 };
 
 CountingAllocator counting;
@@ -52,8 +79,7 @@ constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGRE
 
 PeakMemory::PeakMemory(c10::Device device) : device_(device) {
   if (device.is_cpu()) {
-    live = 0;
-    peak = 0;
+    count().begin();
     c10::SetCPUAllocator(&counting, /*priority=*/1);
   } else {
     c10::DeviceAllocator* allocator = c10::getDeviceAllocator(device.type());
@@ -67,7 +93,7 @@ PeakMemory::~PeakMemory() {
 }
 
 int64_t PeakMemory::peak_bytes() const {
-  if (device_.is_cpu()) return peak;
+  if (device_.is_cpu()) return count().peak();
   c10::DeviceAllocator* allocator = c10::getDeviceAllocator(device_.type());
   return allocator->getDeviceStats(device_.index()).allocated_bytes[kAll].peak - before_;
 }

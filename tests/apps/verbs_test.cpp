@@ -151,6 +151,8 @@ TEST_F(VerbsTest, PlansAndTimesARunWithoutItsText) {
   const std::string plan = said_by({"plan"});
   EXPECT_NE(plan.find("All stages: "), std::string::npos) << plan;
   EXPECT_NE(plan.find("yes"), std::string::npos) << plan;
+  EXPECT_NE(said_by({"plan", "--set", "run.dtype=bfloat16"}).find("copies in bfloat16"),
+            std::string::npos);
   const std::string timed = said_by({"bench", "train", "--steps", "1"});
   EXPECT_NE(timed.find("ktok/s"), std::string::npos) << timed;
   const auto peak = [&](const char* recompute) {
