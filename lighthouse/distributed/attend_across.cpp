@@ -350,13 +350,9 @@ Tensors3 attend_across_backward_autograd(const Tensor& grad_out, const Tensor& q
                                          const Tensor& v, const Tensor& out,
                                          const Tensor& logsumexp, std::string_view group,
                                          std::string_view exchange, std::optional<double> scale) {
-  const auto grads = ops::no_double_backward(
-      "lighthouse::attend_across", {grad_out, q, k, v, out, logsumexp}, [&] {
-        const auto [grad_q, grad_k, grad_v] =
-            across_backward(grad_out, q, k, v, out, logsumexp, group, exchange, scale);
-        return variable_list{grad_q, grad_k, grad_v};
-      });
-  return {grads[0], grads[1], grads[2]};
+  return ops::no_double_backward(
+      "lighthouse::attend_across", {grad_out, q, k, v, out, logsumexp},
+      [&] { return across_backward(grad_out, q, k, v, out, logsumexp, group, exchange, scale); });
 }
 
 }  // namespace

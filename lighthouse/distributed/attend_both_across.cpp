@@ -137,16 +137,14 @@ Tensors3 both_backward_autograd(const Tensor& grad_out, const Tensor& q, const T
                                 const Tensor& rows, const Tensor& slots, IntArrayRef geometry,
                                 int64_t local, int64_t local_shift, std::string_view group,
                                 std::string_view exchange, std::optional<double> scale) {
-  const auto grads = ops::no_double_backward(
+  return ops::no_double_backward(
       "lighthouse::attend_both_across",
       {grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp},
       [&] {
-        const auto [grad_q, grad_k, grad_v] = both_backward_operator().call(
+        return both_backward_operator().call(
             grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v,
             gathered_logsumexp, rows, slots, geometry, local, local_shift, group, exchange, scale);
-        return variable_list{grad_q, grad_k, grad_v};
       });
-  return {grads[0], grads[1], grads[2]};
 }
 
 }  // namespace

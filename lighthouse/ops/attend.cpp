@@ -211,13 +211,9 @@ Tensors2 attend_autograd(const Tensor& q, const Tensor& k, const Tensor& v, bool
 Tensors3 attend_backward_autograd(const Tensor& grad_out, const Tensor& q, const Tensor& k,
                                   const Tensor& v, const Tensor& out, const Tensor& logsumexp,
                                   bool causal, std::optional<double> scale) {
-  const auto grads =
-      no_double_backward("lighthouse::attend", {grad_out, q, k, v, out, logsumexp}, [&] {
-        const auto [grad_q, grad_k, grad_v] =
-            attend_backward(grad_out, q, k, v, out, logsumexp, causal, scale);
-        return torch::autograd::variable_list{grad_q, grad_k, grad_v};
-      });
-  return {grads[0], grads[1], grads[2]};
+  return no_double_backward("lighthouse::attend", {grad_out, q, k, v, out, logsumexp}, [&] {
+    return attend_backward(grad_out, q, k, v, out, logsumexp, causal, scale);
+  });
 }
 
 /// As PyTorch's own attention does, in the type of autocast.

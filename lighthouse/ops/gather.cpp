@@ -158,14 +158,11 @@ Tensors3 gather_backward_autograd(const Tensor& grad_gathered_q, const Tensor& g
                                   const Tensor& grad_gathered_v, const Tensor& slots,
                                   bool heads_major, IntArrayRef geometry,
                                   const OptionalTensor& document_roots) {
-  const auto grads = no_double_backward(
+  return no_double_backward(
       "lighthouse::gather", {grad_gathered_q, grad_gathered_k, grad_gathered_v}, [&] {
-        auto [grad_q, grad_k, grad_v] =
-            gather_backward(grad_gathered_q, grad_gathered_k, grad_gathered_v, slots, heads_major,
-                            geometry, document_roots);
-        return torch::autograd::variable_list{grad_q, grad_k, grad_v};
+        return gather_backward(grad_gathered_q, grad_gathered_k, grad_gathered_v, slots,
+                               heads_major, geometry, document_roots);
       });
-  return {grads[0], grads[1], grads[2]};
 }
 
 }  // namespace

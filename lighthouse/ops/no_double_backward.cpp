@@ -33,4 +33,14 @@ torch::autograd::variable_list no_double_backward(
   return NoDoubleBackward::apply(inputs, name, compute);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> no_double_backward(
+    const std::string& name, at::TensorList inputs,
+    const std::function<std::tuple<at::Tensor, at::Tensor, at::Tensor>()>& compute) {
+  const auto grads = no_double_backward(name, inputs, [&] {
+    const auto [first, second, third] = compute();
+    return torch::autograd::variable_list{first, second, third};
+  });
+  return {grads[0], grads[1], grads[2]};
+}
+
 }  // namespace lighthouse::ops

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <string>
+#include <tuple>
 
 namespace lighthouse::ops {
 
@@ -16,5 +17,10 @@ namespace lighthouse::ops {
 torch::autograd::variable_list no_double_backward(
     const std::string& name, at::TensorList inputs,
     const std::function<torch::autograd::variable_list()>& compute);
+
+/// The same for three gradients, such as those of q, k and v.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> no_double_backward(
+    const std::string& name, at::TensorList inputs,
+    const std::function<std::tuple<at::Tensor, at::Tensor, at::Tensor>()>& compute);
 
 }  // namespace lighthouse::ops

@@ -314,13 +314,9 @@ Tensors3 attend_pieces_backward_autograd(const Tensor& grad_out, const Tensor& q
                                          const Tensor& v, const Tensor& out,
                                          const Tensor& logsumexp, int64_t local,
                                          int64_t local_shift, std::optional<double> scale) {
-  const auto grads =
-      no_double_backward("lighthouse::attend_pieces", {grad_out, q, k, v, out, logsumexp}, [&] {
-        const auto [grad_q, grad_k, grad_v] =
-            attend_pieces_backward(grad_out, q, k, v, out, logsumexp, local, local_shift, scale);
-        return variable_list{grad_q, grad_k, grad_v};
-      });
-  return {grads[0], grads[1], grads[2]};
+  return no_double_backward("lighthouse::attend_pieces", {grad_out, q, k, v, out, logsumexp}, [&] {
+    return attend_pieces_backward(grad_out, q, k, v, out, logsumexp, local, local_shift, scale);
+  });
 }
 
 }  // namespace
@@ -550,17 +546,14 @@ Tensors3 attend_both_backward_autograd(const Tensor& grad_out, const Tensor& q, 
                                        std::optional<double> scale,
                                        const OptionalTensor& document_borders,
                                        const OptionalTensor& document_roots) {
-  const auto grads = no_double_backward(
+  return no_double_backward(
       "lighthouse::attend_both",
       {grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k, gathered_v, gathered_logsumexp},
       [&] {
-        const auto [grad_q, grad_k, grad_v] =
-            attend_both_backward(grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k,
-                                 gathered_v, gathered_logsumexp, rows, slots, geometry, local,
-                                 local_shift, scale, document_borders, document_roots);
-        return variable_list{grad_q, grad_k, grad_v};
+        return attend_both_backward(grad_out, q, k, v, out, logsumexp, gathered_q, gathered_k,
+                                    gathered_v, gathered_logsumexp, rows, slots, geometry, local,
+                                    local_shift, scale, document_borders, document_roots);
       });
-  return {grads[0], grads[1], grads[2]};
 }
 
 }  // namespace

@@ -262,13 +262,11 @@ Tensors3 attend_sequences_backward_autograd(const Tensor& grad_out, const Tensor
                                             const Tensor& k, const Tensor& v, const Tensor& out,
                                             const Tensor& logsumexp, const Tensor& borders,
                                             int64_t longest, std::optional<double> scale) {
-  const auto grads =
-      no_double_backward("lighthouse::attend_sequences", {grad_out, q, k, v, out, logsumexp}, [&] {
-        const auto [grad_q, grad_k, grad_v] =
-            attend_sequences_backward(grad_out, q, k, v, out, logsumexp, borders, longest, scale);
-        return variable_list{grad_q, grad_k, grad_v};
-      });
-  return {grads[0], grads[1], grads[2]};
+  return no_double_backward("lighthouse::attend_sequences", {grad_out, q, k, v, out, logsumexp},
+                            [&] {
+                              return attend_sequences_backward(grad_out, q, k, v, out, logsumexp,
+                                                               borders, longest, scale);
+                            });
 }
 
 }  // namespace
