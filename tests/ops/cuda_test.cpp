@@ -101,6 +101,33 @@ TEST(Memory, WithPiecesItIsNearlyThatOfDenseAttention) {
   }
 }
 
+/// Captures a training step, which returns three gradients and the output, as a graph. Expects,
+/// after each change of its inputs, that the replay gives what the step does.
+void expect_replays(const std::function<std::vector<Tensor>()>& step,
+                    const std::vector<std::function<void()>>& changes) {
+  const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
+  const c10::cuda::CUDAStreamGuard guard(stream);
+  c10::cuda::device_synchronize();  // the inputs were made on another stream
+  step();
+  step();
+  at::cuda::CUDAGraph graph;
+  graph.capture_begin();
+  const std::vector<Tensor> captured = step();
+  graph.capture_end();
+  for (const auto& change : changes) {
+    change();
+    graph.replay();
+    const std::vector<Tensor> eager = step();
+    // The output to the bit; gradients to what the inner backward's order of sums leaves open.
+    EXPECT_TRUE(captured.back().equal(eager.back()));
+    for (size_t j = 0; j < 3; ++j) {
+      const double error =
+          (captured[j].to(at::kFloat) - eager[j].to(at::kFloat)).abs().max().item<double>();
+      EXPECT_LE(error, 0x1p-7 * eager[j].abs().max().item<double>()) << j;
+    }
+  }
+}
+
 class Graph : public ::testing::TestWithParam<int64_t> {};
 INSTANTIATE_TEST_SUITE_P(LocalTokens, Graph, ::testing::Values(0, 1024));
 
@@ -117,31 +144,11 @@ TEST_P(Graph, ATrainingStepIsCapturedAndReplayed) {
     results.push_back(out.detach());
     return results;
   };
-  const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
-  const c10::cuda::CUDAStreamGuard guard(stream);
-  c10::cuda::device_synchronize();  // the inputs were made on another stream
-  step();
-  step();
-  at::cuda::CUDAGraph graph;
-  graph.capture_begin();
-  const std::vector<Tensor> captured = step();
-  graph.capture_end();
-  for (int i = 0; i < 3; ++i) {
-    {
-      const at::NoGradGuard no_grad;
-      for (const Tensor& tensor : x.all()) tensor.normal_();
-    }
-    graph.replay();
-    const std::vector<Tensor> eager = step();
-    // The output to the bit; gradients to what the inner backward's order of sums leaves open.
-    EXPECT_TRUE(captured.back().equal(eager.back()));
-    for (size_t j = 0; j < 3; ++j) {
-      const double error =
-          (captured[j].to(at::kFloat) - eager[j].to(at::kFloat)).abs().max().item<double>();
-      const double largest = eager[j].abs().max().item<double>();
-      EXPECT_LE(error, 0x1p-7 * largest) << j;
-    }
-  }
+  const auto draw = [&] {
+    const at::NoGradGuard no_grad;
+    for (const Tensor& tensor : x.all()) tensor.normal_();
+  };
+  expect_replays(step, {draw, draw, draw});
 }
 
 Tensor starts_at(std::vector<int32_t> starts) {
@@ -262,27 +269,11 @@ TEST(Documents, ATrainingStepIsCapturedAndReplayed) {
     results.push_back(out.detach());
     return results;
   };
-  const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
-  const c10::cuda::CUDAStreamGuard guard(stream);
-  c10::cuda::device_synchronize();  // the inputs were made on another stream
-  step();
-  step();
-  at::cuda::CUDAGraph graph;
-  graph.capture_begin();
-  const std::vector<Tensor> captured = step();
-  graph.capture_end();
-  for (const std::vector<int32_t>& next :
-       {std::vector<int32_t>{0, 16384, 16384, 16384}, {0, 1, 2, 16383}, {0, 4000, 8000, 12000}}) {
-    starts.copy_(starts_at(next));
-    graph.replay();
-    const std::vector<Tensor> eager = step();
-    EXPECT_TRUE(captured.back().equal(eager.back()));
-    for (size_t j = 0; j < 3; ++j) {
-      const double error =
-          (captured[j].to(at::kFloat) - eager[j].to(at::kFloat)).abs().max().item<double>();
-      EXPECT_LE(error, 0x1p-7 * eager[j].abs().max().item<double>()) << j;
-    }
-  }
+  const auto move_to = [&](const std::vector<int32_t>& next) {
+    return [&, next] { starts.copy_(starts_at(next)); };
+  };
+  expect_replays(step, {move_to({0, 16384, 16384, 16384}), move_to({0, 1, 2, 16383}),
+                        move_to({0, 4000, 8000, 12000})});
 }
 
 TEST(Determinism, OfAllButTheInnerAttention) {

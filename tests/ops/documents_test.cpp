@@ -6,11 +6,11 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "lighthouse/core/settings.h"
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/stages.h"
 #include "lighthouse/ops/tensor.h"
+#include "tests/ops/meta.h"
 #include "tests/ops/plain_pieces.h"
 #include "tests/support/compare.h"
 #include "tests/support/device.h"
@@ -74,7 +74,7 @@ TEST_P(Packed, AttentionAgreesWithTheOracle) {
   Random random(200);
   for (int i = 0; i < 40; ++i) {
     const Case c = random_packed(random);
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
     const Tensor starts = starts_of(c);
@@ -98,7 +98,7 @@ TEST_P(Packed, PiecesAndDenseAttentionAgreeWithTheOracle) {
   Random random(201);
   for (int i = 0; i < 40; ++i) {
     const Case c = random_packed(random);
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
     const Tensor starts = starts_of(c);
@@ -128,7 +128,7 @@ TEST_P(Packed, ADocumentDoesNotDependOnTheOthers) {
   int changed = 0;
   for (int i = 0; i < 30; ++i) {
     const Case c = random_packed(random);
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
     const Tensor starts = starts_of(c);
@@ -170,7 +170,7 @@ TEST_P(Packed, OneDocumentIsAllThereIs) {
     Case c = random_packed(random);
     c.dim = 8;  // stock attention's order of sums may follow the layout where D is odd
     c.documents = {};
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
     const Tensor starts = at::zeros({c.batch, 1}, x.q.options().dtype(at::kInt));
@@ -224,7 +224,7 @@ TEST_P(Packed, TakeGivenScores) {
   Random random(205);
   for (int i = 0; i < 10; ++i) {
     const Case c = random_packed(random);
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     const TokenScores norms = norm_scores(x.q, x.k);
     const Selection expected = select(x.q, x.k, x.v, c.config, {}, starts_of(c));
@@ -342,7 +342,7 @@ TEST(PackedStages, MetaTensorsGetTheShapesOfOthers) {
   Random random(206);
   for (int i = 0; i < 20; ++i) {
     const Case c = random_packed(random);
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, i % 2 ? at::kBFloat16 : at::kFloat);
     const Tensor starts = starts_of(c);
     const Selection maps = select(x.q, x.k, x.v, c.config, {}, starts);
@@ -375,14 +375,7 @@ TEST(PackedStages, MetaTensorsGetTheShapesOfOthers) {
                                                       std::get<1>(inside), cuts, c.tokens, {}));
       return all;
     };
-    const auto expected = results(device()), actual = results(at::kMeta);
-    ASSERT_EQ(actual.size(), expected.size());
-    for (size_t j = 0; j < actual.size(); ++j) {
-      EXPECT_EQ(actual[j].device(), at::Device(at::kMeta)) << j;
-      EXPECT_EQ(actual[j].scalar_type(), expected[j].scalar_type()) << j;
-      EXPECT_EQ(actual[j].sizes(), expected[j].sizes()) << j;
-      EXPECT_EQ(actual[j].strides(), expected[j].strides()) << j;
-    }
+    expect_meta_of(results(device()), results(at::kMeta));
   }
 }
 
@@ -391,7 +384,7 @@ TEST(PackedStages, GatherAgreesWithTheOracle) {
   Random random(207);
   for (int i = 0; i < 10; ++i) {
     const Case c = random_packed(random);
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = leaves(random_tensors(random, c, at::kDouble));
     const PackedDocuments documents = packed(starts_of(c), x.q, c.config);
     const Scored scored = score(x.q, x.k, x.v, c.config, {}, documents);

@@ -6,7 +6,6 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "lighthouse/core/settings.h"
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "tests/ops/plain_pieces.h"
@@ -61,7 +60,7 @@ TEST_P(Pieces, BesideLighthouseAgreeWithTheOracle) {
     Case c = random_pieces(random);
     if (draw(random, 0, 2) == 0) c.config.scale = 0.4;
     c.config.scorer = static_cast<Scorer>(draw(random, 0, 2));
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
     if (draw(random, 0, 1)) grad_out = tokens_major(grad_out);
@@ -85,7 +84,7 @@ TEST_P(Pieces, AgreeWithTheOracleAtCommonHeadDimensions) {
       c.tokens = 256;
       c.heads = 2;
       c.dim = dim;
-      SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+      SCOPED_TRACE(::testing::PrintToString(c));
       const Tensors x = random_tensors(random, c, GetParam());
       const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
       const Selection selection = select(x.q, x.k, x.v, c.config);
@@ -98,7 +97,7 @@ TEST_P(Pieces, AloneAgreeWithTheOracle) {
   for (int i = 0; i < 40; ++i) {
     Case c = random_pieces(random);
     if (draw(random, 0, 2) == 0) c.config.scale = 0.4;
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
     const double scale = c.config.scale.value_or(1 / std::sqrt(static_cast<double>(c.dim)));
@@ -135,7 +134,7 @@ TEST_P(Pieces, LayoutsDoNotChangeABit) {
   for (int i = 0; i < 20; ++i) {
     Case c = random_pieces(random);
     c.dim = 8;  // stock attention's order of sums may follow the layout where D is odd
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors any = random_tensors(random, c, GetParam());
     const Tensors x{any.q.contiguous(), any.k.contiguous(), any.v.contiguous()};
     const Tensor grad_out = to_tensor(normals(random, c.q_shape()), GetParam());
@@ -165,7 +164,7 @@ TEST_P(Pieces, OutputsDoNotDependOnTheFuture) {
   int changed = 0;
   for (int i = 0; i < 30; ++i) {
     const Case c = random_pieces(random);
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     const Tensors x = random_tensors(random, c, GetParam());
     const Selection selection = select(x.q, x.k, x.v, c.config);
     const int64_t t = draw(random, 0, c.tokens - 1);
@@ -200,7 +199,7 @@ TEST_P(Pieces, MassesMayDifferByAnyFactor) {
   for (int i = 0; i < 20; ++i) {
     Case c = random_pieces(random);
     c.config.scale = 1;
-    SCOPED_TRACE(::testing::Message() << c << ", " << describe(c.config));
+    SCOPED_TRACE(::testing::PrintToString(c));
     Tensors x = random_tensors(random, c, GetParam());
     // Some tokens shout in q, some in k: a mean over a window may be far from every token of it.
     for (Tensor* tensor : {&x.q, &x.k}) {

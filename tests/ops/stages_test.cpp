@@ -3,6 +3,7 @@
 #include "lighthouse/ops/attention.h"
 #include "lighthouse/ops/dispatcher.h"
 #include "lighthouse/ops/tensor.h"
+#include "tests/ops/meta.h"
 #include "tests/support/compare.h"
 #include "tests/support/tensors.h"
 
@@ -61,14 +62,7 @@ TEST(Stages, MetaTensorsGetTheShapesOfOthers) {
     const Tensors x = random_tensors(random, c, i % 2 ? at::kBFloat16 : at::kFloat);
     const Selection maps = select(x.q, x.k, x.v, c.config);
     const auto expected = run_operators(x, c, maps.rows, maps.slots, device());
-    const auto actual = run_operators(x, c, maps.rows, maps.slots, at::kMeta);
-    ASSERT_EQ(actual.size(), expected.size());
-    for (size_t j = 0; j < actual.size(); ++j) {
-      EXPECT_EQ(actual[j].device(), at::Device(at::kMeta)) << j;
-      EXPECT_EQ(actual[j].scalar_type(), expected[j].scalar_type()) << j;
-      EXPECT_EQ(actual[j].sizes(), expected[j].sizes()) << j;
-      EXPECT_EQ(actual[j].strides(), expected[j].strides()) << j;
-    }
+    expect_meta_of(expected, run_operators(x, c, maps.rows, maps.slots, at::kMeta));
   }
 }
 

@@ -5,6 +5,7 @@
 #include <ostream>
 
 #include "lighthouse/core/config.h"
+#include "lighthouse/core/settings.h"
 #include "tests/support/array.h"
 #include "tests/support/oracle.h"
 
@@ -30,10 +31,8 @@ inline std::ostream& operator<<(std::ostream& out, const Case& c) {
     for (const int64_t start : row) out << ' ' << start;
     out << "; ";
   }
-  return out << "N " << c.tokens << ", L " << c.config.levels << ", p " << c.config.pooling_factor
-             << ", k " << c.config.budget << ", m " << c.config.tile_budget << ", "
-             << to_string(c.config.selection) << ", B " << c.batch << ", H " << c.heads << ", G "
-             << c.groups << ", D " << c.dim;
+  return out << "N " << c.tokens << ", B " << c.batch << ", H " << c.heads << ", G " << c.groups
+             << ", D " << c.dim << ", " << describe(c.config);
 }
 
 /// A small problem of any kind: 1 to 5 levels, pooling by 2 to 8, tokens off every boundary and
