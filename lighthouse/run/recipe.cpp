@@ -245,7 +245,8 @@ void print(std::ostream& out, const Recipe& recipe) {
 std::string describe_fields() {
   Recipe defaults;
   defaults.stages.resize(1);
-  io::Table fields;
+  // Not a field of a recipe, into which its keys are read.
+  io::Table fields{{"model.preset", "", "TOML file, relative to the recipe, with keys of [model]"}};
   for (const Section& section : sections(defaults)) {
     for (const Field& field : section.fields) {
       std::string help = field.help;

@@ -9,7 +9,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-class ParallelVerbsTest : public RanksTest {
+class ParallelVerbsTest : public TwoRanksTest {
  protected:
   ParallelVerbsTest() {
     std::ofstream(folder / "recipe.toml") << recipe_head(folder / "text") << kLighthouseStage;

@@ -24,9 +24,9 @@ inline int free_port() {
   return ntohs(address.sin_port);
 }
 
-class RanksTest : public ProcessTest {
+class TwoRanksTest : public ProcessTest {
  protected:
-  ~RanksTest() override {
+  ~TwoRanksTest() override {
     for (const char* name : kVariables) ::unsetenv(name);
   }
 

@@ -597,6 +597,7 @@ TEST_F(RecipeTest, PrintsEveryFieldAndWhatEachStageGathers) {
       EXPECT_NE(describe_fields().find('.' + key + ' '), std::string::npos) << key;
     }
   }
+  EXPECT_NE(describe_fields().find("model.preset "), std::string::npos);
   // Settings of Lighthouse are those of the one stage that has it.
   EXPECT_EQ(table.find("  budget "), table.rfind("  budget "));
   EXPECT_NE(table.find("tokens per sequence"), table.rfind("tokens per sequence"));
