@@ -27,7 +27,7 @@ int64_t context_of_base(const std::filesystem::path& folder);
 /// special tokens, which are the folder's where it has them.
 std::string merge_config(const std::filesystem::path& folder, const std::string& config);
 
-/// The folder's tokenizer_config.json for texts of up to so many tokens, if it had fewer.
+/// The folder's tokenizer_config.json for texts of up to `context` tokens, if it had fewer.
 std::string tokenizer_config_of_base(const std::filesystem::path& folder, int64_t context);
 
 }  // namespace lighthouse::model

@@ -59,9 +59,9 @@ class LanguageModel : public torch::nn::Module {
   void set_lighthouse_in_eval(bool on);
   bool lighthouse_in_eval() const { return lighthouse_in_eval_; }
 
-  /// Forms what sequences of up to so many tokens need of their positions, so that it stays in
+  /// Forms what sequences of up to `tokens` tokens need of their positions, so that it stays in
   /// place (a CUDA graph reads it); with dynamic rotary embedding, of those beyond the original
-  /// context, what sequences of just so many tokens need. The model has its device and type.
+  /// context, what sequences of exactly `tokens` tokens need. The model has its device and type.
   virtual void reserve_context(int64_t tokens) = 0;
 
   /// Whether the MLPs form their projections again in the backward pass, for less memory.

@@ -267,7 +267,7 @@ class AddMlp : public torch::autograd::Function<AddMlp> {
   }
 };
 
-/// YaRN's index of the pair that makes so many turns over the original context.
+/// YaRN's index of the pair that makes `turns` turns over the original context.
 double pair_of(double turns, int64_t head_dim, double theta, const RopeScaling& scaling) {
   const double most = static_cast<double>(scaling.original_context) / (2 * std::numbers::pi);
   return static_cast<double>(head_dim) * std::log(most / turns) / (2 * std::log(theta));
@@ -295,7 +295,7 @@ Tensor speed_of(const Tensor& frequencies, int64_t head_dim, double theta,
   return 1 - ((pairs - fast) / (slow - fast)).clamp(0, 1);
 }
 
-/// The angle of each pair at position 1, in sequences of so many tokens; float32.
+/// The angle of each pair at position 1, in sequences of `tokens` tokens; float32.
 Tensor frequencies_of(int64_t head_dim, double theta, int64_t tokens, const RopeScaling& scaling,
                       const at::TensorOptions& options) {
   if (scaling.type == RopeType::kDynamic && tokens > scaling.original_context) {

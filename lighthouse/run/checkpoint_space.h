@@ -11,7 +11,7 @@ namespace lighthouse::run {
 /// Bytes of a checkpoint of the recipe: weights and two moments in float32.
 double checkpoint_bytes(const Recipe& recipe);
 
-/// Whether a run's checkpoints fit on a disk with so many bytes free. A checkpoint is written
+/// Whether a run's checkpoints fit on a disk with `free` bytes free. A checkpoint is written
 /// before an older one is removed, so that run.keep_checkpoints + 1 must fit, and those that are
 /// kept for good, which are not counted of a run by seconds.
 /// @param present checkpoints of the run that are on the disk already

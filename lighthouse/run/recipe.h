@@ -85,7 +85,7 @@ struct ParallelRecipe {
 };
 
 /// One stretch of a run. The paper's two stages are the common case; training short first and long
-/// later is another. It is of so many steps, or goes on for so many seconds.
+/// later is another. It lasts a number of steps or of seconds.
 struct StageRecipe {
   std::string name;
   int64_t steps = 0;

@@ -21,8 +21,8 @@ struct StepPlan {
   auto operator<=>(const StepPlan&) const = default;
 };
 
-/// The documents that a sequence of so many tokens may have where its recipe does not say: one for
-/// 256 tokens, but at least 16.
+/// The documents that a sequence of `context` tokens may have where its recipe does not say: one
+/// for 256 tokens, but at least 16.
 int64_t default_documents(int64_t context);
 
 /// Why no step of a stage that asks for Lighthouse computes it; empty where some do, or where it

@@ -123,7 +123,7 @@ void AdamW::reduce_gradients() {
   }
 }
 
-/// Adds up tensors over the ranks, so many at a time that an exchange is worth its start.
+/// Adds up tensors over the ranks, in groups so large that an exchange is worth its start.
 void AdamW::add_up(const Tensors& gradients) const {
   constexpr int64_t kElements = 1 << 24;
   for (size_t begin = 0, end = 0; begin < gradients.size(); begin = end) {

@@ -38,9 +38,9 @@ struct Start {
 /// @param clock is read right before and after each step, and nowhere else
 /// @param world the ranks; one that has a GPU (World::gpu) trains there, the others on run.device
 /// @return the signal that ended the run; 0 where it is complete
-/// @throws std::invalid_argument where the recipe cannot be run, or not by so many ranks, its
-///         folder is in use without `start` saying so, or the checkpoint is of another recipe or
-///         other text
+/// @throws std::invalid_argument where the recipe cannot be run, or not by this number of ranks,
+///         its folder is in use without `start` saying so, or the checkpoint is of another recipe
+///         or other text
 /// @throws std::runtime_error where a file cannot be read or written, a checkpoint is damaged,
 ///         another process has the folder, too many steps or all of them are skipped, or the
 ///         held-out loss at the end is not finite

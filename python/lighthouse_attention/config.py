@@ -68,7 +68,7 @@ class LighthouseConfig:
         return dataclasses.replace(self, local_shift=shift)
 
     def gathered_rows(self, tokens: int, documents: int = 1) -> int:
-        """S, the length of the gathered sequence over `tokens` tokens, in which there may be so many packed documents.
+        """S, the length of the gathered sequence over `tokens` tokens, in which there may be that number of packed documents.
 
         Raises ValueError where the budget has more tiles than there are roots.
         """

@@ -30,7 +30,7 @@ inline model::AttentionPlan pieces_of(int64_t local) {
   return plan;
 }
 
-/// A model for each of so many ranks that are threads, with the same weights.
+/// A model for each of `count` ranks that are threads, with the same weights.
 inline std::deque<model::Llama> copies_of(const model::Llama& model,
                                           const model::ModelConfig& config, int64_t count) {
   const at::NoGradGuard no_grad;

@@ -14,7 +14,7 @@ run::StepMetrics step(int64_t number, int64_t tokens) {
       int64_t{3} << 29};
 }
 
-/// Stages of so many steps, of 4000 tokens each.
+/// Stages of these numbers of steps, of 4000 tokens each.
 std::vector<run::StageRecipe> stages(int64_t first, int64_t second) {
   std::vector<run::StageRecipe> both(2);
   both[0].name = "first";

@@ -29,7 +29,7 @@ class RanksTest : public TrainerTest {
     if (testing::device().is_cuda()) GTEST_SKIP() << "threads cannot share a GPU's streams";
   }
 
-  /// Trains on so many ranks, and returns what the first said.
+  /// Trains on `ranks` ranks, and returns what the first said.
   std::string train_on(int64_t ranks, const Recipe& recipe, const Start& start = {}) {
     const StopSignals outermost;  // puts back what the trainers leave, in whichever order they end
     std::ostringstream out;

@@ -15,7 +15,7 @@
 namespace lighthouse::train {
 namespace {
 
-/// The loss of a step over two rows, so many at a time.
+/// The loss of a step over two rows, `micro_batch` at a time.
 double loss_of(const data::Batch& batch, int64_t micro_batch) {
   at::manual_seed(1);
   const auto model = model::new_model(testing::small_model(1, 0.5));

@@ -111,7 +111,7 @@ double time_attention(const run::Recipe& recipe, const run::StageRecipe& stage, 
   return once * share.times;
 }
 
-/// The three products of a projection of so many rows: forward, and for both gradients.
+/// The three products of a projection of `rows` rows: forward, and for both gradients.
 double time_projection(int64_t rows, int64_t in, int64_t out, const at::TensorOptions& options) {
   const Tensor x = at::randn({rows, in}, options), weight = at::randn({out, in}, options);
   const Tensor grad = at::randn({rows, out}, options);

@@ -72,7 +72,7 @@ run::StageRecipe share_of(const run::Recipe& recipe, run::StageRecipe stage, int
   return stage;
 }
 
-/// A step of a model that has so many layers, all of one kind, beyond its weights and moments.
+/// A step of a model that has `layers` layers, all of one kind, beyond its weights and moments.
 Cost measure(run::Recipe recipe, run::StageRecipe stage, int64_t layers, nn::Mode attention,
              const Rank& rank) {
   recipe.model.num_hidden_layers = layers;
@@ -229,7 +229,7 @@ void add_plan(CLI::App& app) {
   options->recipe.add_to(*verb);
   verb->add_option(
           "--ranks", options->ranks,
-          "plan for so many ranks; default: those that a launcher has started, or without one "
+          "number of ranks to plan for; default: those that a launcher has started, or without one "
           "parallel.context")
       ->check(integer(1));
   verb->callback([options] {
