@@ -30,13 +30,15 @@ def attention(
     dropout: float = 0.0,
     lighthouse: Mode | None = None,
     document_starts: Tensor | None = None,
+    shared_tokens: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function. q (B, H, N, D), k and v (B, G, N, D) -> (B, N, H, D)"""
     layer: Layer | None = getattr(module, ATTRIBUTE, None)
     if layer is not None and layer.sharing is not None:
         return _attend_across(
-            module, layer, query, key, value, attention_mask, scaling, dropout, lighthouse, document_starts, kwargs
+            *(module, layer, query, key, value, attention_mask, scaling, dropout),
+            *(lighthouse, document_starts, shared_tokens, kwargs),
         )
     mode = "dense" if layer is None or lighthouse is None else lighthouse
     if mode == "dense" and attention_mask is not None:
@@ -70,6 +72,7 @@ def _attend_across(
     dropout: float,
     mode: Mode | None,
     document_starts: Tensor | None,
+    tokens: int | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, None]:
     """Attention of this process's tokens to those of all. The model's own would be to this process's alone."""
@@ -80,7 +83,6 @@ def _attend_across(
             "layer does not hand keyword arguments down: with context_group the model cannot be run so"
         )
     _note_run()
-    tokens = layer.sharing.tokens
     if not query.shape[2] == key.shape[2] == value.shape[2] == tokens:
         raise UnsupportedError(
             f"layer {module.layer_idx} has {query.shape[2]} queries and {key.shape[2]} keys, and this process has {tokens} "

@@ -12,13 +12,15 @@ from torch.distributed._functional_collectives import all_gather_tensor
 from lighthouse_attention import context
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError, require
 
+SHARED_TOKENS = "shared_tokens"
+"""The keyword argument that tells a layer how many tokens of each sequence this process has."""
+
 _CONTIGUOUS, _ZIGZAG = "contiguous", "zigzag"
 _REMEDY = "lighthouse_attention.context.shard(batch, group) cuts a batch and makes them"
 _AMBIGUOUS = (
     "documents start so that position_ids do not tell whether processes have zigzag chunks or contiguous parts; give "
     "cu_seq_lens_q and position_ids that do not restart, as shard(batch, group) does for a batch without position_ids"
 )
-_BOUNDS_TOO = "; packed documents need cu_seq_lens_q of the whole row as well, or wrap(..., max_documents=...)"
 
 
 @dataclasses.dataclass
@@ -33,8 +35,6 @@ class Sharing:
     kv_heads: int
     layout: str | None = None
     """Zigzag or contiguous, by the position_ids of the first forward pass; all others are alike."""
-    tokens: int = 0
-    """Those of this process in the forward pass under way."""
     shapes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     """How many sequences and tokens a process has, where all were seen to have as many."""
     agreed: dict[tuple[int, int], tuple[Tensor, str]] = dataclasses.field(default_factory=dict)
@@ -118,7 +118,7 @@ class Sharing:
         Args:
             starts: (1, M), where the documents of the whole sequence start; None where they are one.
         """
-        self.tokens = tokens
+        self._check_even(tokens)
         if (batch, tokens) not in self.agreed:
             self._agree(positions, batch, tokens, starts)
             return
@@ -131,12 +131,19 @@ class Sharing:
         elif not right:
             raise UnsupportedError(self._misfit(positions, tokens, starts))
 
+    def _check_even(self, tokens: int) -> None:
+        if self.layout == _ZIGZAG and tokens % 2:
+            raise UnsupportedError(
+                f"rank {self.rank} of context_group has {tokens} tokens of each sequence; they must be an even number, since "
+                f"processes have had two chunks each, zigzag: {_REMEDY}"
+            )
+
     def whole_positions(self, positions: Tensor | None, batch: int, tokens: int) -> Tensor:
         """position_ids of whole sequences, (B, W n), by those of all processes; they count from 0 in each document.
 
         The host waits to see that they do, but where it cannot: then the device asserts it.
         """
-        self.tokens = tokens
+        self._check_even(tokens)
         if (batch, tokens) not in self.shapes:
             self._compare(self._layouts(tokens) if _are_of_rows(positions, tokens) else [], positions, batch, tokens)
         if not isinstance(positions, Tensor) or not _are_of_rows(positions, tokens):
@@ -234,8 +241,14 @@ class Sharing:
         return (
             f"position_ids of rank {self.rank} are {value}; with a context_group of {self.ranks} ranks they must be those of "
             f"its {tokens} tokens in the whole sequence, {self._expectation(tokens)}{in_documents}: {_REMEDY}"
-            f"{_BOUNDS_TOO if starts is None else ''}"
+            f"{'' if starts is not None else self._documents_too()}"
         )
+
+    def _documents_too(self) -> str:
+        """What position_ids that restart need besides."""
+        if self.refuses_documents:
+            return f"; they may not restart either, for packed documents, {self.refuses_documents}"
+        return "; packed documents need cu_seq_lens_q of the whole row as well, or wrap(..., max_documents=...)"
 
 
 def gather_positions(positions: Tensor, group: str, ranks: int) -> Tensor:

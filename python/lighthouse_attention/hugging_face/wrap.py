@@ -30,7 +30,7 @@ from lighthouse_attention.hugging_face.decoder import (
     lighthouse_layers,
     not_full,
 )
-from lighthouse_attention.hugging_face.sharing import Sharing
+from lighthouse_attention.hugging_face.sharing import SHARED_TOKENS, Sharing
 from lighthouse_attention.hugging_face.state import ATTRIBUTE, LIGHTHOUSE, Layer, Mode, Notices, this_thread, traced
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError, require
 
@@ -393,7 +393,8 @@ class Wrapping:
             self._awaits_dense = mode != "dense"
         this_thread.under_way.awaits_lighthouse = True
         this_thread.under_way.without_mask = self.decoder.config
-        return {LIGHTHOUSE: mode, "use_cache": False, documents.DOCUMENTS: starts}
+        tokens = len(range(inputs.shape[1]))
+        return {LIGHTHOUSE: mode, "use_cache": False, documents.DOCUMENTS: starts, SHARED_TOKENS: tokens}
 
     def _stays_dense(self, inputs: Tensor | None, cached: bool, most_documents: int = 1) -> bool:
         """Whether the model's own attention runs though the mode is another; warns once of it in training."""

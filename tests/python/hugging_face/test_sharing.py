@@ -218,6 +218,8 @@ def refuse(rank: int) -> None:
     refuses(
         f"position_ids of rank {rank} are {int(own[0, 0])}-{int(own[0, 4])}, {int(own[0, 6])}", position_ids=one_wrong
     )
+    odd = {name: part[name][:, :127] for name in ("input_ids", "position_ids", "labels", "shift_labels")}
+    refuses(f"rank {rank} of context_group has 127 tokens of each sequence; they must be an even number", **odd)
     refuses("labels are given without shift_labels", shift_labels=None)
     masked = torch.ones_like(part["input_ids"])
     masked[0, 0] = 0
@@ -291,6 +293,8 @@ def refuse_documents(rank: int, other_model: Callable[..., nn.Module]) -> None:
 
     for exchange in ("gather", "ring"):
         refuses(f"4 documents by cu_seq_lens_q, which the exchange '{exchange}' does not", part, other_model(exchange))
+        refused = f"may not restart either, for packed documents, which the exchange '{exchange}' does not support"
+        refuses(refused, without_bounds, other_model(exchange))
     three = other_model(**THREE_HEADS)
     refuses("need the exchange 'heads', and the model's 3 heads are no multiple of 2 ranks", part, three)
     model = other_model(max_documents=3)
@@ -332,6 +336,20 @@ def alone(tmp_path: Path) -> Iterator[Any]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
+
+
+def test_lengths_may_differ_before_a_backward_pass_with_checkpointing(alone: Any) -> None:
+    gradients = []
+    for group in (None, alone):
+        model = make_model("Llama")
+        wrap(model, PIECES, context_group=group)
+        model.gradient_checkpointing_enable()
+        batches = [make_tokens(1), make_tokens(1)[:, : TOKENS // 2]]
+        losses = [model(**shard(each, alone), use_cache=False).loss for each in batches]
+        (losses[0] + losses[1]).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
 def test_every_family_shares(alone: Any) -> None:
