@@ -1,6 +1,7 @@
 """torchtitan with the converter: against its stock run, against a wrapped model, in stages, resumed, and on two processes."""
 
 import dataclasses
+import json
 import os
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import PIECES
 from lighthouse_attention import set_mode, wrap
+from processes import run_program
 from titan import END, LAYERS, TOKENS, VOCABULARY, config_of, make_files, train
 
 # isort: split
@@ -346,3 +348,10 @@ def test_errors_of_context_parallelism(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             convert(folder, DENSE + toml, *arguments, cp=3)
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts/bench_torchtitan"
+    printed = run_program(script, "--quick", "--repeats", 1, "--json", "times.json", "lighthouse-2048", folder=tmp_path)
+    (result,) = json.loads((tmp_path / "times.json").read_text())
+    assert result["case"] == "lighthouse-2048" and len(result["seconds"]) == 4, printed
