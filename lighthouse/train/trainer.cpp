@@ -146,8 +146,8 @@ void Trainer::check_documents(uint64_t position, int64_t step) {
     run::check_part("stage '" + stage.name + "'", [&] {
       check_argument(too_many == 0, "documents_per_row is ", stage.documents_per_row,
                      ", and a row of step ", too_many,
-                     " has more documents; the stage's rows have ", "up to ", most,
-                     ", so it must be that many or more");
+                     " has more documents; the stage's rows have up to ", most,
+                     ", so it must be at least ", most);
     });
     first += stage.steps;
   }

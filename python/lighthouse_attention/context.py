@@ -102,9 +102,9 @@ def shard(
 
     Returns:
         The batch cut, with position_ids: those given, or else those of its tokens in the whole sequence. Where those given
-        restart or jump in a batch of one row, cu_seq_lens_q and cu_seq_lens_k as well. With labels in it, shift_labels, the label of the token
-        after each, across shards; and num_items_in_batch, if it was not given: the tokens with a label, by W, so that
-        losses are sums over them.
+        restart or jump in a batch of one row, cu_seq_lens_q and cu_seq_lens_k as well. With labels in it, shift_labels, the
+        label of the token after each, across shards; and num_items_in_batch, if it was not given: the tokens with a label,
+        by W, so that losses are sums over them.
 
     Raises:
         ValueError, TypeError: Naming the argument, its value and what it must be.
@@ -129,7 +129,7 @@ def shard(
             f"{next(iter(tensors))} has {first.shape[1]} tokens; {group.size()} processes share them in {parts} equal "
             f"{'chunks' if zigzag else 'parts'}, so they must be a multiple of {parts}: pad or cut them"
         )
-    if "position_ids" in tensors and all(given.get(name) is None for name in BOUNDS):
+    if "position_ids" in tensors and not bounds_in(given):
         given |= _bounds_of(tensors["position_ids"])
     if "labels" in tensors and "shift_labels" not in tensors:
         tensors["shift_labels"] = F.pad(tensors["labels"][:, 1:], (0, 1), value=_IGNORED)
@@ -139,6 +139,11 @@ def shard(
     if "position_ids" not in tensors:
         given["position_ids"] = own[None]
     return given | {name: tensor.index_select(1, own.to(tensor.device)) for name, tensor in tensors.items()}
+
+
+def bounds_in(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of BOUNDS that are among the arguments of a forward pass."""
+    return {name: given[name] for name in BOUNDS if given.get(name) is not None}
 
 
 def _bounds_of(positions: Tensor) -> dict[str, Tensor]:

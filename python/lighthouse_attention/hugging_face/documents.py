@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lighthouse_attention._documents import starts_of
-from lighthouse_attention.context import BOUNDS
+from lighthouse_attention.context import bounds_in
 from lighthouse_attention.hugging_face.unsupported import UnsupportedError, cannot_wait, require
 
 DOCUMENTS = "document_starts"
@@ -20,15 +20,10 @@ _HOLES = (
 )
 
 
-def has_bounds(given: Mapping[str, Any]) -> bool:
-    """Whether the arguments of a forward pass tell where documents start by BOUNDS."""
-    return any(given.get(name) is not None for name in BOUNDS)
-
-
 def may_pack(given: Mapping[str, Any]) -> bool:
     """Whether an argument of a forward pass tells of documents other than padding."""
     positions = given.get("position_ids")
-    return (isinstance(positions, Tensor) and positions.dim() == 2) or has_bounds(given)
+    return (isinstance(positions, Tensor) and positions.dim() == 2) or bool(bounds_in(given))
 
 
 class _Packed(NamedTuple):
@@ -107,7 +102,7 @@ def _refused(documents: str, name: str, refusal: str) -> str:
 
 
 def _find_packed(given: Mapping[str, Any], inputs: Tensor, tokens: int, refusal: str) -> _Packed | None:
-    bounds = {name: given[name] for name in BOUNDS if given.get(name) is not None}
+    bounds = bounds_in(given)
     if bounds and not refusal:
         return _by_bounds(bounds, inputs, tokens)
     for name, value in bounds.items():

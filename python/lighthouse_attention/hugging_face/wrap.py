@@ -21,7 +21,7 @@ from transformers.utils.import_utils import is_tracing
 from lighthouse_attention import _check
 from lighthouse_attention._documents import starts_of
 from lighthouse_attention.config import LighthouseConfig
-from lighthouse_attention.context import BOUNDS, dense_because
+from lighthouse_attention.context import BOUNDS, bounds_in, dense_because
 from lighthouse_attention.hugging_face import documents, interface, scores
 from lighthouse_attention.hugging_face.decoder import (
     check_decoder,
@@ -348,7 +348,7 @@ class Wrapping:
             padding = {"attention_mask": given.get("attention_mask")}
             documents.find_starts(padding, inputs, 1, f"which are not supported {where}")
         positions, batch, tokens = given.get("position_ids"), len(range(inputs.shape[0])), len(range(inputs.shape[1]))
-        rows: dict[str, Any] = {name: given[name] for name in BOUNDS if given.get(name) is not None}
+        rows = bounds_in(given)
         if not rows and self._asks_positions and not refusal:
             if self.sharing is not None:
                 positions = self.sharing.whole_positions(positions, batch, tokens)
@@ -365,7 +365,8 @@ class Wrapping:
             remedy = f"which {where} need cu_seq_lens_q of whole rows, or wrap(..., max_documents=...)"
             documents.find_starts({"position_ids": positions}, inputs, 1, refusal or remedy)
             if isinstance(positions, Tensor) and positions.dim() == 2:  # documents may start where parts do
-                rank, first = interface.ulysses_rank(), interface.ulysses_rank() * tokens
+                rank = interface.ulysses_rank()
+                first = rank * tokens
                 found = f"position_ids of rank {rank} do not begin with {first}, so that a row holds documents"
                 require((positions[:, 0] == first).all(), f"{found}, {refusal or remedy}")
         return starts
